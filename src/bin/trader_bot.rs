@@ -1,0 +1,2 @@
+//! The reference consumer.
+fn main() {}

@@ -1,0 +1,45 @@
+//! Which database a command works on.
+
+use std::path::PathBuf;
+
+use crate::db::{Connection, Settings};
+use crate::error::{Doing, Error};
+
+/// The options of every command that needs the database.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Database")]
+pub struct DatabaseArgs {
+    /// Connection string (postgres:// or key=value); DATABASE_URL works too
+    #[arg(long, value_name = "URL", env = "SIGNAL_FEED_DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// File with the connection string, for those who keep secrets out of the environment
+    #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_DATABASE_URL_FILE")]
+    pub database_url_file: Option<PathBuf>,
+}
+
+impl DatabaseArgs {
+    /// Where to connect: `--database-url`, else `--database-url-file`, else `DATABASE_URL`.
+    ///
+    /// # Errors
+    /// Where there is none, or it cannot be read; the text names the offending part only, never the whole string.
+    pub fn settings(&self) -> Result<Settings, Error> {
+        let url = match (&self.database_url, &self.database_url_file) {
+            (Some(url), _) => url.clone(),
+            (None, Some(file)) => {
+                std::fs::read_to_string(file).doing(format!("read --database-url-file {}", file.display()))?
+            }
+            (None, None) => std::env::var("DATABASE_URL").map_err(|_| {
+                Error::Usage("no database: give --database-url, --database-url-file or DATABASE_URL".into())
+            })?,
+        };
+        url.trim().parse().map_err(|error| Error::Usage(format!("--database-url: {error}")))
+    }
+
+    /// Connects, for a command.
+    ///
+    /// # Errors
+    /// As [`settings`](Self::settings), and whatever connecting fails with.
+    pub fn connect(&self) -> Result<Connection, Error> {
+        Connection::open(&self.settings()?, "signal-feed").doing("connect to the database")
+    }
+}

@@ -1,0 +1,73 @@
+//! The command line of `signal-feed`: one file a subcommand. The only place that prints.
+
+mod database;
+mod migrate;
+
+pub use database::DatabaseArgs;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+
+/// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events.
+///
+/// Every option can also be given as an environment variable SIGNAL_FEED_<OPTION>; the flag wins.
+#[derive(Debug, Parser)]
+#[command(name = "signal-feed", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Migrate(migrate::Args),
+}
+
+/// Parses the command line, runs the command, and says how the process ends.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => finish(cli.command.run()),
+        Err(error) if !error.use_stderr() => {
+            // Help and version; a closed pipe is a normal end.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        Err(error) => finish(Err(usage(&error))),
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<(), Error> {
+        match self {
+            Self::Migrate(args) => migrate::run(&args),
+        }
+    }
+}
+
+/// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
+pub(crate) fn usage(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::Usage(line.strip_prefix("error: ").unwrap_or(&line).to_owned())
+}
+
+fn finish(outcome: Result<(), Error>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            let _ = writeln!(std::io::stderr(), "error: {line}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Writes one line to standard output; a reader that has gone (`| head`) is no error.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

@@ -1,0 +1,311 @@
+//! A blocking PostgreSQL connection whose every call has a deadline.
+//!
+//! The blocking `postgres` crate cannot give one: a query on a stopped backend hangs there whatever its time-outs say.
+//! So this wraps `tokio-postgres` on a current-thread runtime of its own; a call that misses its deadline drops the connection.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::str::FromStr;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, NoTls, Row, Socket, Statement};
+
+use super::Error;
+
+/// Notifications that wait to be taken; beyond it the oldest goes. They are wake-ups: the log, not they, is the truth.
+const NOTIFICATIONS_KEPT: usize = 1024;
+
+/// Where and how to connect.
+#[derive(Clone)]
+pub struct Settings {
+    config: tokio_postgres::Config,
+    /// Longest time for a connect, handshake included, and for each statement. Default 10 s.
+    pub deadline: Duration,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+impl FromStr for Settings {
+    type Err = Error;
+
+    /// Reads a connection string: a `postgres://` URL or `key=value` pairs (PostgreSQL documentation, 34.1.1).
+    fn from_str(url: &str) -> Result<Self, Error> {
+        let mut config = tokio_postgres::Config::from_str(url).map_err(|error| {
+            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Error::Settings(format!("unusable connection string: {cause}"))
+        })?;
+        if config.get_hosts().is_empty() {
+            config.host("localhost");
+        }
+        if config.get_user().is_none() {
+            // As libpq has it: the operating system's user.
+            config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".into()));
+        }
+        config.keepalives_idle(Duration::from_secs(10));
+        config.keepalives_interval(Duration::from_secs(5));
+        config.keepalives_retries(3);
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(Duration::from_secs(10));
+        }
+        Ok(Self { config, deadline: Duration::from_secs(10) })
+    }
+}
+
+impl Settings {
+    /// The same place with another deadline for every call.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+}
+
+/// One notification that arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// The channel it was sent on.
+    pub channel: String,
+    /// What it says.
+    pub payload: String,
+}
+
+/// A connection to PostgreSQL. Every call blocks, at most for its deadline.
+pub struct Connection {
+    /// Always there but while dropping.
+    runtime: Option<Runtime>,
+    client: Client,
+    driver: tokio_postgres::Connection<Socket, NoTlsStream>,
+    notifications: VecDeque<Notification>,
+    statements: HashMap<String, Statement>,
+    deadline: Duration,
+    lost: bool,
+}
+
+impl Connection {
+    /// Connects, and sets the server's own `statement_timeout` to the deadline, so that a call given up here ends there too.
+    ///
+    /// `name` is the `application_name`, by which a DBA sees in `pg_stat_activity` what this connection is for.
+    ///
+    /// # Errors
+    /// Whatever connecting failed with, or [`Error::TimedOut`].
+    pub fn open(settings: &Settings, name: &str) -> Result<Self, Error> {
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(|error| Error::Settings(format!("set up a connection: {error}")))?;
+        let mut config = settings.config.clone();
+        config.application_name(name);
+        let deadline = settings.deadline;
+        let connected = runtime.block_on(async { tokio::time::timeout(deadline, config.connect(NoTls)).await });
+        let (client, driver) = match connected {
+            Ok(Ok(pair)) => pair,
+            Ok(Err(error)) => {
+                runtime.shutdown_background();
+                return Err(error.into());
+            }
+            Err(_) => {
+                runtime.shutdown_background();
+                return Err(Error::TimedOut(deadline));
+            }
+        };
+        let mut connection = Self {
+            runtime: Some(runtime),
+            client,
+            driver,
+            notifications: VecDeque::new(),
+            statements: HashMap::new(),
+            deadline,
+            lost: false,
+        };
+        let millis = deadline.as_millis();
+        connection.batch(&format!("set statement_timeout = {millis}; set timezone = 'UTC'"))?;
+        Ok(connection)
+    }
+
+    /// Whether a call lost this connection: nothing more can be done with it.
+    pub fn is_lost(&self) -> bool {
+        self.lost || self.client.is_closed()
+    }
+
+    /// Sets another deadline for the calls that follow; the server's `statement_timeout` stays as it is.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    /// Runs statements without parameters, several separated by semicolons.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn batch(&mut self, sql: &str) -> Result<(), Error> {
+        self.run(async |client, _| client.batch_execute(sql).await)
+    }
+
+    /// Runs one statement, prepared once a connection, and returns its rows.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn query(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        self.run(async |client, statements| {
+            let statement = prepared(client, statements, sql).await?;
+            client.query(&statement, parameters).await
+        })
+    }
+
+    /// Like [`query`](Self::query), for a statement that returns exactly one row.
+    ///
+    /// # Errors
+    /// See [`Error`]; also where the number of rows is another.
+    pub fn query_one(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        self.run(async |client, statements| {
+            let statement = prepared(client, statements, sql).await?;
+            client.query_one(&statement, parameters).await
+        })
+    }
+
+    /// Like [`query`](Self::query), for a statement that returns at most one row.
+    ///
+    /// # Errors
+    /// See [`Error`]; also where there are more rows.
+    pub fn query_opt(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, Error> {
+        self.run(async |client, statements| {
+            let statement = prepared(client, statements, sql).await?;
+            client.query_opt(&statement, parameters).await
+        })
+    }
+
+    /// Runs one statement, prepared once a connection, and returns how many rows it touched.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn execute(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
+        self.run(async |client, statements| {
+            let statement = prepared(client, statements, sql).await?;
+            client.execute(&statement, parameters).await
+        })
+    }
+
+    /// Waits for a notification, at most `patience`; `None` when none came. Returns at once what has come already.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] or the connection's own error when it ends meanwhile.
+    pub fn wait_notification(&mut self, patience: Duration) -> Result<Option<Notification>, Error> {
+        if let Some(notification) = self.notifications.pop_front() {
+            return Ok(Some(notification));
+        }
+        if self.is_lost() {
+            return Err(Error::Closed);
+        }
+        let Self { runtime, driver, notifications, lost, .. } = self;
+        let runtime = runtime.as_ref().ok_or(Error::Closed)?;
+        let waited = runtime.block_on(async {
+            let arrival = poll_fn(|cx| {
+                loop {
+                    match driver.poll_message(cx) {
+                        Poll::Ready(Some(Ok(message))) => keep(notifications, message),
+                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Error::from(error))),
+                        Poll::Ready(None) => return Poll::Ready(Err(Error::Closed)),
+                        Poll::Pending if notifications.is_empty() => return Poll::Pending,
+                        Poll::Pending => return Poll::Ready(Ok(())),
+                    }
+                }
+            });
+            tokio::time::timeout(patience, arrival).await
+        });
+        match waited {
+            Ok(Ok(())) => Ok(self.notifications.pop_front()),
+            Ok(Err(error)) => {
+                *lost = true;
+                Err(error)
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Drives one operation to its end or the deadline. Whatever loses the connection marks it so.
+    fn run<T>(
+        &mut self,
+        operation: impl AsyncFnOnce(&Client, &mut HashMap<String, Statement>) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Error> {
+        if self.is_lost() {
+            return Err(Error::Closed);
+        }
+        let Self { runtime, client, driver, notifications, statements, deadline, .. } = self;
+        let runtime = runtime.as_ref().ok_or(Error::Closed)?;
+        let outcome = runtime.block_on(async {
+            let mut operation = pin!(operation(client, statements));
+            let mut driver_ended = false;
+            let both = poll_fn(|cx| {
+                // The driver first: it moves the bytes that the operation waits for.
+                while !driver_ended {
+                    match driver.poll_message(cx) {
+                        Poll::Ready(Some(Ok(message))) => keep(notifications, message),
+                        Poll::Ready(Some(Err(_)) | None) => driver_ended = true,
+                        Poll::Pending => break,
+                    }
+                }
+                operation.as_mut().poll(cx)
+            });
+            tokio::time::timeout(*deadline, both).await
+        });
+        match outcome {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                let error = Error::from(error);
+                // An error made on this side (a parameter of a wrong type) leaves the connection open.
+                self.lost = !error.is_statement_error() && self.client.is_closed();
+                Err(error)
+            }
+            Err(_) => {
+                self.lost = true;
+                Err(Error::TimedOut(self.deadline))
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // A name look-up may still hang in the runtime's helper thread: never wait for it.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn prepared(
+    client: &Client,
+    statements: &mut HashMap<String, Statement>,
+    sql: &str,
+) -> Result<Statement, tokio_postgres::Error> {
+    if let Some(statement) = statements.get(sql) {
+        return Ok(statement.clone());
+    }
+    let statement = client.prepare(sql).await?;
+    statements.insert(sql.to_owned(), statement.clone());
+    Ok(statement)
+}
+
+fn keep(notifications: &mut VecDeque<Notification>, message: AsyncMessage) {
+    match message {
+        AsyncMessage::Notification(notification) => {
+            if notifications.len() == NOTIFICATIONS_KEPT {
+                notifications.pop_front();
+            }
+            notifications.push_back(Notification {
+                channel: notification.channel().to_owned(),
+                payload: notification.payload().to_owned(),
+            });
+        }
+        AsyncMessage::Notice(notice) => log::debug!("PostgreSQL: {}", notice.message()),
+        _ => {}
+    }
+}

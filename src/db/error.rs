@@ -1,0 +1,99 @@
+//! What a database call can fail with.
+
+use std::error::Error as _;
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+/// Why a database call failed. After any variant but [`Error::Postgres`] with an SQLSTATE the connection is not used again.
+#[derive(Debug)]
+pub enum Error {
+    /// The connection string cannot be used; only the offending part is named, never a secret.
+    Settings(String),
+    /// The call was not answered in time; what the server made of it is unknown.
+    TimedOut(Duration),
+    /// An earlier call lost this connection.
+    Closed,
+    /// The server, or the connection to it, said no.
+    Postgres(tokio_postgres::Error),
+}
+
+impl Error {
+    /// The server's own error code, where the server answered with one.
+    pub fn sql_state(&self) -> Option<&SqlState> {
+        match self {
+            Self::Postgres(error) => error.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether only the statement failed and the connection can go on: the server answered, and not with the end of the session.
+    pub fn is_statement_error(&self) -> bool {
+        match self {
+            Self::Postgres(error) => error.as_db_error().is_some_and(|db| !matches!(db.severity(), "FATAL" | "PANIC")),
+            _ => false,
+        }
+    }
+
+    /// Whether the fault lies in the data that was read, and so stays however often the call is tried again.
+    ///
+    /// Never so for the classes of connection (08), concurrency (40), resources (53), operator (57) and system (58):
+    /// PostgreSQL documentation, appendix A.
+    pub fn is_fault_of_data(&self) -> bool {
+        self.is_statement_error()
+            && self.sql_state().is_some_and(|state| !matches!(&state.code()[..2], "08" | "40" | "53" | "57" | "58"))
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settings(text) => f.write_str(text),
+            Self::TimedOut(after) => {
+                write!(f, "no answer from PostgreSQL within {}", humantime::format_duration(*after))
+            }
+            Self::Closed => f.write_str("the connection was lost in an earlier call"),
+            Self::Postgres(error) => match error.as_db_error() {
+                // The driver's own text is only "db error".
+                Some(db) => {
+                    write!(f, "{} (SQLSTATE {})", one_line(db.message()), db.code().code())?;
+                    if let Some(detail) = db.detail() {
+                        write!(f, ": {}", one_line(detail))?;
+                    }
+                    if let Some(hint) = db.hint() {
+                        write!(f, "; {}", one_line(hint))?;
+                    }
+                    Ok(())
+                }
+                None => {
+                    write!(f, "{error}")?;
+                    let mut shown = error.to_string();
+                    let mut source = error.source();
+                    while let Some(cause) = source {
+                        let text = cause.to_string();
+                        // Some of the driver's errors already end with their cause.
+                        if !shown.contains(&text) {
+                            write!(f, ": {}", one_line(&text))?;
+                        }
+                        shown = text;
+                        source = cause.source();
+                    }
+                    Ok(())
+                }
+            },
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,9 @@
+//! All SQL of the programs: a connection whose every call has a deadline, and one file a subject.
+//!
+//! Nothing here owns a thread.
+
+mod connection;
+mod error;
+
+pub use connection::{Connection, Notification, Settings};
+pub use error::Error;

@@ -1,0 +1,72 @@
+//! The error of commands and of the server's start: what ends a process, and with which exit code.
+
+use std::fmt;
+use std::io;
+
+use crate::db;
+
+/// Why a command failed. The text is one line with the whole cause, and never holds a secret.
+#[derive(Debug)]
+pub enum Error {
+    /// A flag, an environment variable or a value in one is wrong: exit code 2.
+    Usage(String),
+    /// The work itself cannot be done, for a reason said in full: exit code 1.
+    Failed(String),
+    /// A database call failed while doing something: exit code 1.
+    Database {
+        /// What was being done, a verb phrase.
+        doing: String,
+        /// What the call said.
+        cause: db::Error,
+    },
+    /// An operating system call failed while doing something: exit code 1.
+    Io {
+        /// What was being done, a verb phrase.
+        doing: String,
+        /// What the system said.
+        cause: io::Error,
+    },
+}
+
+impl Error {
+    /// The process's exit code for this error (contract, section 2).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Failed(_) | Self::Database { .. } | Self::Io { .. } => 1,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(text) | Self::Failed(text) => f.write_str(text),
+            Self::Database { doing, cause } => write!(f, "{doing}: {cause}"),
+            Self::Io { doing, cause } => write!(f, "{doing}: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Says what was being done when a call failed.
+pub trait Doing<T> {
+    /// Turns the call's own error into an [`Error`] that begins with `doing`, a verb phrase.
+    ///
+    /// # Errors
+    /// The error it was given, wrapped.
+    fn doing(self, doing: impl Into<String>) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for Result<T, db::Error> {
+    fn doing(self, doing: impl Into<String>) -> Result<T, Error> {
+        self.map_err(|cause| Error::Database { doing: doing.into(), cause })
+    }
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, doing: impl Into<String>) -> Result<T, Error> {
+        self.map_err(|cause| Error::Io { doing: doing.into(), cause })
+    }
+}

@@ -1,0 +1,9 @@
+//! signal-feed: a PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events.
+
+pub mod cli;
+pub mod config;
+pub mod db;
+pub mod demo;
+mod error;
+
+pub use error::{Doing, Error};

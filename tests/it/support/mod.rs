@@ -1,0 +1,4 @@
+//! What the tests stand on: a private PostgreSQL, one database a test, waiting for conditions.
+
+pub mod database;
+pub mod wait;
