@@ -1,5 +1,6 @@
 //! From text to checked values: durations and the options that several programs share.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The longest duration that is taken: a hundred years. Beyond it PostgreSQL's own arithmetic on times has an end.
@@ -27,4 +28,33 @@ pub fn parse_positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("expected a duration above zero".to_owned()),
         duration => Ok(duration),
     }
+}
+
+/// What `serve` is told to do; the defaults are those of the command line.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Addresses of the feed listener. Default 127.0.0.1:8080.
+    pub listen: Vec<SocketAddr>,
+    /// How far back a consumer can replay. Default 72 h.
+    pub replay_window: Duration,
+    /// Events that a client's queue holds. Default 1024.
+    pub queue_capacity: usize,
+    /// Longest silence on a stream. Default 15 s.
+    pub heartbeat: Duration,
+    /// Streams in all. Default 1024.
+    pub max_clients: usize,
+    /// Streams of one key's name. Default 16.
+    pub max_clients_per_key: usize,
+    /// A client that takes nothing for so long is cut off. Default 20 s.
+    pub write_timeout: Duration,
+    /// A stream ends at a random 80–100 % of it; `None` for never. Default 24 h.
+    pub max_stream_age: Option<Duration>,
+    /// The log is read so often also without a notification. Default 1 s.
+    pub poll_interval: Duration,
+    /// Connections for replay. Default 4.
+    pub replay_connections: usize,
+    /// How long requests are held in an outage before they are told of it. Default 5 s.
+    pub degraded_hold: Duration,
+    /// Longest time for streams to end after SIGTERM. Default 5 s.
+    pub shutdown_grace: Duration,
 }

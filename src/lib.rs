@@ -5,5 +5,8 @@ pub mod config;
 pub mod db;
 pub mod demo;
 mod error;
+pub mod feed;
+pub mod http;
+pub mod serve;
 
 pub use error::{Doing, Error};

@@ -1,7 +1,11 @@
 //! The command line of `signal-feed`: one file a subcommand. The only place that prints.
 
 mod database;
+mod key;
+mod logging;
 mod migrate;
+mod quarantine;
+mod serve;
 
 pub use database::DatabaseArgs;
 
@@ -25,6 +29,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Migrate(migrate::Args),
+    Serve(Box<serve::Args>),
+    Key(key::Args),
+    Quarantine(quarantine::Args),
 }
 
 /// Parses the command line, runs the command, and says how the process ends.
@@ -44,6 +51,9 @@ impl Command {
     fn run(self) -> Result<(), Error> {
         match self {
             Self::Migrate(args) => migrate::run(&args),
+            Self::Serve(args) => serve::run(*args),
+            Self::Key(args) => key::run(args),
+            Self::Quarantine(args) => quarantine::run(args),
         }
     }
 }

@@ -4,6 +4,10 @@
 
 mod connection;
 mod error;
+pub mod event_log;
+pub mod keys;
+pub mod migrate;
+pub mod quarantine;
 
 pub use connection::{Connection, Notification, Settings};
 pub use error::Error;

@@ -1,0 +1,174 @@
+//! `signal-feed key`: mint, list, revoke and rotate API keys.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::{DatabaseArgs, say};
+use crate::config::{parse_duration, parse_positive_duration};
+use crate::db::keys::{self, Key};
+use crate::error::{Doing, Error};
+use crate::feed::keys::{Credential, base64_url};
+use crate::feed::types::EventTime;
+
+/// The longest name of a key.
+const LONGEST_NAME: usize = 100;
+
+/// Mint, list, revoke and rotate API keys
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Print a new key, alone on one line; it is never shown again
+    Mint {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Whose key it is; no two live keys have one name
+        #[arg(long, env = "SIGNAL_FEED_NAME", value_parser = parse_name)]
+        name: String,
+        /// It ends by itself after this time; without it, never
+        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
+        expires_in: Option<Duration>,
+    },
+    /// Show live, expired and revoked keys
+    List {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// An array for scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// End every live key of a name, at once
+    Revoke {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Whose key
+        #[arg(value_parser = parse_name)]
+        name: String,
+    },
+    /// Print a new key for a name, and let the old one end after an overlap
+    Rotate {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Whose key
+        #[arg(value_parser = parse_name)]
+        name: String,
+        /// How long the old key still opens the feed
+        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_OVERLAP", default_value = "24h", value_parser = parse_duration)]
+        overlap: Duration,
+        /// The new key ends after this time; without it, as long after now as the old one was made for
+        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
+        expires_in: Option<Duration>,
+    },
+}
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    match args.action {
+        Action::Mint { database, name, expires_in } => mint(&database, &name, expires_in),
+        Action::List { database, json } => list(&database, json),
+        Action::Revoke { database, name } => revoke(&database, &name),
+        Action::Rotate { database, name, overlap, expires_in } => rotate(&database, &name, overlap, expires_in),
+    }
+}
+
+fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>) -> Result<(), Error> {
+    let (key, hash) = new_key()?;
+    let mut connection = database.connect()?;
+    let added = keys::insert(&mut connection, name, &hash, expires_in, Duration::ZERO).doing("mint a key")?;
+    if !added {
+        return Err(Error::Failed(format!(
+            "mint a key: there is a live key named {name:?} already; key rotate or key revoke it"
+        )));
+    }
+    say(key);
+    Ok(())
+}
+
+fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Option<Duration>) -> Result<(), Error> {
+    let (key, hash) = new_key()?;
+    let mut connection = database.connect()?;
+    if !keys::rotate(&mut connection, name, &hash, overlap, expires_in).doing("rotate a key")? {
+        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}")));
+    }
+    say(key);
+    Ok(())
+}
+
+fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
+    let mut connection = database.connect()?;
+    match keys::revoke(&mut connection, name).doing("revoke a key")? {
+        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}"))),
+        1 => {
+            say(format_args!("revoked {name}"));
+            Ok(())
+        }
+        count => {
+            say(format_args!("revoked {name}: {count} keys"));
+            Ok(())
+        }
+    }
+}
+
+fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
+    let mut connection = database.connect()?;
+    let (keys, now) = keys::read_all(&mut connection).doing("read the keys")?;
+    if json {
+        let list: Vec<_> = keys.iter().map(|key| as_json(key, now)).collect();
+        say(serde_json::Value::from(list));
+        return Ok(());
+    }
+    if keys.is_empty() {
+        say("no keys yet: signal-feed key mint --name NAME");
+        return Ok(());
+    }
+    let width = keys.iter().map(|key| key.name.chars().count()).max().unwrap_or(0).max(4);
+    say(format_args!("{:width$}  {:7}  {:27}  {:27}  {:>7}  LAST USED", "NAME", "STATE", "CREATED", "ENDS", "DELAY"));
+    for key in &keys {
+        say(format_args!(
+            "{:width$}  {:7}  {:27}  {:27}  {:>7}  {}",
+            key.name,
+            key.state(now).name(),
+            key.created_at.to_string(),
+            key.revoked_at.or(key.expires_at).map_or("never".into(), |at| at.to_string()),
+            humantime::format_duration(key.delay).to_string(),
+            key.last_used_at.map_or("never".into(), |at| at.to_string()),
+        ));
+    }
+    Ok(())
+}
+
+fn as_json(key: &Key, now: EventTime) -> serde_json::Value {
+    let time = |at: Option<EventTime>| at.map(|at| at.to_string());
+    serde_json::json!({
+        "name": key.name,
+        "state": key.state(now).name(),
+        "created_at": key.created_at.to_string(),
+        "expires_at": time(key.expires_at),
+        "revoked_at": time(key.revoked_at),
+        "delay_seconds": key.delay.as_secs(),
+        "last_used_at": time(key.last_used_at),
+    })
+}
+
+/// `sf_` and 32 random bytes, and what the database keeps of it.
+fn new_key() -> Result<(String, keys::KeyHash), Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Failed(format!("get random bytes: {error}")))?;
+    let key = format!("sf_{}", base64_url(&bytes));
+    match Credential::from_key(&key) {
+        Credential::Key(hash) => Ok((key, hash)),
+        Credential::Session(_) => Err(Error::Failed("make a key".into())),
+    }
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    let length = text.chars().count();
+    if length == 0 || length > LONGEST_NAME || text.chars().any(char::is_control) {
+        return Err(format!("expected 1 to {LONGEST_NAME} characters without control characters"));
+    }
+    Ok(text.to_owned())
+}

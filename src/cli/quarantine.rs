@@ -1,0 +1,45 @@
+//! `signal-feed quarantine list`: the events that cannot be delivered.
+
+use clap::Subcommand;
+
+use super::{DatabaseArgs, say};
+use crate::db::quarantine;
+use crate::error::{Doing, Error};
+
+/// Show the events that cannot be delivered
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show every quarantined event, and why
+    List {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// An array for scripts
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    let Action::List { database, json } = args.action;
+    let list = quarantine::read_all(&mut database.connect()?).doing("read the quarantine")?;
+    if json {
+        let list: Vec<_> = list
+            .iter()
+            .map(|one| serde_json::json!({"feed_seq": one.seq, "error": one.error, "quarantined_at": one.at.to_string()}))
+            .collect();
+        say(serde_json::Value::from(list));
+    } else if list.is_empty() {
+        say("nothing is quarantined");
+    } else {
+        for one in list {
+            say(format_args!("{:>12}  {}  {}", one.seq, one.at, one.error));
+        }
+    }
+    Ok(())
+}

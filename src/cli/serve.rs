@@ -1,0 +1,133 @@
+//! `signal-feed serve`: runs the feed until SIGTERM or SIGINT.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+
+use super::{DatabaseArgs, logging};
+use crate::config::{ServeOptions, parse_duration, parse_positive_duration};
+use crate::error::Error;
+
+/// The most that a count may be: an `Instant`'s arithmetic and a thread a stream end long before.
+const MOST: u64 = 1_000_000;
+
+/// Run the feed until SIGTERM or SIGINT
+///
+/// Example: signal-feed serve --database-url postgres://feed@localhost/market --listen 0.0.0.0:8080
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    options: ServeArgs,
+}
+
+/// The options of `serve`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServeArgs {
+    /// Address of the feed; can be repeated; `[::]` takes IPv4 too; sockets passed by systemd are used instead
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "SIGNAL_FEED_LISTEN",
+        default_value = "127.0.0.1:8080",
+        value_delimiter = ','
+    )]
+    listen: Vec<SocketAddr>,
+    /// How far back a consumer can replay
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration)]
+    replay_window: Duration,
+    /// Events that wait for one client; beyond them the oldest are dropped from its queue
+    #[arg(long, value_name = "EVENTS", env = "SIGNAL_FEED_QUEUE_CAPACITY", default_value = "1024", value_parser = parse_count)]
+    queue_capacity: usize,
+    /// Longest silence on a stream; then a comment line is sent
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_HEARTBEAT", default_value = "15s", value_parser = parse_positive_duration)]
+    heartbeat: Duration,
+    /// Streams in all
+    #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS", default_value = "1024", value_parser = parse_count)]
+    max_clients: usize,
+    /// Streams of one key
+    #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS_PER_KEY", default_value = "16", value_parser = parse_count)]
+    max_clients_per_key: usize,
+    /// A client that takes nothing for so long is cut off
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_WRITE_TIMEOUT", default_value = "20s", value_parser = parse_positive_duration)]
+    write_timeout: Duration,
+    /// A stream ends at a random 80–100 % of it, so that proxies cannot keep dead ones for ever; `off` for never
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_MAX_STREAM_AGE", default_value = "24h", value_parser = parse_age)]
+    max_stream_age: Age,
+    /// The log is read so often also without a notification
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_POLL_INTERVAL", default_value = "1s", value_parser = parse_positive_duration)]
+    poll_interval: Duration,
+    /// Database connections for replay
+    #[arg(long, value_name = "CONNECTIONS", env = "SIGNAL_FEED_REPLAY_CONNECTIONS", default_value = "4", value_parser = parse_connections)]
+    replay_connections: usize,
+    /// How long requests are held in an outage before they are told of it (many standard clients give up for ever on a 503)
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DEGRADED_HOLD", default_value = "5s", value_parser = parse_duration)]
+    degraded_hold: Duration,
+    /// Longest time for streams to end after SIGTERM
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration)]
+    shutdown_grace: Duration,
+    /// How much is logged
+    #[arg(long, value_name = "LEVEL", env = "SIGNAL_FEED_LOG_LEVEL", default_value = "info")]
+    log_level: logging::Level,
+}
+
+/// A stream's greatest age; none for `off`. (Clap would take a plain `Option` for an option that may be left out.)
+#[derive(Debug, Clone, Copy)]
+struct Age(Option<Duration>);
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    logging::start(args.options.log_level);
+    let settings = args.database.settings()?;
+    crate::serve::serve(args.options.into(), &settings, &signals()?)
+}
+
+/// A channel that says something at SIGTERM and SIGINT.
+pub(super) fn signals() -> Result<Receiver<()>, Error> {
+    let (signal, signals) = bounded(1);
+    ctrlc::set_handler(move || {
+        let _ = signal.try_send(());
+    })
+    .map_err(|error| Error::Failed(format!("handle SIGTERM and SIGINT: {error}")))?;
+    Ok(signals)
+}
+
+impl From<ServeArgs> for ServeOptions {
+    fn from(args: ServeArgs) -> Self {
+        Self {
+            listen: args.listen,
+            replay_window: args.replay_window,
+            queue_capacity: args.queue_capacity,
+            heartbeat: args.heartbeat,
+            max_clients: args.max_clients,
+            max_clients_per_key: args.max_clients_per_key,
+            write_timeout: args.write_timeout,
+            max_stream_age: args.max_stream_age.0,
+            poll_interval: args.poll_interval,
+            replay_connections: args.replay_connections,
+            degraded_hold: args.degraded_hold,
+            shutdown_grace: args.shutdown_grace,
+        }
+    }
+}
+
+fn parse_age(text: &str) -> Result<Age, String> {
+    match text {
+        "off" => Ok(Age(None)),
+        _ => parse_positive_duration(text).map(|age| Age(Some(age))).map_err(|error| format!("{error}, or off")),
+    }
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    parse_number(text, MOST)
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    parse_number(text, 1_000)
+}
+
+fn parse_number(text: &str, most: u64) -> Result<usize, String> {
+    let number = text.parse::<u64>().ok().filter(|number| (1..=most).contains(number));
+    number.and_then(|number| usize::try_from(number).ok()).ok_or_else(|| format!("expected a number from 1 to {most}"))
+}

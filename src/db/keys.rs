@@ -1,0 +1,208 @@
+//! API keys in the database: only their SHA-256 is ever there.
+
+use std::time::Duration;
+
+use super::{Connection, Error};
+use crate::feed::types::EventTime;
+
+/// A key's hash.
+pub type KeyHash = [u8; 32];
+
+/// A row of the key table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The row's identity.
+    pub id: i64,
+    /// The name it was minted under; several rows may have it over time, and during a rotation.
+    pub name: String,
+    /// SHA-256 of the key.
+    pub hash: KeyHash,
+    /// When it was minted.
+    pub created_at: EventTime,
+    /// When it ends by itself.
+    pub expires_at: Option<EventTime>,
+    /// When it was revoked.
+    pub revoked_at: Option<EventTime>,
+    /// How long in the past it lives; zero for most.
+    pub delay: Duration,
+    /// When it was last used, as far as that was recorded.
+    pub last_used_at: Option<EventTime>,
+}
+
+/// Whether a key opens the feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyState {
+    /// It does.
+    Live,
+    /// Its time is over.
+    Expired,
+    /// It was revoked.
+    Revoked,
+}
+
+impl KeyState {
+    /// Its name in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl Key {
+    /// What the key is at a time.
+    pub fn state(&self, now: EventTime) -> KeyState {
+        if self.revoked_at.is_some_and(|at| at <= now) {
+            KeyState::Revoked
+        } else if self.expires_at.is_some_and(|at| at <= now) {
+            KeyState::Expired
+        } else {
+            KeyState::Live
+        }
+    }
+}
+
+/// Reads all keys, oldest first, and the database's clock.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Error> {
+    let now = super::event_log::read_clock(connection)?;
+    let rows = connection.query(
+        "select id, name, key_sha256, created_at, expires_at, revoked_at, \
+                (extract(epoch from delay) * 1000000)::bigint, last_used_at \
+         from stock_market.signal_feed_api_key order by id",
+        &[],
+    )?;
+    let keys = rows.iter().map(|row| {
+        let hash: &[u8] = row.try_get(2)?;
+        Ok(Key {
+            id: row.try_get(0)?,
+            name: row.try_get(1)?,
+            hash: hash.try_into().unwrap_or_default(),
+            created_at: row.try_get(3)?,
+            expires_at: row.try_get(4)?,
+            revoked_at: row.try_get(5)?,
+            delay: Duration::from_micros(u64::try_from(row.try_get::<_, i64>(6)?).unwrap_or(0)),
+            last_used_at: row.try_get(7)?,
+        })
+    });
+    Ok((keys.collect::<Result<_, Error>>()?, now))
+}
+
+/// Reads the secret that session cookies are made with.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_session_secret(connection: &mut Connection) -> Result<Vec<u8>, Error> {
+    Ok(connection.query_one("select secret from stock_market.signal_feed_session_secret", &[])?.try_get(0)?)
+}
+
+/// Adds a key unless a live one has its name. Returns whether it did.
+///
+/// # Errors
+/// See [`Error`].
+pub fn insert(
+    connection: &mut Connection,
+    name: &str,
+    hash: &KeyHash,
+    expires_in: Option<Duration>,
+    delay: Duration,
+) -> Result<bool, Error> {
+    let mut added = false;
+    in_transaction(connection, |connection| {
+        lock_table(connection)?;
+        let inserted = connection.execute(
+            "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
+             select $1, $2, clock_timestamp() + $3::float8 * interval '1 second', $4::float8 * interval '1 second' \
+             where not exists (select from stock_market.signal_feed_api_key \
+                               where name = $1 and revoked_at is null \
+                                 and (expires_at is null or expires_at > clock_timestamp()))",
+            &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &delay.as_secs_f64()],
+        )?;
+        added = inserted == 1;
+        Ok(())
+    })?;
+    Ok(added)
+}
+
+/// Revokes every live key of a name. Returns how many there were.
+///
+/// # Errors
+/// See [`Error`].
+pub fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
+    connection.execute(
+        "update stock_market.signal_feed_api_key set revoked_at = clock_timestamp() \
+         where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
+        &[&name],
+    )
+}
+
+/// Adds a new key beside the newest live one of a name, with its delay and, unless `expires_in` says otherwise, its lifetime
+/// counted from now; every live one ends after `overlap`, never later than it would have. Returns whether there was one.
+///
+/// # Errors
+/// See [`Error`].
+pub fn rotate(
+    connection: &mut Connection,
+    name: &str,
+    hash: &KeyHash,
+    overlap: Duration,
+    expires_in: Option<Duration>,
+) -> Result<bool, Error> {
+    let mut rotated = false;
+    in_transaction(connection, |connection| {
+        lock_table(connection)?;
+        let inserted = connection.execute(
+            "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
+             select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', expires_at - created_at), delay \
+             from stock_market.signal_feed_api_key \
+             where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) \
+             order by id desc limit 1",
+            &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64())],
+        )?;
+        rotated = inserted == 1;
+        connection.execute(
+            "update stock_market.signal_feed_api_key \
+             set expires_at = least(expires_at, clock_timestamp() + $3::float8 * interval '1 second') \
+             where name = $1 and key_sha256 <> $2 and revoked_at is null \
+               and (expires_at is null or expires_at > clock_timestamp())",
+            &[&name, &hash.as_slice(), &overlap.as_secs_f64()],
+        )?;
+        Ok(())
+    })?;
+    Ok(rotated)
+}
+
+/// Records that keys were used.
+///
+/// # Errors
+/// See [`Error`].
+pub fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error> {
+    connection.execute(
+        "update stock_market.signal_feed_api_key set last_used_at = clock_timestamp() where id = any($1)",
+        &[&ids],
+    )?;
+    Ok(())
+}
+
+/// Two mints of one name at once must not both find none. (Readers are not kept out.)
+fn lock_table(connection: &mut Connection) -> Result<(), Error> {
+    connection.batch("lock table stock_market.signal_feed_api_key in share row exclusive mode")
+}
+
+fn in_transaction(
+    connection: &mut Connection,
+    work: impl FnOnce(&mut Connection) -> Result<(), Error>,
+) -> Result<(), Error> {
+    connection.batch("begin")?;
+    match work(connection) {
+        Ok(()) => connection.batch("commit"),
+        Err(error) => {
+            let _ = connection.batch("rollback");
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The record of events that cannot be delivered.
+
+use super::{Connection, Error};
+use crate::feed::types::{EventTime, FeedSeq};
+
+/// One poisoned event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Its number.
+    pub seq: FeedSeq,
+    /// Why it cannot be delivered.
+    pub error: String,
+    /// When that was found out.
+    pub at: EventTime,
+}
+
+/// Records an event, once.
+///
+/// # Errors
+/// See [`Error`].
+pub fn record(connection: &mut Connection, seq: FeedSeq, error: &str) -> Result<(), Error> {
+    connection.execute(
+        "insert into stock_market.signal_feed_quarantine (feed_seq, error) values ($1, $2) on conflict do nothing",
+        &[&seq.0, &error],
+    )?;
+    Ok(())
+}
+
+/// Reads the whole record, ascending.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_all(connection: &mut Connection) -> Result<Vec<Quarantined>, Error> {
+    let rows = connection.query(
+        "select feed_seq, error, quarantined_at from stock_market.signal_feed_quarantine order by feed_seq",
+        &[],
+    )?;
+    let read = |row: &tokio_postgres::Row| {
+        Ok(Quarantined { seq: FeedSeq(row.try_get(0)?), error: row.try_get(1)?, at: row.try_get(2)? })
+    };
+    rows.iter().map(read).collect()
+}

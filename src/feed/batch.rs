@@ -1,0 +1,193 @@
+//! A batch: several events rendered once, with the bytes that go to every socket.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::types::{EventTime, FeedSeq};
+
+/// Room before the blocks for an HTTP chunk's size line: eight hexadecimal digits, CR and LF.
+const CHUNK_HEAD_ROOM: usize = 10;
+
+/// One event of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Its number.
+    pub seq: FeedSeq,
+    /// When it was numbered, by the database's clock.
+    pub time: EventTime,
+    /// Where its block ends in the batch's bytes.
+    end: u32,
+}
+
+/// Consecutive events of the log, rendered as Server-Sent Events blocks. Immutable, shared by every client.
+#[derive(Debug)]
+pub struct Batch {
+    /// The number of the log row before the first event.
+    prev: FeedSeq,
+    /// `<hex>CRLF blocks CRLF`, right-aligned behind the unused part of [`CHUNK_HEAD_ROOM`].
+    framed: Vec<u8>,
+    framed_from: usize,
+    entries: Vec<Entry>,
+    /// How many events the reader had broadcast before this batch: two batches' difference counts events, whatever their numbers.
+    ordinal: u64,
+}
+
+/// What a client writes of a batch.
+pub type SharedBatch = Arc<Batch>;
+
+impl Batch {
+    /// The number of the log row before the first event.
+    pub fn prev(&self) -> FeedSeq {
+        self.prev
+    }
+
+    /// The number of the last event.
+    pub fn last(&self) -> FeedSeq {
+        self.entries.last().map_or(self.prev, |entry| entry.seq)
+    }
+
+    /// The events, ascending; never empty.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// How many events came before this batch since the server started.
+    pub fn ordinal(&self) -> u64 {
+        self.ordinal
+    }
+
+    /// Bytes that this batch holds in memory, roughly.
+    pub fn memory_bytes(&self) -> usize {
+        self.framed.capacity() + self.entries.capacity() * size_of::<Entry>() + size_of::<Self>()
+    }
+
+    /// The whole batch as one HTTP chunk.
+    pub fn as_chunk(&self) -> &[u8] {
+        &self.framed[self.framed_from..]
+    }
+
+    /// The blocks of the events above `cursor`, without HTTP framing.
+    pub fn blocks_after(&self, cursor: FeedSeq) -> &[u8] {
+        let skipped = self.entries.partition_point(|entry| entry.seq <= cursor);
+        let from = if skipped == 0 { 0 } else { self.entries[skipped - 1].end as usize };
+        &self.framed[CHUNK_HEAD_ROOM + from..self.framed.len() - 2]
+    }
+
+    /// How many events lie above `cursor`.
+    pub fn count_after(&self, cursor: FeedSeq) -> usize {
+        self.entries.len() - self.entries.partition_point(|entry| entry.seq <= cursor)
+    }
+}
+
+/// Collects blocks into a batch.
+#[derive(Debug)]
+pub struct BatchBuilder {
+    prev: FeedSeq,
+    ordinal: u64,
+    framed: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl BatchBuilder {
+    /// Begins a batch whose first event follows the log row `prev`.
+    pub fn new(prev: FeedSeq, ordinal: u64) -> Self {
+        Self { prev, ordinal, framed: vec![0; CHUNK_HEAD_ROOM], entries: Vec::new() }
+    }
+
+    /// The number of the last event so far, or of the row before the first.
+    pub fn last(&self) -> FeedSeq {
+        self.entries.last().map_or(self.prev, |entry| entry.seq)
+    }
+
+    /// How many events it has.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it has none yet.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many bytes of blocks it has.
+    pub fn bytes(&self) -> usize {
+        self.framed.len() - CHUNK_HEAD_ROOM
+    }
+
+    /// Adds the event `seq`: `write` appends its block to the bytes. What it had appended is taken back when it fails.
+    ///
+    /// # Errors
+    /// Whatever `write` fails with.
+    pub fn push<E>(
+        &mut self,
+        seq: FeedSeq,
+        time: EventTime,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let before = self.framed.len();
+        if let Err(error) = write(&mut self.framed) {
+            self.framed.truncate(before);
+            return Err(error);
+        }
+        let end = u32::try_from(self.bytes()).unwrap_or(u32::MAX);
+        self.entries.push(Entry { seq, time, end });
+        Ok(())
+    }
+
+    /// The finished batch.
+    pub fn finish(mut self) -> Batch {
+        let mut head = [0_u8; CHUNK_HEAD_ROOM];
+        let mut rest = &mut head[..];
+        // A batch is smaller than 4 GiB (BATCH_BYTES and one event), so eight digits suffice.
+        let _ = write!(rest, "{:x}\r\n", self.bytes());
+        let length = CHUNK_HEAD_ROOM - rest.len();
+        let framed_from = CHUNK_HEAD_ROOM - length;
+        self.framed[framed_from..CHUNK_HEAD_ROOM].copy_from_slice(&head[..length]);
+        self.framed.extend_from_slice(b"\r\n");
+        self.framed.shrink_to_fit();
+        self.entries.shrink_to_fit();
+        Batch { prev: self.prev, framed: self.framed, framed_from, entries: self.entries, ordinal: self.ordinal }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(prev: i64, seqs: &[i64]) -> Batch {
+        let mut builder = BatchBuilder::new(FeedSeq(prev), 0);
+        for &seq in seqs {
+            let write = |bytes: &mut Vec<u8>| {
+                bytes.extend_from_slice(format!("id: {seq}\n\n").as_bytes());
+                Ok::<_, ()>(())
+            };
+            builder.push(FeedSeq(seq), EventTime(0), write).unwrap();
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn a_whole_batch_is_one_chunk() {
+        assert_eq!(batch(4, &[5, 6]).as_chunk(), b"e\r\nid: 5\n\nid: 6\n\n\r\n");
+    }
+
+    #[test]
+    fn a_cursor_within_a_batch_leaves_the_blocks_above_it() {
+        let batch = batch(4, &[5, 7, 9]);
+        assert_eq!(batch.blocks_after(FeedSeq(4)), b"id: 5\n\nid: 7\n\nid: 9\n\n");
+        assert_eq!(batch.blocks_after(FeedSeq(7)), b"id: 9\n\n");
+        assert_eq!(batch.blocks_after(FeedSeq(8)), b"id: 9\n\n");
+        assert_eq!(batch.count_after(FeedSeq(6)), 2);
+        assert_eq!((batch.prev(), batch.last()), (FeedSeq(4), FeedSeq(9)));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_written_leaves_nothing_behind() {
+        let mut builder = BatchBuilder::new(FeedSeq(0), 0);
+        let outcome = builder.push(FeedSeq(1), EventTime(0), |bytes| {
+            bytes.extend_from_slice(b"half");
+            Err("no")
+        });
+        assert_eq!((outcome, builder.bytes(), builder.len()), (Err("no"), 0, 0));
+    }
+}

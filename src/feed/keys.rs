@@ -1,0 +1,279 @@
+//! API keys in memory, and the thread `keys` that keeps them fresh.
+//!
+//! The thread owns one connection. It is rung by a notification of the key table, by a request with a key that memory
+//! does not know, and by a timer; it sends nothing, but marks the streams whose key has ended. It ends when the server stops.
+//!
+//! Nobody is refused from stale knowledge: a key that is not known to be live waits for a refresh that began after its
+//! request arrived. All that wait share one, and refreshes have a least distance, so a flood of wrong keys costs ten
+//! queries a second.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+
+use super::clock::DatabaseClock;
+use super::health::Health;
+use super::types::EventTime;
+use super::{Feed, lock};
+use crate::db::keys::{Key, KeyHash, KeyState};
+use crate::db::{self, Connection, Settings};
+
+/// Least time between the beginnings of two refreshes.
+const LEAST_DISTANCE: Duration = Duration::from_millis(100);
+/// A refresh happens at least this often, whether or not anything rang.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// How long a session cookie lasts: 7 days.
+pub const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often who waits for a refresh looks whether the feed is still live.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Bytes of a session token: key id, end in PostgreSQL's microseconds, HMAC-SHA-256 over both.
+const TOKEN_BYTES: usize = 8 + 8 + 32;
+
+#[derive(Debug, Default)]
+struct Known {
+    by_hash: HashMap<KeyHash, Arc<Key>>,
+    by_id: HashMap<i64, Arc<Key>>,
+    secret: Option<Vec<u8>>,
+    /// When the newest completed refresh began.
+    fresh_from: Option<Instant>,
+}
+
+/// All keys, as the newest refresh found them.
+#[derive(Debug)]
+pub struct KeyRing {
+    known: Mutex<Known>,
+    refreshed: Condvar,
+    bell: Sender<()>,
+    rung: Receiver<()>,
+}
+
+/// What a request shows to be let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// The key itself (of which only the hash is kept).
+    Key(KeyHash),
+    /// A session token, as it was sent.
+    Session(String),
+}
+
+/// Why a credential does not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no such key.
+    Unknown,
+    /// The key, or the session, has ended.
+    Expired,
+    /// The key was revoked.
+    Revoked,
+}
+
+/// What a judgement needs that is not there: it is neither yes nor no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotLive;
+
+impl Default for KeyRing {
+    fn default() -> Self {
+        let (bell, rung) = bounded(1);
+        Self { known: Mutex::default(), refreshed: Condvar::new(), bell, rung }
+    }
+}
+
+impl Credential {
+    /// The credential that a key as it was sent makes.
+    pub fn from_key(key: &str) -> Self {
+        Self::Key(Sha256::digest(key.as_bytes()).into())
+    }
+}
+
+impl KeyRing {
+    /// Asks for a refresh; returns at once.
+    pub fn ring(&self) {
+        let _ = self.bell.try_send(());
+    }
+
+    /// Whether memory has ever been filled.
+    pub fn is_filled(&self) -> bool {
+        lock(&self.known).fresh_from.is_some()
+    }
+
+    /// The key of a credential, where memory has it and it is live. Never asks the database.
+    pub fn recall(&self, credential: &Credential, clock: &DatabaseClock) -> Option<Arc<Key>> {
+        self.look(credential, clock.now()).ok()
+    }
+
+    /// Judges a credential; blocks until a refresh that began after `arrived` where memory does not know it as live.
+    ///
+    /// # Errors
+    /// [`NotLive`] when the feed is not live, or stops being so: then nothing can be said.
+    pub fn judge(
+        &self,
+        credential: &Credential,
+        arrived: Instant,
+        clock: &DatabaseClock,
+        health: &Health,
+    ) -> Result<Result<Arc<Key>, Refused>, NotLive> {
+        if let Ok(key) = self.look(credential, clock.now()) {
+            return Ok(Ok(key));
+        }
+        loop {
+            if health.outage().is_some() || health.is_stopping() {
+                return Err(NotLive);
+            }
+            let known = lock(&self.known);
+            if known.fresh_from.is_some_and(|from| from >= arrived) {
+                drop(known);
+                return Ok(self.look(credential, clock.now()));
+            }
+            self.ring();
+            let _unused = self.refreshed.wait_timeout(known, LOOK_EVERY);
+        }
+    }
+
+    fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, Refused> {
+        let known = lock(&self.known);
+        let key = match credential {
+            Credential::Key(hash) => known.by_hash.get(hash).ok_or(Refused::Unknown)?,
+            Credential::Session(token) => {
+                let secret = known.secret.as_ref().ok_or(Refused::Unknown)?;
+                let (id, end) = read_token(token, secret).ok_or(Refused::Unknown)?;
+                if end <= now {
+                    return Err(Refused::Expired);
+                }
+                known.by_id.get(&id).ok_or(Refused::Revoked)?
+            }
+        };
+        match key.state(now) {
+            KeyState::Live => Ok(key.clone()),
+            KeyState::Expired => Err(Refused::Expired),
+            KeyState::Revoked => Err(Refused::Revoked),
+        }
+    }
+
+    /// A session token for a key, good for [`SESSION_LASTS`]; `None` before memory was filled.
+    pub fn session_token(&self, key: &Key, clock: &DatabaseClock) -> Option<String> {
+        let known = lock(&self.known);
+        make_token(key.id, clock.now().plus(SESSION_LASTS), known.secret.as_ref()?)
+    }
+
+    fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant) {
+        let mut known = lock(&self.known);
+        let keys: Vec<Arc<Key>> = keys.into_iter().map(Arc::new).collect();
+        known.by_hash = keys.iter().map(|key| (key.hash, key.clone())).collect();
+        known.by_id = keys.iter().map(|key| (key.id, key.clone())).collect();
+        known.secret = Some(secret);
+        known.fresh_from = Some(began);
+        drop(known);
+        self.refreshed.notify_all();
+    }
+
+    fn by_id(&self, id: i64) -> Option<Arc<Key>> {
+        lock(&self.known).by_id.get(&id).cloned()
+    }
+}
+
+/// Fills memory for the first time. Blocks for two queries.
+///
+/// # Errors
+/// What the queries failed with.
+pub fn refresh(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
+    let began = Instant::now();
+    let (keys, now) = db::keys::read_all(connection)?;
+    let secret = db::keys::read_session_secret(connection)?;
+    feed.clock.set(now, began);
+    feed.keys.replace(keys, secret, began);
+    for client in feed.clients.all() {
+        match feed.keys.by_id(client.key.id) {
+            // A key that was deleted is as good as revoked.
+            None => client.end(super::reason::End::KeyRevoked),
+            Some(key) if key.state(now) == KeyState::Revoked => client.end(super::reason::End::KeyRevoked),
+            Some(key) => client.set_expiry(key.expires_at),
+        }
+    }
+    Ok(())
+}
+
+/// The thread `keys`.
+pub fn run(feed: &Feed, settings: &Settings) {
+    let mut connection = None;
+    let mut last: Option<Instant> = None;
+    let mut failing = false;
+    while !feed.health.is_stopping() {
+        let rung = feed.keys.rung.recv_timeout(INTERVAL.min(Duration::from_millis(if failing { 500 } else { 5_000 })));
+        if feed.health.is_stopping() {
+            return;
+        }
+        if rung.is_ok()
+            && let Some(wait) = last.and_then(|last| LEAST_DISTANCE.checked_sub(last.elapsed()))
+        {
+            feed.health.pause(wait);
+        }
+        last = Some(Instant::now());
+        let outcome = match &mut connection {
+            Some(connection) => refresh(feed, connection),
+            none => Connection::open(settings, "signal-feed keys").and_then(|new| refresh(feed, none.insert(new))),
+        };
+        if let Err(error) = outcome {
+            if !failing {
+                log::warn!("read the keys: {error}");
+            }
+            connection = None;
+            failing = true;
+        } else {
+            failing = false;
+        }
+    }
+}
+
+fn make_token(id: i64, end: EventTime, secret: &[u8]) -> Option<String> {
+    let mut token = Vec::with_capacity(TOKEN_BYTES);
+    token.extend_from_slice(&id.to_be_bytes());
+    token.extend_from_slice(&end.0.to_be_bytes());
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
+    mac.update(&token);
+    token.extend_from_slice(&mac.finalize().into_bytes());
+    Some(base64_url(&token))
+}
+
+fn read_token(token: &str, secret: &[u8]) -> Option<(i64, EventTime)> {
+    use base64::Engine as _;
+    let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).ok()?;
+    let (signed, signature) = token.split_at_checked(TOKEN_BYTES - 32)?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
+    mac.update(signed);
+    mac.verify_slice(signature).ok()?;
+    let (id, end) = signed.split_at(8);
+    Some((i64::from_be_bytes(id.try_into().ok()?), EventTime(i64::from_be_bytes(end.try_into().ok()?))))
+}
+
+/// base64url without padding (RFC 4648 §5).
+pub fn base64_url(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_token_is_read_back_with_its_secret_alone() {
+        let token = make_token(42, EventTime(7), b"secret").unwrap();
+        assert_eq!(read_token(&token, b"secret"), Some((42, EventTime(7))));
+        assert_eq!(read_token(&token, b"another"), None);
+    }
+
+    #[test]
+    fn a_changed_or_cut_token_is_none() {
+        let token = make_token(42, EventTime(7), b"secret").unwrap();
+        for at in 0..token.len() {
+            let mut changed = token.clone().into_bytes();
+            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+            assert_eq!(read_token(&String::from_utf8(changed).unwrap(), b"secret"), None);
+            assert_eq!(read_token(&token[..at], b"secret"), None);
+        }
+    }
+}

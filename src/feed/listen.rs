@@ -1,0 +1,95 @@
+//! The thread `listen`: turns notifications into wake-ups.
+//!
+//! It owns the LISTEN connection, which never sits in a transaction. It sends at most one wake-up at a time to `reader`,
+//! rings `keys`, and notifies itself at intervals: only a notification that comes back proves that others would. It ends
+//! when the server stops.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::Feed;
+use super::health::Part;
+use crate::db::{self, Connection, Settings};
+
+/// How often it notifies itself.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// How long a probe may take to come back.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it looks whether the server stops.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Waits between attempts to connect: the first, and the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+
+/// The thread `listen`: runs until the server stops.
+pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
+    let mut retry = FIRST_RETRY;
+    while !feed.health.is_stopping() {
+        let Err(error) = listen(feed, settings, reader, &mut retry) else { return };
+        if retry == FIRST_RETRY {
+            log::warn!("listen for notifications: {error}");
+        }
+        feed.health.lost(Part::Listen);
+        feed.health.pause(retry);
+        retry = (retry * 2).min(LONGEST_RETRY);
+    }
+}
+
+/// Why listening ended.
+#[derive(Debug)]
+enum Ended {
+    Database(db::Error),
+    ProbeLost,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Database(error) => error.fmt(f),
+            Self::ProbeLost => write!(
+                f,
+                "a notification to itself did not come back within {}: the server must be reached directly or by a \
+                 session-pooling proxy (a PgBouncer in transaction mode loses LISTEN)",
+                humantime::format_duration(PROBE_PATIENCE)
+            ),
+        }
+    }
+}
+
+impl From<db::Error> for Ended {
+    fn from(error: db::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+fn listen(feed: &Feed, settings: &Settings, reader: &Sender<()>, retry: &mut Duration) -> Result<(), Ended> {
+    let mut connection = Connection::open(settings, "signal-feed listen")?;
+    let probe_channel = format!("signal_feed_probe_{:016x}", super::random_u64());
+    connection.batch(&format!("listen signal_feed; listen signal_feed_key; listen {probe_channel}"))?;
+    let mut probe_sent: Option<Instant> = None;
+    let mut next_probe = Instant::now();
+    while !feed.health.is_stopping() {
+        if probe_sent.is_none() && Instant::now() >= next_probe {
+            connection.batch(&format!("notify {probe_channel}"))?;
+            probe_sent = Some(Instant::now());
+        }
+        if probe_sent.is_some_and(|sent| sent.elapsed() > PROBE_PATIENCE) {
+            return Err(Ended::ProbeLost);
+        }
+        let Some(notification) = connection.wait_notification(LOOK_EVERY)? else { continue };
+        match notification.channel.as_str() {
+            "signal_feed" => {
+                let _ = reader.try_send(());
+            }
+            "signal_feed_key" => feed.keys.ring(),
+            _ => {
+                probe_sent = None;
+                next_probe = Instant::now() + PROBE_EVERY;
+                *retry = FIRST_RETRY;
+                feed.health.proven(Part::Listen);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `broadcast`
+//! (`tail`, `queue`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
+//! `health`, `clock`, `keys`, `client`, `upkeep`.
+
+pub mod batch;
+pub mod broadcast;
+pub mod client;
+pub mod clock;
+pub mod health;
+pub mod keys;
+pub mod listen;
+pub mod pages;
+pub mod pool;
+pub mod queue;
+pub mod reader;
+pub mod reason;
+pub mod render;
+pub mod stats;
+pub mod stream;
+pub mod tail;
+pub mod tier;
+pub mod types;
+pub mod upkeep;
+pub mod window;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use self::client::{Client, Clients};
+use self::clock::DatabaseClock;
+use self::health::Health;
+use self::keys::KeyRing;
+use self::pool::ReplayPool;
+use self::render::{LogRow, Poison};
+use self::stats::Stats;
+use self::tier::{Control, Tier};
+use self::types::FeedSeq;
+use self::upkeep::Record;
+use crate::config::ServeOptions;
+use crate::db::Settings;
+
+/// What the tail of the live tier may take, 16 MiB: some ten thousands of usual events.
+pub const LIVE_TAIL_BYTES: usize = 16 * 1024 * 1024;
+/// How many quarantined numbers are remembered, so that each is logged once.
+const REMEMBERED_POISON: usize = 10_000;
+
+/// What all threads of the server share.
+#[derive(Debug)]
+pub struct Feed {
+    /// What it was told to do.
+    pub options: ServeOptions,
+    /// The database's clock.
+    pub clock: DatabaseClock,
+    /// Whether delivery works.
+    pub health: Health,
+    /// API keys.
+    pub keys: KeyRing,
+    /// All streams.
+    pub clients: Clients,
+    /// The tier without a delay.
+    pub live: Arc<Tier>,
+    /// Connections for replay.
+    pub replay: ReplayPool,
+    /// What is counted.
+    pub stats: Stats,
+    feed_id: Mutex<String>,
+    /// The counter's value, and the ranges that `restored` skipped (both ends included), as last read.
+    counter: AtomicI64,
+    skipped: Mutex<Vec<(FeedSeq, FeedSeq)>>,
+    fatal: Sender<String>,
+    records: Sender<Record>,
+    poisoned: Mutex<BTreeSet<FeedSeq>>,
+}
+
+/// The receiving ends of the feed's channels, for the threads that own them.
+#[derive(Debug)]
+pub struct Inlets {
+    /// For `reader`: what clients ask.
+    pub control: Receiver<Control>,
+    /// For `upkeep`: what is to be written.
+    pub records: Receiver<Record>,
+}
+
+impl Feed {
+    /// A feed that has not begun.
+    pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
+        let (live, control) = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
+        let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
+        let feed = Self {
+            clock: DatabaseClock::default(),
+            health: Health::default(),
+            keys: KeyRing::default(),
+            clients: Clients::default(),
+            live,
+            replay: ReplayPool::new(settings.clone(), options.replay_connections),
+            stats: Stats::default(),
+            feed_id: Mutex::default(),
+            counter: AtomicI64::new(0),
+            skipped: Mutex::default(),
+            fatal,
+            records: records_sender,
+            poisoned: Mutex::default(),
+            options,
+        };
+        (feed, Inlets { control, records })
+    }
+
+    /// The identity of the log.
+    pub fn feed_id(&self) -> String {
+        lock(&self.feed_id).clone()
+    }
+
+    fn set_feed_id(&self, id: &str) {
+        id.clone_into(&mut lock(&self.feed_id));
+    }
+
+    /// The last number that was allocated, as last read.
+    pub fn counter(&self) -> FeedSeq {
+        FeedSeq(self.counter.load(Ordering::Relaxed))
+    }
+
+    /// Whether a number lies in a range that `restored` skipped: it can only come from a lost future.
+    pub fn is_skipped(&self, seq: FeedSeq) -> bool {
+        lock(&self.skipped).iter().any(|(from, to)| (*from..=*to).contains(&seq))
+    }
+
+    fn set_log_facts(&self, counter: FeedSeq, skipped: Vec<(FeedSeq, FeedSeq)>) {
+        self.counter.store(counter.0, Ordering::Relaxed);
+        *lock(&self.skipped) = skipped;
+    }
+
+    /// Ends the server with an error: it cannot do its work, and only somebody else can help.
+    pub fn fail(&self, why: impl Into<String>) {
+        let _ = self.fatal.try_send(why.into());
+    }
+
+    /// Notes that a row cannot be delivered: a log line and a count once, and a record in the database.
+    pub fn quarantine(&self, row: &LogRow, poison: &Poison) {
+        let mut poisoned = lock(&self.poisoned);
+        if !poisoned.insert(row.seq) {
+            return;
+        }
+        if poisoned.len() > REMEMBERED_POISON {
+            poisoned.pop_first();
+        }
+        drop(poisoned);
+        log::error!("event {} is quarantined: {poison}", row.seq);
+        self.stats.quarantined.add(1);
+        let _ = self.records.try_send(Record::Quarantined(row.seq, poison.to_string()));
+    }
+
+    /// Notes that a stream was opened with a key.
+    pub fn key_used(&self, client: &Client) {
+        let _ = self.records.try_send(Record::KeyUsed(client.key.id));
+    }
+}
+
+/// Locks, also where a thread panicked while it held the lock: what is kept under our locks is whole between statements.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A random number, for jitter and for names that nobody else has.
+pub fn random_u64() -> u64 {
+    // Jitter need not be good where the system has no random bytes to give; names are only a convenience.
+    getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()))
+}
+
+/// A random duration between two.
+pub fn random_between(least: Duration, most: Duration) -> Duration {
+    let span = u64::try_from(most.saturating_sub(least).as_millis()).unwrap_or(u64::MAX);
+    least + Duration::from_millis(random_u64() % span.saturating_add(1))
+}

@@ -1,0 +1,72 @@
+//! The connections for replay: few, made when first needed, lent out for one page at a time.
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::time::Duration;
+
+use crate::db::{Connection, Error, Settings};
+
+/// Longest wait for a connection; then the page is tried again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// At most `--replay-connections` connections. Who waits longest is served first.
+#[derive(Debug)]
+pub struct ReplayPool {
+    settings: Settings,
+    returned: Sender<Option<Connection>>,
+    free: Receiver<Option<Connection>>,
+    connections: usize,
+}
+
+impl ReplayPool {
+    /// A pool of at most `connections` connections, none of them made yet.
+    pub fn new(settings: Settings, connections: usize) -> Self {
+        let (returned, free) = bounded(connections);
+        for _ in 0..connections {
+            let _ = returned.send(None);
+        }
+        Self { settings, returned, free, connections }
+    }
+
+    /// Lends a connection for one piece of work. Blocks until one is free, and while the work is done: never while a socket blocks.
+    ///
+    /// # Errors
+    /// What the work failed with; a connection that was lost while it lay idle is replaced once.
+    pub fn with<T>(&self, mut work: impl FnMut(&mut Connection) -> Result<T, Error>) -> Result<T, Error> {
+        let mut slot = match self.free.recv_timeout(PATIENCE) {
+            Ok(slot) => slot,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Err(Error::TimedOut(PATIENCE)),
+        };
+        let was_idle = slot.is_some();
+        let mut outcome = self.attempt(&mut slot, &mut work);
+        if was_idle && slot.is_none() && !matches!(outcome, Ok(_) | Err(Error::TimedOut(_))) {
+            outcome = self.attempt(&mut slot, &mut work);
+        }
+        let _ = self.returned.send(slot);
+        outcome
+    }
+
+    /// How many connections are lent out now.
+    pub fn in_use(&self) -> usize {
+        self.connections - self.free.len()
+    }
+
+    fn attempt<T>(
+        &self,
+        slot: &mut Option<Connection>,
+        work: &mut impl FnMut(&mut Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => Connection::open(&self.settings, "signal-feed replay")?,
+        };
+        let outcome = work(&mut connection);
+        let usable = match &outcome {
+            Ok(_) => true,
+            Err(error) => error.is_statement_error(),
+        };
+        if usable && !connection.is_lost() {
+            *slot = Some(connection);
+        }
+        outcome
+    }
+}

@@ -1,0 +1,105 @@
+//! A client's queue: what the reader has broadcast and the client has not yet taken.
+//!
+//! Bounded in events and in bytes; when it is full the oldest go, and the client finds the hole by arithmetic (`prev`).
+//! It is a deque with a `bounded(1)` channel as its bell. A channel of batches would allocate a slot for every event that
+//! the queue may lag by (35 MiB for a thousand idle clients), or, with fewer slots, hold fewer events than promised when
+//! each batch has one event.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::batch::SharedBatch;
+use super::lock;
+
+/// A queue's bound in bytes, 32 MiB: two of the largest blocks. Batches are shared, so all queues together pin about that much.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+/// A deque that a burst has grown beyond this is given back when it is empty.
+const KEPT_SLOTS: usize = 64;
+
+#[derive(Debug, Default)]
+struct Pending {
+    batches: VecDeque<SharedBatch>,
+    events: usize,
+    bytes: usize,
+}
+
+/// One client's bounded queue, with the reader at one end and the client's thread at the other.
+#[derive(Debug)]
+pub struct Queue {
+    capacity_events: usize,
+    pending: Mutex<Pending>,
+    bell: Sender<()>,
+    waiting: Receiver<()>,
+}
+
+impl Queue {
+    /// An empty queue for at most `capacity_events` events.
+    pub fn new(capacity_events: usize) -> Self {
+        let (bell, waiting) = bounded(1);
+        Self { capacity_events, pending: Mutex::default(), bell, waiting }
+    }
+
+    /// Adds a batch, dropping the oldest where there is no room, and rings. Never blocks. Returns how many events were dropped.
+    pub fn offer(&self, batch: &SharedBatch) -> usize {
+        let mut dropped = 0;
+        {
+            let mut pending = lock(&self.pending);
+            pending.events += batch.entries().len();
+            pending.bytes += batch.memory_bytes();
+            pending.batches.push_back(batch.clone());
+            while pending.batches.len() > 1 && (pending.events > self.capacity_events || pending.bytes > QUEUE_BYTES) {
+                dropped += pending.pop().map_or(0, |oldest| oldest.entries().len());
+            }
+        }
+        self.ring();
+        dropped
+    }
+
+    /// Wakes the client without a batch: something else is to be looked at.
+    pub fn ring(&self) {
+        // A full bell has not been answered yet: it will be.
+        let _ = self.bell.try_send(());
+    }
+
+    /// Takes the oldest batches, up to about `limit_bytes` of them.
+    pub fn take(&self, limit_bytes: usize, into: &mut Vec<SharedBatch>) {
+        let mut pending = lock(&self.pending);
+        let mut bytes = 0;
+        while bytes < limit_bytes
+            && let Some(batch) = pending.pop()
+        {
+            bytes += batch.memory_bytes();
+            into.push(batch);
+        }
+        if pending.batches.is_empty() && pending.batches.capacity() > KEPT_SLOTS {
+            pending.batches = VecDeque::new();
+        }
+    }
+
+    /// Empties the queue.
+    pub fn clear(&self) {
+        *lock(&self.pending) = Pending::default();
+    }
+
+    /// How many events wait.
+    pub fn queued_events(&self) -> usize {
+        lock(&self.pending).events
+    }
+
+    /// Waits until it rings, at most `patience`. A ring may stand for nothing new.
+    pub fn wait(&self, patience: Duration) {
+        let _ = self.waiting.recv_timeout(patience);
+    }
+}
+
+impl Pending {
+    fn pop(&mut self) -> Option<SharedBatch> {
+        let batch = self.batches.pop_front()?;
+        self.events -= batch.entries().len();
+        self.bytes -= batch.memory_bytes();
+        Some(batch)
+    }
+}

@@ -1,0 +1,253 @@
+//! The thread `reader`: the only reader of new log rows.
+//!
+//! It owns one connection, the head, and the list of clients that are fed. It is woken by `listen` and by a change of
+//! health, takes requests to register, and looks at the log at least every `--poll-interval` without being asked. It
+//! sends batches into the clients' queues and never waits for a client. It ends when the server stops.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, select};
+
+use super::broadcast::Broadcaster;
+use super::health::Part;
+use super::pages::{self, PageReader};
+use super::render::LogRow;
+use super::tail::Tail;
+use super::tier::Control;
+use super::types::{EventTime, FeedSeq};
+use super::{Feed, LIVE_TAIL_BYTES};
+use crate::db::event_log::{self, LogState};
+use crate::db::{self, Connection, Settings};
+
+/// The log is looked at this often however long `--poll-interval` is: it proves that the database is there.
+const LONGEST_POLL: Duration = Duration::from_secs(2);
+/// Waits between attempts to connect: the first, and the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How much of the log is read into memory at the start: at most so many events, and so many bytes as they are stored.
+const PREFILL_EVENTS: i64 = 10_000;
+const PREFILL_BYTES: i64 = 4 * 1024 * 1024;
+
+/// What the thread owns.
+pub struct Reader<'a> {
+    feed: &'a Feed,
+    settings: &'a Settings,
+    wake: Receiver<()>,
+    requests: Receiver<Control>,
+    broadcaster: Broadcaster,
+    pages: PageReader,
+    connection: Option<Connection>,
+    /// What is known of the log: it is another one where this changes.
+    feed_id: Option<String>,
+    told_epoch: u64,
+}
+
+/// What a look at the log found.
+enum Look {
+    /// The same log as before, perhaps with more rows.
+    Same,
+    /// Another one: rows that were read before are not in it.
+    Another,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader that has not connected yet.
+    pub fn new(feed: &'a Feed, settings: &'a Settings, wake: Receiver<()>, requests: Receiver<Control>) -> Self {
+        Self {
+            feed,
+            settings,
+            wake,
+            requests,
+            broadcaster: Broadcaster::new(Arc::clone(&feed.live)),
+            pages: PageReader::default(),
+            connection: None,
+            feed_id: None,
+            told_epoch: 0,
+        }
+    }
+
+    /// The thread `reader`: runs until the server stops.
+    pub fn run(mut self) {
+        let poll = self.feed.options.poll_interval.min(LONGEST_POLL);
+        let mut retry = FIRST_RETRY;
+        let mut next_look = Instant::now();
+        while !self.feed.health.is_stopping() {
+            let mut woken = false;
+            select! {
+                recv(self.requests) -> request => if let Ok(request) = request { self.broadcaster.answer(request) },
+                recv(self.wake) -> _ => woken = true,
+                default(next_look.saturating_duration_since(Instant::now())) => {}
+            }
+            self.tell_of_health();
+            if self.feed.health.is_stopping() {
+                break;
+            }
+            let due = Instant::now() >= next_look;
+            // While the database is away, only the retry timer counts: notifications cannot come.
+            if !due && (!woken || self.connection.is_none()) {
+                continue;
+            }
+            match self.look(due) {
+                Ok(()) => {
+                    retry = FIRST_RETRY;
+                    if due {
+                        next_look = Instant::now() + poll;
+                    }
+                }
+                Err(error) => {
+                    if self.connection.take().is_some() || retry == FIRST_RETRY {
+                        log::warn!("read the log: {error}");
+                    }
+                    self.feed.health.lost(Part::Log);
+                    next_look = Instant::now() + retry;
+                    retry = (retry * 2).min(LONGEST_RETRY);
+                }
+            }
+            self.tell_of_health();
+        }
+        self.broadcaster.ring_all();
+    }
+
+    /// The first attempt at the database, made before anybody is accepted.
+    pub fn first_look(&mut self) {
+        match self.look(true) {
+            Ok(()) => {}
+            Err(error) => {
+                log::warn!("read the log: {error}");
+                self.connection = None;
+                self.feed.health.lost(Part::Log);
+            }
+        }
+    }
+
+    /// Connects where that is needed, checks where that is due that the log is still the same, and broadcasts what is new.
+    fn look(&mut self, check: bool) -> Result<(), db::Error> {
+        let (mut connection, is_new) = match self.connection.take() {
+            Some(connection) => (connection, false),
+            None => (Connection::open(self.settings, "signal-feed reader")?, true),
+        };
+        let outcome = self.look_with(&mut connection, is_new, check);
+        if outcome.is_ok() {
+            self.connection = Some(connection);
+            self.feed.health.proven(Part::Log);
+        }
+        outcome
+    }
+
+    fn look_with(&mut self, connection: &mut Connection, is_new: bool, check: bool) -> Result<(), db::Error> {
+        if is_new || check {
+            let found = self.check(connection, is_new)?;
+            if matches!(found, Look::Another) {
+                return Ok(());
+            }
+        }
+        self.broadcast_new(connection)
+    }
+
+    /// Whether the log is still the one that was read before; where it is not, or nothing was read yet, takes up its present state.
+    fn check(&mut self, connection: &mut Connection, is_new: bool) -> Result<Look, db::Error> {
+        let asked = Instant::now();
+        let head = self.broadcaster.head();
+        let state = event_log::read_state(connection, head)?;
+        self.feed.clock.set(state.now, asked);
+        self.feed.set_log_facts(state.counter, event_log::read_skipped(connection)?);
+        self.feed.live.window.pruned(state.pruned_through);
+        let first = self.feed_id.is_none();
+        let mut another = first || self.is_another(&state);
+        if is_new {
+            let feed_id = event_log::read_feed_id(connection)?;
+            another |= self.feed_id.as_ref() != Some(&feed_id);
+            self.feed.set_feed_id(&feed_id);
+            self.feed_id = Some(feed_id);
+        }
+        if !another {
+            return Ok(Look::Same);
+        }
+        if !first {
+            log::error!(
+                "the log was replaced under the running server: event {head} is not in it any more; \
+                 every stream is checked, and goes on from the new head {} where its last event is gone",
+                state.head
+            );
+        }
+        let tail = self.recent(connection, &state)?;
+        self.broadcaster.replace_history(tail);
+        Ok(Look::Another)
+    }
+
+    fn is_another(&self, state: &LogState) -> bool {
+        let head = self.broadcaster.head();
+        if state.head < head {
+            return true;
+        }
+        match self.broadcaster.head_time() {
+            Some(time) if head > state.pruned_through => state.known_time != Some(time),
+            _ => false,
+        }
+    }
+
+    /// The newest part of the log, for the tail.
+    fn recent(&mut self, connection: &mut Connection, state: &LogState) -> Result<Tail, db::Error> {
+        let start = event_log::read_recent_start(connection, PREFILL_EVENTS, PREFILL_BYTES)?;
+        let start = start.unwrap_or(state.head).max(state.pruned_through).min(state.head);
+        let mut prev = event_log::read_place(connection, start)?.row_at_or_below;
+        let mut tail = Tail::new(LIVE_TAIL_BYTES, prev, event_log::read_time(connection, prev)?);
+        while prev < state.head {
+            let page = self.pages.read(connection, prev, state.head)?;
+            let Some(last) = page.rows.last().map(|row| row.seq) else { break };
+            for batch in self.render(&page.rows, prev) {
+                tail.push(Arc::new(batch));
+            }
+            prev = last;
+        }
+        // Where every row was pruned, the head is a number without a row.
+        if tail.head() < state.head {
+            return Ok(Tail::new(LIVE_TAIL_BYTES, state.head, state.head_time));
+        }
+        Ok(tail)
+    }
+
+    fn broadcast_new(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
+        loop {
+            let head = self.broadcaster.head();
+            let page = self.pages.read(connection, head, FeedSeq(i64::MAX))?;
+            if page.rows.is_empty() {
+                return Ok(());
+            }
+            if !self.is_anchored(page.pruned_through, page.anchor) {
+                // The next look finds out what has become of the log.
+                return self.check(connection, false).map(|_| ());
+            }
+            let batches = self.render(&page.rows, head.max(page.pruned_through));
+            self.broadcaster.publish(batches, &self.feed.stats);
+            while let Ok(request) = self.requests.try_recv() {
+                self.broadcaster.answer(request);
+            }
+            if !page.full || self.feed.health.is_stopping() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_anchored(&self, pruned_through: FeedSeq, anchor: Option<EventTime>) -> bool {
+        match self.broadcaster.head_time() {
+            Some(time) if self.broadcaster.head() > pruned_through => anchor == Some(time),
+            _ => true,
+        }
+    }
+
+    fn render(&self, rows: &[LogRow], prev: FeedSeq) -> Vec<super::batch::Batch> {
+        let most = self.feed.options.queue_capacity;
+        pages::render(rows, prev, self.broadcaster.ordinal(), most, |row, poison| self.feed.quarantine(row, poison))
+    }
+
+    /// Open streams are told of an outage and of its end: each client looks for itself when it is rung.
+    fn tell_of_health(&mut self) {
+        let epoch = self.feed.health.epoch();
+        if epoch != self.told_epoch {
+            self.told_epoch = epoch;
+            self.broadcaster.ring_all();
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Why a stream ends: one enum for the log line, the counter and the `closing` block alike.
+
+/// Why a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum End {
+    /// The server stops.
+    Shutdown = 1,
+    /// The stream has lived for `--max-stream-age`.
+    MaxAge,
+    /// Its key was revoked.
+    KeyRevoked,
+    /// Its key expired.
+    KeyExpired,
+    /// It stood still while its queue overflowed, and was told `dropped`.
+    Dropped,
+    /// It took nothing for `--write-timeout`.
+    WriteTimeout,
+    /// The client closed the connection, or the connection broke.
+    ClientGone,
+    /// The thread that served it panicked.
+    Panicked,
+}
+
+impl End {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::Shutdown,
+        Self::MaxAge,
+        Self::KeyRevoked,
+        Self::KeyExpired,
+        Self::Dropped,
+        Self::WriteTimeout,
+        Self::ClientGone,
+        Self::Panicked,
+    ];
+
+    /// Its name in log lines, counters and, where the client is told, the block `closing`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shutdown => "shutdown",
+            Self::MaxAge => "max_age",
+            Self::KeyRevoked => "key_revoked",
+            Self::KeyExpired => "key_expired",
+            Self::Dropped => "dropped",
+            Self::WriteTimeout => "write_timeout",
+            Self::ClientGone => "client_gone",
+            Self::Panicked => "panicked",
+        }
+    }
+
+    /// Whether the client is told by a last block `closing` with this cause.
+    pub fn is_told(self) -> bool {
+        matches!(self, Self::Shutdown | Self::MaxAge | Self::KeyRevoked | Self::KeyExpired)
+    }
+
+    /// The reason with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|end| *end as u8 == number)
+    }
+}

@@ -1,0 +1,175 @@
+//! From a log row to the bytes of its block (WHATWG HTML §9.2.6 is what reads them).
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::batch::BatchBuilder;
+use super::types::{EventTime, FeedSeq};
+
+/// The largest block that is sent, 16 MiB: every consumer must take blocks of that size. A larger event is quarantined.
+pub const LARGEST_BLOCK_BYTES: usize = 16 * 1024 * 1024;
+
+/// One row of the log as it was read.
+#[derive(Debug, Clone)]
+pub struct LogRow {
+    /// Its number.
+    pub seq: FeedSeq,
+    /// Its time; unusable ones included.
+    pub time: EventTime,
+    /// `INSERT` or `UPDATE`.
+    pub op: String,
+    /// The row's JSON as PostgreSQL prints it, or why there is none.
+    pub signal: Result<Vec<u8>, Poison>,
+}
+
+/// Why one event cannot be delivered to anybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Poison {
+    /// `signal` is NULL: the row could not become jsonb, or capture was off.
+    NullSignal,
+    /// `event_time` is infinite or beyond the years 1 to 9999.
+    UnusableTime,
+    /// The block would be larger than [`LARGEST_BLOCK_BYTES`].
+    TooLarge {
+        /// The size of the row's JSON.
+        bytes: u64,
+    },
+    /// The text is not UTF-8.
+    NotUtf8,
+    /// The database cannot read the row; the SQLSTATE says how.
+    Unreadable {
+        /// The database's own code.
+        sql_state: String,
+    },
+    /// Rendering panicked.
+    Panicked,
+    /// What the quarantine already says of this event.
+    Recorded(String),
+}
+
+impl std::fmt::Display for Poison {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NullSignal => f.write_str("the row could not be converted to JSON"),
+            Self::UnusableTime => f.write_str("event_time is not a time between the years 1 and 9999"),
+            Self::TooLarge { bytes } => {
+                write!(f, "the row's {bytes} bytes do not fit into a block of {LARGEST_BLOCK_BYTES} bytes")
+            }
+            Self::NotUtf8 => f.write_str("the row's text is not valid UTF-8"),
+            Self::Unreadable { sql_state } => write!(f, "the row cannot be read (SQLSTATE {sql_state})"),
+            Self::Panicked => f.write_str("the row cannot be rendered"),
+            Self::Recorded(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Adds one row to a batch: its event, or the notice that it is quarantined, and then says why.
+pub fn push_row(batch: &mut BatchBuilder, row: &LogRow) -> Option<Poison> {
+    let prev = batch.last();
+    let rendered =
+        catch_unwind(AssertUnwindSafe(|| batch.push(row.seq, row.time, |bytes| write_signal(bytes, prev, row))));
+    let poison = match rendered {
+        Ok(Ok(())) => return None,
+        Ok(Err(poison)) => poison,
+        Err(_) => Poison::Panicked,
+    };
+    let notice = serde_json::json!({
+        "reason": "quarantined", "feed_seq": row.seq, "prev_seq": prev, "error": poison.to_string(),
+    });
+    let _ = batch.push(row.seq, row.time, |bytes| {
+        let _ = write!(bytes, "id: {}\nevent: system\ndata: {notice}\n\n", row.seq);
+        Ok::<_, Poison>(())
+    });
+    Some(poison)
+}
+
+fn write_signal(bytes: &mut Vec<u8>, prev: FeedSeq, row: &LogRow) -> Result<(), Poison> {
+    let signal = row.signal.as_ref().map_err(Poison::clone)?;
+    if !row.time.is_usable() {
+        return Err(Poison::UnusableTime);
+    }
+    let from = bytes.len();
+    bytes.reserve(signal.len() + 160);
+    let _ = write!(
+        bytes,
+        "id: {seq}\nevent: signal\ndata: {{\"feed_seq\":{seq},\"prev_seq\":{prev},\"event_time\":\"{time}\",\"op\":\"{op}\",\"signal\":",
+        seq = row.seq,
+        time = row.time,
+        op = row.op,
+    );
+    write_json_in_one_line(bytes, signal)?;
+    bytes.extend_from_slice(b"}\n\n");
+    if bytes.len() - from > LARGEST_BLOCK_BYTES {
+        return Err(Poison::TooLarge { bytes: signal.len() as u64 });
+    }
+    Ok(())
+}
+
+/// Copies JSON text, with the three characters escaped that some clients take for line ends. (PostgreSQL escapes CR and LF itself.)
+fn write_json_in_one_line(bytes: &mut Vec<u8>, json: &[u8]) -> Result<(), Poison> {
+    if json.is_ascii() {
+        bytes.extend_from_slice(json);
+        return Ok(());
+    }
+    let text = std::str::from_utf8(json).map_err(|_| Poison::NotUtf8)?;
+    let mut copied = 0;
+    for (at, found) in text.match_indices(['\u{85}', '\u{2028}', '\u{2029}']) {
+        bytes.extend_from_slice(&json[copied..at]);
+        let escaped: &[u8] = match found {
+            "\u{85}" => b"\\u0085",
+            "\u{2028}" => b"\\u2028",
+            _ => b"\\u2029",
+        };
+        bytes.extend_from_slice(escaped);
+        copied = at + found.len();
+    }
+    bytes.extend_from_slice(&json[copied..]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(signal: Result<Vec<u8>, Poison>) -> LogRow {
+        LogRow { seq: FeedSeq(7), time: EventTime(0), op: "INSERT".into(), signal }
+    }
+
+    fn rendered(row: &LogRow) -> (String, Option<Poison>) {
+        let mut batch = BatchBuilder::new(FeedSeq(5), 0);
+        let poison = push_row(&mut batch, row);
+        (String::from_utf8(batch.finish().blocks_after(FeedSeq(0)).to_vec()).unwrap(), poison)
+    }
+
+    #[test]
+    fn a_row_goes_to_the_wire_as_postgresql_prints_it() {
+        let (block, poison) = rendered(&row(Ok(br#"{"id": 1, "price": 1.50}"#.to_vec())));
+        assert_eq!(
+            block,
+            "id: 7\nevent: signal\ndata: {\"feed_seq\":7,\"prev_seq\":5,\"event_time\":\"2000-01-01T00:00:00.000000Z\",\
+             \"op\":\"INSERT\",\"signal\":{\"id\": 1, \"price\": 1.50}}\n\n"
+        );
+        assert_eq!(poison, None);
+    }
+
+    #[test]
+    fn characters_that_some_clients_take_for_line_ends_are_escaped() {
+        let (block, _) = rendered(&row(Ok("\"é\u{85}x\u{2028}\u{2029}ü\"".as_bytes().to_vec())));
+        assert!(block.contains(r#""signal":"é\u0085x\u2028\u2029ü"}"#), "{block}");
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_delivered_leaves_a_notice_with_its_number() {
+        let too_large = vec![b'1'; LARGEST_BLOCK_BYTES];
+        for (signal, why) in [
+            (Err(Poison::NullSignal), Poison::NullSignal),
+            (Ok(b"\"\xff\"".to_vec()), Poison::NotUtf8),
+            (Ok(too_large), Poison::TooLarge { bytes: LARGEST_BLOCK_BYTES as u64 }),
+        ] {
+            let (block, poison) = rendered(&row(signal));
+            assert!(block.starts_with("id: 7\nevent: system\ndata: {"), "{block}");
+            assert!(block.contains(r#""reason":"quarantined""#) && block.contains(r#""prev_seq":5"#), "{block}");
+            assert_eq!(poison, Some(why));
+        }
+    }
+}

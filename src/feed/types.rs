@@ -1,0 +1,109 @@
+//! The two values that everything is about: an event's number and its time.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use jiff::fmt::temporal::DateTimePrinter;
+use tokio_postgres::types::{FromSql, Type};
+
+/// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+/// 0001-01-01 and 10000-01-01, in PostgreSQL's microseconds: what an RFC 3339 year can say.
+const FIRST_USABLE: i64 = -63_082_281_600_000_000;
+const FIRST_BEYOND: i64 = 252_455_616_000_000_000;
+
+static SIX_DIGITS: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
+
+/// The number of an event in the log, or of a place in it (a cursor). 0 is before the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize)]
+#[serde(transparent)]
+pub struct FeedSeq(pub i64);
+
+impl FeedSeq {
+    /// The number after this one.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for FeedSeq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A `timestamptz` as PostgreSQL holds it: microseconds since 2000-01-01 UTC, or an infinity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct EventTime(pub i64);
+
+impl EventTime {
+    /// Whether it is finite and within the years 1 to 9999, so that RFC 3339 can say it.
+    pub fn is_usable(self) -> bool {
+        (FIRST_USABLE..FIRST_BEYOND).contains(&self.0)
+    }
+
+    /// This time less a duration.
+    pub fn minus(self, duration: std::time::Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// This time plus a duration.
+    pub fn plus(self, duration: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// How far it lies after `other`; zero where it does not.
+    pub fn since(self, other: Self) -> std::time::Duration {
+        std::time::Duration::from_micros(u64::try_from(self.0.saturating_sub(other.0)).unwrap_or(0))
+    }
+
+    /// The same instant as a library's type; `None` where it is not usable.
+    pub fn timestamp(self) -> Option<Timestamp> {
+        if !self.is_usable() {
+            return None;
+        }
+        Timestamp::from_microsecond(self.0.checked_add(POSTGRES_EPOCH_MICROS)?).ok()
+    }
+}
+
+impl fmt::Display for EventTime {
+    /// RFC 3339 in UTC with six digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.timestamp() {
+            Some(timestamp) => {
+                SIX_DIGITS.print_timestamp(&timestamp, jiff::fmt::StdFmtWrite(f)).map_err(|_| fmt::Error)
+            }
+            None => f.write_str("unusable"),
+        }
+    }
+}
+
+impl<'a> FromSql<'a> for EventTime {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(i64::from_be_bytes(raw.try_into()?)))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::EventTime;
+
+    #[test]
+    fn a_time_is_written_in_utc_with_six_digits() {
+        assert_eq!(EventTime(0).to_string(), "2000-01-01T00:00:00.000000Z");
+        assert_eq!(EventTime(816_868_800_123_456).to_string(), "2025-11-19T12:00:00.123456Z");
+        assert_eq!(EventTime(super::FIRST_USABLE).to_string(), "0001-01-01T00:00:00.000000Z");
+        assert_eq!(EventTime(super::FIRST_BEYOND - 1).to_string(), "9999-12-31T23:59:59.999999Z");
+    }
+
+    #[test]
+    fn infinities_and_years_beyond_four_digits_are_not_usable() {
+        for unusable in [i64::MAX, i64::MIN, super::FIRST_BEYOND, super::FIRST_USABLE - 1] {
+            assert!(!EventTime(unusable).is_usable());
+        }
+    }
+}

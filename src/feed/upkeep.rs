@@ -1,0 +1,110 @@
+//! The thread `upkeep`: whatever `serve` writes, and the watch over capture.
+//!
+//! It owns one connection, which may be missing: then records wait, bounded, and are in the log line all the same. It
+//! receives records over a bounded channel, sends nothing, and ends when the server stops.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use super::Feed;
+use super::types::FeedSeq;
+use crate::db::{self, Connection, Settings};
+
+/// Records that wait to be written; one more is only in the log line.
+pub const RECORD_SLOTS: usize = 1024;
+/// How often uses of keys are written.
+const USES_EVERY: Duration = Duration::from_secs(10);
+/// How often what could not be written is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// What is to be written.
+#[derive(Debug)]
+pub enum Record {
+    /// An event cannot be delivered.
+    Quarantined(FeedSeq, String),
+    /// A key was used.
+    KeyUsed(i64),
+}
+
+#[derive(Debug, Default)]
+struct Unwritten {
+    quarantined: BTreeMap<FeedSeq, String>,
+    used: BTreeSet<i64>,
+}
+
+/// The thread `upkeep`: runs until the server stops, and writes what is left.
+pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
+    let mut connection: Option<Connection> = None;
+    let mut unwritten = Unwritten::default();
+    let mut uses_due = Instant::now();
+    let mut failing = false;
+    loop {
+        let stopping = feed.health.is_stopping();
+        match records.recv_timeout(if stopping { Duration::ZERO } else { RETRY_EVERY }) {
+            Ok(record) => {
+                unwritten.add(record);
+                continue;
+            }
+            Err(_) if feed.health.outage().is_some() && !stopping => continue,
+            Err(_) => {}
+        }
+        let with_uses = stopping || Instant::now() >= uses_due;
+        if !unwritten.quarantined.is_empty() || (with_uses && !unwritten.used.is_empty()) {
+            match write(&mut connection, settings, &mut unwritten, with_uses) {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    if !failing {
+                        log::warn!("record what happened: {error}");
+                    }
+                    failing = true;
+                    connection = None;
+                }
+            }
+            if with_uses {
+                uses_due = Instant::now() + USES_EVERY;
+            }
+        }
+        if stopping {
+            return;
+        }
+    }
+}
+
+impl Unwritten {
+    fn add(&mut self, record: Record) {
+        match record {
+            Record::Quarantined(seq, error) if self.quarantined.len() < RECORD_SLOTS => {
+                self.quarantined.insert(seq, error);
+            }
+            // It is in the log line, and found again when it is next read.
+            Record::Quarantined(..) => {}
+            Record::KeyUsed(id) => {
+                self.used.insert(id);
+            }
+        }
+    }
+}
+
+fn write(
+    connection: &mut Option<Connection>,
+    settings: &Settings,
+    unwritten: &mut Unwritten,
+    with_uses: bool,
+) -> Result<(), db::Error> {
+    let connection = match connection {
+        Some(connection) => connection,
+        none => none.insert(Connection::open(settings, "signal-feed upkeep")?),
+    };
+    while let Some((seq, error)) = unwritten.quarantined.first_key_value() {
+        db::quarantine::record(connection, *seq, error)?;
+        unwritten.quarantined.pop_first();
+    }
+    if with_uses {
+        let ids: Vec<i64> = unwritten.used.iter().copied().collect();
+        db::keys::record_use(connection, &ids)?;
+        unwritten.used.clear();
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! The thread `accept`: takes connections and gives each a thread of its own.
+//!
+//! It owns the listening sockets and waits on all of them at once, and on a pipe whose other end is closed when the
+//! server stops: a `shutdown` of an inherited socket would kill the port for the next process too. Errors of accept
+//! (descriptors exhausted and the like) are logged, slept on and survived.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::connections::{Connections, Place};
+use super::outlet::LOOK_EVERY;
+use crate::error::{Doing, Error};
+use crate::feed::stats::Stats;
+
+/// Connections that the kernel keeps for us: a restart of the feed makes all its clients come at once.
+const BACKLOG: i32 = 4096;
+/// A connection's thread. It renders nothing and recurses nowhere; a replay's database call needs most of it.
+const STACK_BYTES: usize = 512 * 1024;
+/// What a client that takes nothing may hold of the kernel's memory, 64 KiB (the kernel doubles it).
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Pause after an error of accept, which returns at once and would be met again at once.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds an address. `[::]` takes IPv4 too.
+///
+/// # Errors
+/// Where it cannot be bound.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    let attempt = || -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    attempt().doing(format!("listen on {address}"))
+}
+
+/// What accepts, and what it hands connections to.
+pub struct Acceptor<'a, H> {
+    /// The sockets.
+    pub listeners: Vec<TcpListener>,
+    /// Readable, or closed at the other end, when the server stops.
+    pub stop: OwnedFd,
+    /// All open connections.
+    pub connections: Arc<Connections>,
+    /// What is counted.
+    pub stats: &'a Stats,
+    /// How long what was written may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482).
+    pub user_timeout: Duration,
+    /// Serves one connection, on its own thread.
+    pub handler: H,
+}
+
+impl<H> Acceptor<'_, H>
+where
+    H: Fn(&Arc<TcpStream>, SocketAddr, &Place) + Clone + Send + 'static,
+{
+    /// The thread `accept`: runs until the server stops, and closes the listening sockets then.
+    pub fn run(self) {
+        for listener in &self.listeners {
+            if let Err(error) = listener.set_nonblocking(true) {
+                log::error!("set up the listening socket: {error}");
+            }
+        }
+        while !self.wait() {
+            for listener in &self.listeners {
+                self.accept_all(listener);
+            }
+        }
+    }
+
+    /// Waits for a connection; says whether the server stops instead.
+    fn wait(&self) -> bool {
+        let mut watched: Vec<PollFd<'_>> = vec![PollFd::new(&self.stop, PollFlags::IN)];
+        watched.extend(self.listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+        match poll(&mut watched, None) {
+            Ok(_) => !watched[0].revents().is_empty(),
+            Err(_) => false,
+        }
+    }
+
+    fn accept_all(&self, listener: &TcpListener) {
+        loop {
+            match listener.accept() {
+                Ok((stream, address)) => self.hand_on(stream, address),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return,
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    _ => {
+                        log::error!("accept a connection: {error}");
+                        std::thread::sleep(ERROR_PAUSE);
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn hand_on(&self, stream: TcpStream, address: SocketAddr) {
+        if let Err(error) = self.prepare(&stream) {
+            log::debug!("set up the connection from {address}: {error}");
+            return;
+        }
+        let stream = Arc::new(stream);
+        let Some((place, evicted)) = self.connections.enter(&stream) else {
+            self.stats.evicted.add(1);
+            log::warn!("closed the connection from {address}: as many are open as may be");
+            return;
+        };
+        if evicted {
+            self.stats.evicted.add(1);
+        }
+        let handler = self.handler.clone();
+        let serve = move || handler(&stream, address, &place);
+        let thread = std::thread::Builder::new().name("client".into()).stack_size(STACK_BYTES).spawn(serve);
+        if let Err(error) = thread {
+            log::error!("start a thread for the connection from {address}: {error}");
+            std::thread::sleep(ERROR_PAUSE);
+        }
+    }
+
+    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(LOOK_EVERY))?;
+        let socket = SockRef::from(stream);
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
+        socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
+        socket.set_tcp_user_timeout(Some(self.user_timeout))
+    }
+}

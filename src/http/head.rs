@@ -1,0 +1,224 @@
+//! Reading a request's head: bounded in size and, as a whole, in time.
+
+use std::io::{self, Read};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// The largest head, 16 KiB.
+const LARGEST_HEAD_BYTES: usize = 16 * 1024;
+/// The most header fields.
+const MOST_FIELDS: usize = 128;
+/// The whole head must be there after 10 s.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// Without a complete head after 1 s, a connection is a stranger's.
+const STRANGER_AFTER: Duration = Duration::from_secs(1);
+
+/// A request's head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The method, as sent.
+    pub method: String,
+    /// The target's path.
+    pub path: String,
+    /// The target's query, without the question mark.
+    pub query: Option<String>,
+    /// Whether it is HTTP/1.1 (else 1.0).
+    pub is_http_11: bool,
+    fields: Vec<(String, Vec<u8>)>,
+}
+
+/// Why there is no head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadError {
+    /// Not HTTP/1.x.
+    Version,
+    /// Over 16 KiB, or over 128 fields.
+    TooLarge,
+    /// Not complete in 10 s.
+    TimedOut,
+    /// Not a request.
+    Unreadable,
+    /// The connection ended, or the server ends.
+    Gone,
+}
+
+impl Head {
+    /// Parses a head; `None` where it is not complete yet.
+    ///
+    /// # Errors
+    /// Why it never will be one.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
+        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+        let mut request = httparse::Request::new(&mut fields);
+        match request.parse(bytes) {
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Ok(httparse::Status::Complete(_)) => {}
+            Err(httparse::Error::Version) => return Err(HeadError::Version),
+            Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+            Err(_) => return Err(HeadError::Unreadable),
+        }
+        let target = without_authority(request.path.ok_or(HeadError::Unreadable)?);
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (target, None),
+        };
+        let head = Self {
+            method: request.method.ok_or(HeadError::Unreadable)?.to_owned(),
+            path: path.to_owned(),
+            query,
+            is_http_11: request.version == Some(1),
+            fields: request.headers.iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect(),
+        };
+        // RFC 9112 §6.3: a length that is none makes the request invalid. The body itself is never read.
+        for length in head.fields("content-length") {
+            if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+                return Err(HeadError::Unreadable);
+            }
+        }
+        Ok(Some(head))
+    }
+
+    /// The values of a header field, in their order. `name` is lower case.
+    pub fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.fields
+            .iter()
+            .filter(move |(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim_ascii())
+    }
+
+    /// The first value of a header field, where it is text.
+    pub fn field<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        self.fields(name).next().and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The values of a query parameter, percent-decoded; `None` for one that is not UTF-8.
+    pub fn parameters<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<String>> + 'a {
+        self.query.as_deref().unwrap_or_default().split('&').filter_map(move |pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (percent_decoded(key).as_deref() == Some(name)).then(|| percent_decoded(value))
+        })
+    }
+}
+
+/// Reads a head. Blocks, at most for 10 s; calls `stranger` where it takes longer than a second.
+///
+/// # Errors
+/// Why there is none.
+pub fn read(mut stream: &TcpStream, stranger: impl FnOnce()) -> Result<Head, HeadError> {
+    let began = Instant::now();
+    let mut bytes = Vec::with_capacity(1024);
+    let mut stranger = Some(stranger);
+    loop {
+        let elapsed = began.elapsed();
+        if elapsed >= STRANGER_AFTER
+            && let Some(stranger) = stranger.take()
+        {
+            stranger();
+        }
+        let until = if stranger.is_some() { STRANGER_AFTER } else { HEAD_DEADLINE };
+        let patience = until.saturating_sub(elapsed);
+        if patience.is_zero() {
+            return Err(HeadError::TimedOut);
+        }
+        stream.set_read_timeout(Some(patience)).map_err(|_| HeadError::Gone)?;
+        let mut chunk = [0; 1024];
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(HeadError::Gone),
+            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => continue,
+                _ => return Err(HeadError::Gone),
+            },
+        }
+        let within = bytes.len().min(LARGEST_HEAD_BYTES);
+        if let Some(head) = Head::parse(&bytes[..within])? {
+            return Ok(head);
+        }
+        if bytes.len() > LARGEST_HEAD_BYTES {
+            return Err(HeadError::TooLarge);
+        }
+    }
+}
+
+/// The path and query of a target in absolute form, which a server must accept (RFC 9112 §3.2.2).
+fn without_authority(target: &str) -> &str {
+    let Some((scheme, rest)) = target.split_once("://") else { return target };
+    if scheme.contains(['/', '?']) {
+        return target;
+    }
+    match rest.find(['/', '?']) {
+        Some(at) => &rest[at..],
+        None => "/",
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        match (byte, tail) {
+            (b'%', [high, low, tail @ ..]) => {
+                let digits = [*high, *low];
+                let digits = std::str::from_utf8(&digits).ok()?;
+                // `+1` is a number to the standard library.
+                if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                    return None;
+                }
+                bytes.push(u8::from_str_radix(digits, 16).ok()?);
+                rest = tail;
+            }
+            (b'%', _) => return None,
+            _ => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Option<Head>, HeadError> {
+        Head::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn a_head_is_path_query_and_fields() {
+        let head = parse("GET /feed?cursor=7&x=%41 HTTP/1.1\r\nX-API-Key:  abc \r\n\r\n").unwrap().unwrap();
+        assert_eq!((head.method.as_str(), head.path.as_str(), head.is_http_11), ("GET", "/feed", true));
+        assert_eq!(head.field("x-api-key"), Some("abc"));
+        assert_eq!(head.parameters("x").collect::<Vec<_>>(), [Some("A".to_owned())]);
+        assert_eq!(head.parameters("cursor").collect::<Vec<_>>(), [Some("7".to_owned())]);
+    }
+
+    #[test]
+    fn a_target_in_absolute_form_is_its_path() {
+        for (target, path) in
+            [("http://feed.example/feed?a", "/feed"), ("http://feed.example", "/"), ("/a://b", "/a://b")]
+        {
+            assert_eq!(parse(&format!("GET {target} HTTP/1.1\r\n\r\n")).unwrap().unwrap().path, path);
+        }
+    }
+
+    #[test]
+    fn another_version_is_named_as_such_and_nonsense_is_unreadable() {
+        assert_eq!(parse("PRI * HTTP/2.0\r\n\r\n"), Err(HeadError::Version));
+        assert_eq!(parse("GET / HTTP/1.1\r\nno colon\r\n\r\n"), Err(HeadError::Unreadable));
+        assert_eq!(parse("\x16\x03\x01\x02"), Err(HeadError::Unreadable));
+        for length in ["-1", "", "1e3", "+5"] {
+            assert_eq!(
+                parse(&format!("GET / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n")),
+                Err(HeadError::Unreadable)
+            );
+        }
+        assert!(parse("GET / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_broken_percent_code_is_no_text() {
+        for broken in ["%", "%4", "%zz", "%+1", "%ff"] {
+            assert_eq!(percent_decoded(broken), None, "{broken}");
+        }
+    }
+}

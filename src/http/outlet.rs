@@ -1,0 +1,177 @@
+//! A stream's way out: blocks into chunks into the socket, with an eye on whether the client takes them.
+
+use std::io::{self, IoSlice, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use super::unsent::unsent_bytes;
+
+/// A blocked write is looked at this often.
+pub const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A client that takes nothing for this long stands still; before that it is merely slow.
+const STANDS_STILL_AFTER: Duration = Duration::from_secs(1);
+
+/// Why nothing more can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// The connection is closed or broken.
+    Gone,
+    /// The client took nothing for `--write-timeout`.
+    TimedOut,
+    /// Somebody asked for the end while a write was stuck.
+    Asked,
+}
+
+/// A stream's socket.
+#[derive(Debug)]
+pub struct Outlet<'a> {
+    stream: &'a TcpStream,
+    is_chunked: bool,
+    write_timeout: Duration,
+    last_write: Instant,
+    stood_still: bool,
+    bytes: u64,
+}
+
+impl<'a> Outlet<'a> {
+    /// Writes to this socket, whose send time-out must be [`LOOK_EVERY`].
+    pub fn new(stream: &'a TcpStream, is_chunked: bool, write_timeout: Duration) -> Self {
+        Self { stream, is_chunked, write_timeout, last_write: Instant::now(), stood_still: false, bytes: 0 }
+    }
+
+    /// Whether blocks are framed as chunks (HTTP/1.1), and a batch can be written as it is.
+    pub fn is_chunked(&self) -> bool {
+        self.is_chunked
+    }
+
+    /// How long nothing was written.
+    pub fn silent_for(&self) -> Duration {
+        self.last_write.elapsed()
+    }
+
+    /// How many bytes were written.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether the client took nothing for a second or longer since this was last forgotten.
+    pub fn stood_still(&self) -> bool {
+        self.stood_still
+    }
+
+    /// The client has everything: what was before does not count against it.
+    pub fn forget_standstill(&mut self) {
+        self.stood_still = false;
+    }
+
+    /// Writes complete blocks as one chunk.
+    ///
+    /// # Errors
+    /// Why it cannot be written. Part of it may have been.
+    pub fn write_blocks(&mut self, blocks: &[u8], asked_to_end: impl Fn() -> bool) -> Result<(), Blocked> {
+        if !self.is_chunked {
+            return self.write(&mut [IoSlice::new(blocks)], asked_to_end);
+        }
+        let size = format!("{:x}\r\n", blocks.len());
+        self.write(&mut [IoSlice::new(size.as_bytes()), IoSlice::new(blocks), IoSlice::new(b"\r\n")], asked_to_end)
+    }
+
+    /// Ends the body.
+    ///
+    /// # Errors
+    /// Why it cannot be written.
+    pub fn finish(&mut self, asked_to_end: impl Fn() -> bool) -> Result<(), Blocked> {
+        if self.is_chunked { self.write(&mut [IoSlice::new(b"0\r\n\r\n")], asked_to_end) } else { Ok(()) }
+    }
+
+    /// Writes everything, several pieces with one system call. Blocks while the client takes some of it.
+    ///
+    /// # Errors
+    /// Why it cannot be written. Part of it may have been.
+    pub fn write(&mut self, mut pieces: &mut [IoSlice<'_>], asked_to_end: impl Fn() -> bool) -> Result<(), Blocked> {
+        let mut stream = self.stream;
+        let mut stuck: Option<Stuck> = None;
+        while !pieces.is_empty() {
+            match stream.write_vectored(pieces) {
+                Ok(0) => return Err(Blocked::Gone),
+                Ok(count) => {
+                    self.bytes += count as u64;
+                    IoSlice::advance_slices(&mut pieces, count);
+                    if let Some(stuck) = &mut stuck {
+                        stuck.moved();
+                    }
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                        let still = stuck.get_or_insert_with(|| Stuck::new(LOOK_EVERY)).look(self.stream);
+                        if still >= STANDS_STILL_AFTER {
+                            self.stood_still = true;
+                        }
+                        if still >= self.write_timeout {
+                            return Err(Blocked::TimedOut);
+                        }
+                        if asked_to_end() {
+                            return Err(Blocked::Asked);
+                        }
+                    }
+                    _ => return Err(Blocked::Gone),
+                },
+            }
+        }
+        self.last_write = Instant::now();
+        Ok(())
+    }
+
+    /// Whether the other side has closed the connection, as far as can be seen without waiting.
+    pub fn is_closed(&self) -> bool {
+        is_closed(self.stream)
+    }
+}
+
+/// Whether the other side has closed the connection, as far as can be seen without waiting.
+pub fn is_closed(stream: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+    let socket = socket2::SockRef::from(stream);
+    let flags = libc_flags();
+    match socket.recv_with_flags(&mut byte, flags) {
+        Ok(count) => count == 0,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+    }
+}
+
+/// Look without taking (`MSG_PEEK`) and without waiting (`MSG_DONTWAIT`), recv(2).
+fn libc_flags() -> i32 {
+    (rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT).bits().cast_signed()
+}
+
+/// How long a blocked write has stood still, judged by the bytes that leave the socket: the kernel reports room to a writer
+/// only when a third of the send buffer is free, and a slow link would look like a dead one.
+#[derive(Debug)]
+struct Stuck {
+    since: Instant,
+    unsent: Option<u64>,
+}
+
+impl Stuck {
+    /// A write that has been blocked for `already`.
+    fn new(already: Duration) -> Self {
+        let now = Instant::now();
+        Self { since: now.checked_sub(already).unwrap_or(now), unsent: None }
+    }
+
+    fn moved(&mut self) {
+        self.since = Instant::now();
+        self.unsent = None;
+    }
+
+    fn look(&mut self, stream: &TcpStream) -> Duration {
+        let unsent = unsent_bytes(stream).ok();
+        match (self.unsent, unsent) {
+            (Some(before), Some(now)) if now < before => self.since = Instant::now(),
+            _ => {}
+        }
+        self.unsent = unsent;
+        self.since.elapsed()
+    }
+}

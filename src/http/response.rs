@@ -1,0 +1,154 @@
+//! Short answers: everything but the stream.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use crate::feed::random_u64;
+
+/// Longest time that a short answer may take to write.
+const WRITE_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest time, and most bytes, that the rest of a request is taken in after its answer, lest a reset overtake the answer.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_READS: usize = 64;
+
+/// The error codes of the contract's table, each with its status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// 400: the cursor, or its time, is none.
+    BadCursor,
+    /// 400: the request is unreadable.
+    BadRequest,
+    /// 401: there is no key.
+    MissingKey,
+    /// 401: nobody knows the key.
+    UnknownKey,
+    /// 401: the key, or the session, has ended.
+    ExpiredKey,
+    /// 403: the key was revoked.
+    RevokedKey,
+    /// 404.
+    NotFound,
+    /// 405.
+    MethodNotAllowed,
+    /// 408: the head is not complete in time.
+    RequestTimeout,
+    /// 429: the key has as many streams as it may.
+    TooManyStreams,
+    /// 431: the head is too large.
+    HeadTooLarge,
+    /// 503: the database is away.
+    Degraded,
+    /// 503: the server has as many streams as it may.
+    AtCapacity,
+    /// 505: not HTTP/1.x.
+    HttpVersion,
+}
+
+impl Code {
+    /// Its status line, and its name in the body.
+    pub fn status_and_name(self) -> (&'static str, &'static str) {
+        match self {
+            Self::BadCursor => ("400 Bad Request", "bad_cursor"),
+            Self::BadRequest => ("400 Bad Request", "bad_request"),
+            Self::MissingKey => ("401 Unauthorized", "missing_key"),
+            Self::UnknownKey => ("401 Unauthorized", "unknown_key"),
+            Self::ExpiredKey => ("401 Unauthorized", "expired_key"),
+            Self::RevokedKey => ("403 Forbidden", "revoked_key"),
+            Self::NotFound => ("404 Not Found", "not_found"),
+            Self::MethodNotAllowed => ("405 Method Not Allowed", "method_not_allowed"),
+            Self::RequestTimeout => ("408 Request Timeout", "request_timeout"),
+            Self::TooManyStreams => ("429 Too Many Requests", "too_many_streams"),
+            Self::HeadTooLarge => ("431 Request Header Fields Too Large", "head_too_large"),
+            Self::Degraded => ("503 Service Unavailable", "degraded"),
+            Self::AtCapacity => ("503 Service Unavailable", "at_capacity"),
+            Self::HttpVersion => ("505 HTTP Version Not Supported", "http_version"),
+        }
+    }
+}
+
+/// A short answer.
+#[derive(Debug)]
+pub struct Response {
+    status: &'static str,
+    fields: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+impl Response {
+    /// An answer without a body.
+    pub fn empty(status: &'static str) -> Self {
+        Self { status, fields: Vec::new(), body: Vec::new() }
+    }
+
+    /// An answer with a body.
+    pub fn with_body(status: &'static str, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, fields: vec![("Content-Type", content_type.into())], body: body.into() }
+    }
+
+    /// The error `code`, told in words too.
+    pub fn error(code: Code, message: &str) -> Self {
+        let (status, name) = code.status_and_name();
+        let body = serde_json::json!({"error": name, "message": message}).to_string();
+        let mut response = Self::with_body(status, "application/json", body);
+        match code {
+            Code::MissingKey | Code::UnknownKey | Code::ExpiredKey => response.add("WWW-Authenticate", "Bearer"),
+            // Jittered, so that those who were refused together do not come back together.
+            Code::TooManyStreams => response.add("Retry-After", (5 + random_u64() % 26).to_string()),
+            Code::Degraded | Code::AtCapacity => response.add("Retry-After", (1 + random_u64() % 10).to_string()),
+            _ => {}
+        }
+        response
+    }
+
+    /// Adds a header field.
+    pub fn add(&mut self, name: &'static str, value: impl Into<String>) {
+        self.fields.push((name, value.into()));
+    }
+
+    /// The same with a header field more.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.add(name, value);
+        self
+    }
+
+    /// Writes it and closes the connection in good order. Blocks for some seconds at the worst. `head_only` leaves out the body.
+    pub fn send(self, mut stream: &TcpStream, head_only: bool) {
+        let mut bytes = format!("HTTP/1.1 {}\r\n{}", self.status, common_fields()).into_bytes();
+        for (name, value) in &self.fields {
+            let _ = write!(bytes, "{name}: {value}\r\n");
+        }
+        if !self.status.starts_with("204") {
+            let _ = write!(bytes, "Content-Length: {}\r\n", self.body.len());
+        }
+        bytes.extend_from_slice(b"\r\n");
+        if !head_only {
+            bytes.extend_from_slice(&self.body);
+        }
+        let _ = stream.set_write_timeout(Some(WRITE_DEADLINE));
+        if stream.write_all(&bytes).is_ok() {
+            close_in_order(stream);
+        }
+    }
+}
+
+/// Header fields of every answer. `Date` is what an origin server with a clock owes (RFC 9110 §6.6.1).
+pub fn common_fields() -> String {
+    let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
+    format!("Date: {date}\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n")
+}
+
+/// Ends our side, and takes in what the other side still sends for a moment: closing a socket with unread bytes resets the
+/// connection, and the reset can overtake the answer (RFC 9112 §9.6).
+pub fn close_in_order(mut stream: &TcpStream) {
+    if stream.shutdown(Shutdown::Write).is_err() || stream.set_read_timeout(Some(LINGER)).is_err() {
+        return;
+    }
+    let mut rest = [0; 1024];
+    for _ in 0..LINGER_READS {
+        match stream.read(&mut rest) {
+            Ok(1..) => {}
+            _ => return,
+        }
+    }
+}

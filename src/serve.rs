@@ -1,0 +1,203 @@
+//! `serve`, wired together: the threads, what connects them, and the order in which they begin and end.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::ServeOptions;
+use crate::db::{Connection, Settings};
+use crate::error::{Doing, Error};
+use crate::feed::reader::Reader;
+use crate::feed::reason::End;
+use crate::feed::{Feed, keys, listen, upkeep};
+use crate::http::accept::{Acceptor, bind};
+use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
+use crate::http::routes;
+
+/// Longest time for a database call of `serve`: what a silent database costs before it is noticed.
+const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
+/// The core threads wait on nothing longer than this, but for a database call: what is not there then is left behind.
+const JOIN_PATIENCE: Duration = Duration::from_millis(500);
+/// Descriptors beside those of the connections: the database's, the listening sockets, standard ones.
+const OTHER_DESCRIPTORS: u64 = 128;
+
+/// Runs the feed until `stop` says something (a signal came). Blocks until every stream has ended, at most for `--shutdown-grace`.
+///
+/// # Errors
+/// Where an address cannot be bound, the schema is not the one that this program knows, or a core thread died.
+pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) -> Result<(), Error> {
+    let settings = settings.clone().with_deadline(DATABASE_DEADLINE);
+    raise_descriptor_limit(options.max_clients);
+    let (listeners, inherited) = listeners(&options)?;
+    for listener in &listeners {
+        if let Ok(address) = listener.local_addr() {
+            log::info!("listening on {address}{}", if inherited { " (passed by the service manager)" } else { "" });
+        }
+    }
+    let (fatal, died) = bounded(1);
+    let (feed, inlets) = Feed::new(options, &settings, fatal);
+    let feed = Arc::new(feed);
+    let (wake, woken) = bounded(1);
+    feed.health.wake_on_change(wake.clone());
+
+    // The first attempt at the database ends before anybody is accepted: a healthy server answers nobody 503.
+    first_attempt(&feed, &settings)?;
+
+    let core = Core { feed: feed.clone() };
+    let mut threads = Vec::new();
+    {
+        let (feed, settings) = (feed.clone(), settings.clone());
+        threads.push(core.start("reader", move || {
+            let mut reader = Reader::new(&feed, &settings, woken, inlets.control);
+            reader.first_look();
+            reader.run();
+        })?);
+    }
+    {
+        let (feed, settings, wake) = (feed.clone(), settings.clone(), wake);
+        threads.push(core.start("listen", move || listen::run(&feed, &settings, &wake))?);
+    }
+    {
+        let (feed, settings) = (feed.clone(), settings.clone());
+        threads.push(core.start("keys", move || keys::run(&feed, &settings))?);
+    }
+    {
+        let (feed, settings) = (feed.clone(), settings.clone());
+        threads.push(core.start("upkeep", move || upkeep::run(&feed, &settings, &inlets.records))?);
+    }
+    let connections = Connections::new(feed.options.max_clients);
+    let (stop_accept, stop_accept_writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;
+    {
+        let (feed, connections) = (feed.clone(), connections.clone());
+        threads.push(core.start("accept", move || {
+            let handler = {
+                let feed = feed.clone();
+                move |stream: &Arc<TcpStream>, address: SocketAddr, place: &Place| {
+                    routes::serve(&feed, stream, address, place);
+                }
+            };
+            let user_timeout = feed.options.write_timeout;
+            let acceptor =
+                Acceptor { listeners, stop: stop_accept, connections, stats: &feed.stats, user_timeout, handler };
+            acceptor.run();
+        })?);
+    }
+
+    let outcome = select! {
+        recv(stop) -> _ => Ok(()),
+        recv(died) -> why => Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+    };
+
+    log::info!("stopping: {} streams are told", feed.clients.count());
+    let began = Instant::now();
+    feed.health.stop();
+    drop(stop_accept_writer);
+    connections.close_headless();
+    for client in feed.clients.all() {
+        client.end(End::Shutdown);
+    }
+    connections.wait_empty(feed.options.shutdown_grace);
+    if connections.count() > 0 {
+        log::warn!("{} connections did not take their last block within the grace", connections.count());
+    }
+    join(threads);
+    log::info!("stopped after {:.2} s", began.elapsed().as_secs_f64());
+    outcome
+}
+
+/// Checks the schema and fills the memory of keys, where the database is there.
+fn first_attempt(feed: &Feed, settings: &Settings) -> Result<(), Error> {
+    let mut connection = match Connection::open(settings, "signal-feed start") {
+        Ok(connection) => connection,
+        Err(error) => {
+            log::warn!("connect to the database: {error}; starting without it");
+            return Ok(());
+        }
+    };
+    match crate::db::migrate::check_schema(&mut connection) {
+        Ok(()) => {}
+        Err(Error::Database { cause, .. }) if !cause.is_statement_error() => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    keys::refresh(feed, &mut connection).doing("read the keys")
+}
+
+struct Core {
+    feed: Arc<Feed>,
+}
+
+impl Core {
+    /// Starts a core thread: one whose end, while the server runs, is the server's end.
+    fn start(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<Joinable, Error> {
+        let feed = self.feed.clone();
+        let (ended, end): (Sender<()>, _) = bounded(1);
+        let body = move || {
+            let outcome = catch_unwind(AssertUnwindSafe(work));
+            if !feed.health.is_stopping() {
+                let how = if outcome.is_err() { "panicked" } else { "ended" };
+                feed.fail(format!("run the thread {name}: it {how}"));
+            }
+            drop(ended);
+        };
+        let handle = Builder::new().name(name.into()).spawn(body).doing(format!("start the thread {name}"))?;
+        Ok(Joinable { name, handle, end })
+    }
+}
+
+struct Joinable {
+    name: &'static str,
+    handle: JoinHandle<()>,
+    end: Receiver<()>,
+}
+
+fn join(threads: Vec<Joinable>) {
+    let until = Instant::now() + JOIN_PATIENCE;
+    for thread in threads {
+        // Nothing is ever sent: the channel's end is the thread's.
+        match thread.end.recv_deadline(until) {
+            Err(error) if error == crossbeam_channel::RecvTimeoutError::Timeout => {
+                log::debug!("thread {} is left behind in a database call", thread.name);
+            }
+            _ => {
+                let _ = thread.handle.join();
+            }
+        }
+    }
+}
+
+/// The sockets that the service manager passed, else our own.
+fn listeners(options: &ServeOptions) -> Result<(Vec<TcpListener>, bool), Error> {
+    let mut passed = listenfd::ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for index in 0..passed.len() {
+        match passed.take_tcp_listener(index).doing("take a socket from the service manager")? {
+            Some(listener) => listeners.push(listener),
+            None => log::warn!("socket {index} from the service manager is no TCP listener"),
+        }
+    }
+    if !listeners.is_empty() {
+        return Ok((listeners, true));
+    }
+    let own = options.listen.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
+    Ok((own, false))
+}
+
+fn raise_descriptor_limit(max_clients: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("raise the limit of descriptors: {error}");
+    }
+    let needed = max_clients as u64 + BESIDE_CLIENTS as u64 + OTHER_DESCRIPTORS;
+    if let Some(most) = getrlimit(Resource::Nofile).current
+        && most < needed
+    {
+        log::warn!("--max-clients {max_clients} needs {needed} descriptors, the limit is {most}: raise LimitNOFILE");
+    }
+}
