@@ -96,7 +96,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
 
     log::info!("stopping: {} streams are told", feed.clients.count());
     let began = Instant::now();
-    feed.health.stop();
+    feed.stop();
     drop(stop_accept_writer);
     connections.close_headless();
     for client in feed.clients.all() {

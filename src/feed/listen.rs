@@ -17,7 +17,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long a probe may take to come back.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it looks whether the server stops.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Waits between attempts to connect: the first, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);

@@ -138,6 +138,13 @@ impl Feed {
         let _ = self.fatal.try_send(why.into());
     }
 
+    /// Tells every thread that the server ends.
+    pub fn stop(&self) {
+        self.health.stop();
+        self.keys.ring();
+        let _ = self.records.try_send(Record::Stop);
+    }
+
     /// Notes that a row cannot be delivered: a log line and a count once, and a record in the database.
     pub fn quarantine(&self, row: &LogRow, poison: &Poison) {
         let mut poisoned = lock(&self.poisoned);

@@ -202,7 +202,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                 return Ok(cursor);
             }
         }
-        let place = self.from_database(|connection| event_log::read_place(connection, cursor))?;
+        let place = self.query(|connection| event_log::read_place(connection, cursor))?;
         self.at.time = place.time;
         self.at.row = Some(place.row_at_or_below);
         Ok(place.row_at_or_below)
@@ -272,13 +272,13 @@ impl<'a, 'o> Stream<'a, 'o> {
             None => self.find_place(after)?,
         };
         let mut pages = std::mem::take(&mut self.pages);
-        let page = self.from_database(|connection| pages.read(connection, after, upto));
+        let page = self.query(|connection| pages.read(connection, after, upto));
         self.pages = pages;
         let page = page?;
         self.feed.stats.replay_pages.add(1);
         let Some(first) = page.rows.first() else {
             // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which.
-            let place = self.from_database(|connection| event_log::read_place(connection, upto))?;
+            let place = self.query(|connection| event_log::read_place(connection, upto))?;
             if place.row_at_or_below > after {
                 self.truncated(Earliest { seq: upto.next(), prev: place.row_at_or_below })?;
             } else {
@@ -456,7 +456,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     }
 
     /// Reads from the database by a replay connection; tries again, with the stream kept alive, until that works.
-    fn from_database<T>(&mut self, mut work: impl FnMut(&mut db::Connection) -> Result<T, db::Error>) -> Step<T> {
+    fn query<T>(&mut self, mut work: impl FnMut(&mut db::Connection) -> Result<T, db::Error>) -> Step<T> {
         loop {
             match self.feed.replay.with(&mut work) {
                 Ok(value) => return Ok(value),
@@ -478,7 +478,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn check_history(&mut self) -> Step {
         self.history = self.tier.history();
         let Position { cursor, time, .. } = self.at;
-        let now = self.from_database(|connection| event_log::read_time(connection, cursor))?;
+        let now = self.query(|connection| event_log::read_time(connection, cursor))?;
         let is_same = match time {
             Some(time) => now == Some(time),
             None => cursor <= self.tier.head().max(self.feed.counter()),

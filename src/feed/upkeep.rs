@@ -26,6 +26,8 @@ pub enum Record {
     Quarantined(FeedSeq, String),
     /// A key was used.
     KeyUsed(i64),
+    /// Nothing: the server ends, and the thread is to notice.
+    Stop,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +85,7 @@ impl Unwritten {
             Record::KeyUsed(id) => {
                 self.used.insert(id);
             }
+            Record::Stop => {}
         }
     }
 }

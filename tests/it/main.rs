@@ -1,5 +1,12 @@
 //! The integration tests: one binary, a module a subject, on a real private PostgreSQL.
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test that fails says so by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    reason = "a test that fails says so by panicking"
+)]
 
 mod support;
 
