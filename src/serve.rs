@@ -161,7 +161,7 @@ fn join(threads: Vec<Joinable>) {
     for thread in threads {
         // Nothing is ever sent: the channel's end is the thread's.
         match thread.end.recv_deadline(until) {
-            Err(error) if error == crossbeam_channel::RecvTimeoutError::Timeout => {
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
                 log::debug!("thread {} is left behind in a database call", thread.name);
             }
             _ => {
