@@ -8,7 +8,7 @@ use super::{DatabaseArgs, say};
 use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
-use crate::feed::keys::{Credential, base64_url};
+use crate::feed::keys::new_key;
 use crate::feed::types::EventTime;
 
 /// The longest name of a key.
@@ -152,17 +152,6 @@ fn as_json(key: &Key, now: EventTime) -> serde_json::Value {
         "delay_seconds": key.delay.as_secs(),
         "last_used_at": time(key.last_used_at),
     })
-}
-
-/// `sf_` and 32 random bytes, and what the database keeps of it.
-fn new_key() -> Result<(String, keys::KeyHash), Error> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| Error::Failed(format!("get random bytes: {error}")))?;
-    let key = format!("sf_{}", base64_url(&bytes));
-    match Credential::from_key(&key) {
-        Credential::Key(hash) => Ok((key, hash)),
-        Credential::Session(_) => Err(Error::Failed("make a key".into())),
-    }
 }
 
 fn parse_name(text: &str) -> Result<String, String> {

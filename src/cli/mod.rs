@@ -1,6 +1,7 @@
 //! The command line of `signal-feed`: one file a subcommand. The only place that prints.
 
 mod database;
+mod demo;
 mod key;
 mod logging;
 mod migrate;
@@ -32,6 +33,7 @@ enum Command {
     Serve(Box<serve::Args>),
     Key(key::Args),
     Quarantine(quarantine::Args),
+    Demo(demo::Args),
 }
 
 /// Parses the command line, runs the command, and says how the process ends.
@@ -54,6 +56,7 @@ impl Command {
             Self::Serve(args) => serve::run(*args),
             Self::Key(args) => key::run(args),
             Self::Quarantine(args) => quarantine::run(args),
+            Self::Demo(args) => demo::run(&args),
         }
     }
 }

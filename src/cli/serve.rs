@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::{Args as _, FromArgMatches as _};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::{DatabaseArgs, logging};
@@ -91,6 +92,16 @@ pub(super) fn signals() -> Result<Receiver<()>, Error> {
     })
     .map_err(|error| Error::Failed(format!("handle SIGTERM and SIGINT: {error}")))?;
     Ok(signals)
+}
+
+impl ServeArgs {
+    /// What they are when nothing is given, here or in the environment.
+    pub(super) fn defaults() -> Self {
+        let command = Self::augment_args(clap::Command::new("serve")).mut_args(|argument| argument.env(None::<&str>));
+        let matches = command.get_matches_from(["serve"]);
+        // Every option has a default, so that this cannot fail.
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
 }
 
 impl From<ServeArgs> for ServeOptions {

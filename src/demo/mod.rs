@@ -1,3 +1,79 @@
-//! The whole system on one machine with nothing configured.
+//! The whole system on one machine with nothing configured: a private PostgreSQL, the schema, a key, the server, and a
+//! screener that writes signals.
 
 pub mod postgres;
+mod screener;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded, select};
+
+use self::postgres::PrivatePostgres;
+use crate::config::ServeOptions;
+use crate::db::{Connection, Settings, keys, migrate};
+use crate::error::{Doing, Error};
+use crate::feed::keys::new_key;
+
+/// The demo's database.
+const DATABASE: &str = "demo";
+
+/// What somebody who watches the demo needs to know.
+#[derive(Debug)]
+pub struct Ready {
+    /// Where the feed listens.
+    pub address: SocketAddr,
+    /// A key that opens it.
+    pub key: String,
+    /// The private database, for `psql`.
+    pub database_url: String,
+}
+
+/// Runs the demo until `stop` says something. Blocks; calls `ready` once everything runs. Leaves nothing behind.
+///
+/// # Errors
+/// Where PostgreSQL's server programs are missing, the address cannot be bound, or a part ends by itself.
+pub fn run(options: ServeOptions, rate: f64, stop: &Receiver<()>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    let address = *options.listen.first().ok_or_else(|| Error::Usage("--listen: no address".into()))?;
+    // An address that is taken should not cost a cluster first.
+    drop(crate::http::accept::bind(address)?);
+    let postgres = PrivatePostgres::start(&[])?;
+    Connection::open(&settings(&postgres.url("postgres"))?, "signal-feed demo")
+        .and_then(|mut connection| connection.batch(&format!("create database {DATABASE}")))
+        .doing("create the demo's database")?;
+    let database_url = postgres.url(DATABASE);
+    let settings = settings(&database_url)?;
+    let mut connection = Connection::open(&settings, "signal-feed demo").doing("connect to the demo's database")?;
+    migrate::install(&mut connection)?;
+    let (key, hash) = new_key()?;
+    keys::insert(&mut connection, "demo", &hash, None, Duration::ZERO).doing("mint the demo's key")?;
+    drop(connection);
+
+    let (stop_screener, screener_stops) = bounded::<()>(0);
+    let (stop_server, server_stops) = bounded(1);
+    let (ended, end) = bounded(2);
+    std::thread::scope(|scope| {
+        let server_ended = ended.clone();
+        scope.spawn({
+            let settings = settings.clone();
+            move || {
+                let _ = server_ended.send(crate::serve::serve(options, &settings, &server_stops));
+            }
+        });
+        scope.spawn(move || {
+            let _ = ended.send(screener::run(&settings, rate, &screener_stops));
+        });
+        ready(&Ready { address, key, database_url });
+        let outcome = select! {
+            recv(stop) -> _ => Ok(()),
+            recv(end) -> outcome => outcome.unwrap_or(Ok(())),
+        };
+        drop(stop_screener);
+        let _ = stop_server.try_send(());
+        outcome
+    })
+}
+
+fn settings(url: &str) -> Result<Settings, Error> {
+    url.parse::<Settings>().doing("read the demo's own connection string")
+}

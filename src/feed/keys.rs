@@ -21,6 +21,7 @@ use super::types::EventTime;
 use super::{Feed, lock};
 use crate::db::keys::{Key, KeyHash, KeyState};
 use crate::db::{self, Connection, Settings};
+use crate::error::Error;
 
 /// Least time between the beginnings of two refreshes.
 const LEAST_DISTANCE: Duration = Duration::from_millis(100);
@@ -85,7 +86,7 @@ impl Default for KeyRing {
 impl Credential {
     /// The credential that a key as it was sent makes.
     pub fn from_key(key: &str) -> Self {
-        Self::Key(Sha256::digest(key.as_bytes()).into())
+        Self::Key(hash_of(key))
     }
 }
 
@@ -249,8 +250,24 @@ fn read_token(token: &str, secret: &[u8]) -> Option<(i64, EventTime)> {
     Some((i64::from_be_bytes(id.try_into().ok()?), EventTime(i64::from_be_bytes(end.try_into().ok()?))))
 }
 
+/// A new key, `sf_` and 32 random bytes, and what the database keeps of it.
+///
+/// # Errors
+/// Where the system has no random bytes to give.
+pub fn new_key() -> Result<(String, KeyHash), Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Failed(format!("get random bytes: {error}")))?;
+    let key = format!("sf_{}", base64_url(&bytes));
+    let hash = hash_of(&key);
+    Ok((key, hash))
+}
+
+fn hash_of(key: &str) -> KeyHash {
+    Sha256::digest(key.as_bytes()).into()
+}
+
 /// base64url without padding (RFC 4648 §5).
-pub fn base64_url(bytes: &[u8]) -> String {
+fn base64_url(bytes: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
 }

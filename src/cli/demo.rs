@@ -1,0 +1,44 @@
+//! `signal-feed demo`: the whole system on one machine with nothing configured.
+
+use std::net::SocketAddr;
+
+use super::serve::{ServeArgs, signals};
+use super::{logging, say};
+use crate::config::ServeOptions;
+use crate::demo;
+use crate::error::Error;
+
+/// Run the whole system with nothing configured: a private PostgreSQL, schema, key, server and a screener
+///
+/// Needs PostgreSQL's server programs (Debian: apt-get install postgresql). Ctrl-C stops it all and leaves nothing behind.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Address of the feed
+    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Signals a second
+    #[arg(long, value_name = "SIGNALS", env = "SIGNAL_FEED_RATE", default_value = "2", value_parser = parse_rate)]
+    rate: f64,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    logging::start(logging::Level::Warn);
+    let options = ServeOptions { listen: vec![args.listen], ..ServeArgs::defaults().into() };
+    demo::run(options, args.rate, &signals()?, |ready| {
+        say(format_args!("signal-feed demo: {} signals a second; Ctrl-C ends it and leaves nothing behind", args.rate));
+        say("");
+        say(format_args!("watch page   http://{}/", ready.address));
+        say(format_args!("its key      {}", ready.key));
+        say(format_args!("database     {}", ready.database_url));
+        say("");
+        say("see the stream:");
+        say(format_args!("  curl -N -H 'Authorization: Bearer {}' http://{}/feed", ready.key, ready.address));
+        say("everything from the beginning:");
+        say(format_args!("  curl -N -H 'Authorization: Bearer {}' 'http://{}/feed?cursor=0'", ready.key, ready.address));
+    })
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| (0.001..=10_000.0).contains(rate));
+    rate.ok_or_else(|| "expected a number from 0.001 to 10000".to_owned())
+}
