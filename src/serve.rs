@@ -1,12 +1,10 @@
 //! `serve`, wired together: the threads, what connects them, and the order in which they begin and end.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, bounded, select};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::ServeOptions;
@@ -14,6 +12,7 @@ use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
 use crate::feed::reader::Reader;
 use crate::feed::reason::End;
+use crate::feed::threads::{self, CoreThread};
 use crate::feed::{Feed, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
@@ -48,46 +47,36 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     // The first attempt at the database ends before anybody is accepted: a healthy server answers nobody 503.
     first_attempt(&feed, &settings)?;
 
-    let core = Core { feed: feed.clone() };
-    let mut threads = Vec::new();
-    {
-        let (feed, settings) = (feed.clone(), settings.clone());
-        threads.push(core.start("reader", move || {
-            let mut reader = Reader::new(&feed, &settings, woken, inlets.control);
-            reader.first_look();
-            reader.run();
-        })?);
-    }
-    {
-        let (feed, settings, wake) = (feed.clone(), settings.clone(), wake);
-        threads.push(core.start("listen", move || listen::run(&feed, &settings, &wake))?);
-    }
-    {
-        let (feed, settings) = (feed.clone(), settings.clone());
-        threads.push(core.start("keys", move || keys::run(&feed, &settings))?);
-    }
-    {
-        let (feed, settings) = (feed.clone(), settings.clone());
-        threads.push(core.start("upkeep", move || upkeep::run(&feed, &settings, &inlets.records))?);
-    }
+    let mut running = Vec::new();
+    let database = settings.clone();
+    running.push(threads::start(&feed, "reader", move |feed| {
+        let mut reader = Reader::new(feed, &database, woken, inlets.control);
+        reader.first_look();
+        reader.run();
+    })?);
+    let database = settings.clone();
+    running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database, &wake))?);
+    let database = settings.clone();
+    running.push(threads::start(&feed, "keys", move |feed| keys::run(feed, &database))?);
+    running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, &settings, &inlets.records))?);
     let connections = Connections::new(feed.options.max_clients);
     let (stop_accept, stop_accept_writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;
-    {
-        let (feed, connections) = (feed.clone(), connections.clone());
-        threads.push(core.start("accept", move || {
-            let handler = {
-                let feed = feed.clone();
-                move |stream: &Arc<TcpStream>, address: SocketAddr, place: &Place| {
-                    routes::serve(&feed, stream, address, place);
-                }
-            };
-            let user_timeout = feed.options.write_timeout;
-            let acceptor =
-                Acceptor { listeners, stop: stop_accept, connections, stats: &feed.stats, user_timeout, handler };
-            acceptor.run();
-        })?);
-    }
+    let open = connections.clone();
+    running.push(threads::start(&feed, "accept", move |feed| {
+        let handler_feed = feed.clone();
+        let acceptor = Acceptor {
+            listeners,
+            stop: stop_accept,
+            connections: open,
+            stats: &feed.stats,
+            user_timeout: feed.options.write_timeout,
+            handler: move |stream: &Arc<TcpStream>, address: SocketAddr, place: &Place| {
+                routes::serve(&handler_feed, stream, address, place);
+            },
+        };
+        acceptor.run();
+    })?);
 
     let outcome = select! {
         recv(stop) -> _ => Ok(()),
@@ -106,7 +95,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     if connections.count() > 0 {
         log::warn!("{} connections did not take their last block within the grace", connections.count());
     }
-    join(threads);
+    join(running);
     log::info!("stopped after {:.2} s", began.elapsed().as_secs_f64());
     outcome
 }
@@ -128,45 +117,11 @@ fn first_attempt(feed: &Feed, settings: &Settings) -> Result<(), Error> {
     keys::refresh(feed, &mut connection).doing("read the keys")
 }
 
-struct Core {
-    feed: Arc<Feed>,
-}
-
-impl Core {
-    /// Starts a core thread: one whose end, while the server runs, is the server's end.
-    fn start(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<Joinable, Error> {
-        let feed = self.feed.clone();
-        let (ended, end): (Sender<()>, _) = bounded(1);
-        let body = move || {
-            let outcome = catch_unwind(AssertUnwindSafe(work));
-            if !feed.health.is_stopping() {
-                let how = if outcome.is_err() { "panicked" } else { "ended" };
-                feed.fail(format!("run the thread {name}: it {how}"));
-            }
-            drop(ended);
-        };
-        let handle = Builder::new().name(name.into()).spawn(body).doing(format!("start the thread {name}"))?;
-        Ok(Joinable { name, handle, end })
-    }
-}
-
-struct Joinable {
-    name: &'static str,
-    handle: JoinHandle<()>,
-    end: Receiver<()>,
-}
-
-fn join(threads: Vec<Joinable>) {
+fn join(threads: Vec<CoreThread>) {
     let until = Instant::now() + JOIN_PATIENCE;
     for thread in threads {
-        // Nothing is ever sent: the channel's end is the thread's.
-        match thread.end.recv_deadline(until) {
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
-                log::debug!("thread {} is left behind in a database call", thread.name);
-            }
-            _ => {
-                let _ = thread.handle.join();
-            }
+        if let Err(name) = thread.join_until(until) {
+            log::debug!("thread {name} is left behind in a database call");
         }
     }
 }

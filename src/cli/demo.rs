@@ -34,7 +34,10 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         say("see the stream:");
         say(format_args!("  curl -N -H 'Authorization: Bearer {}' http://{}/feed", ready.key, ready.address));
         say("everything from the beginning:");
-        say(format_args!("  curl -N -H 'Authorization: Bearer {}' 'http://{}/feed?cursor=0'", ready.key, ready.address));
+        say(format_args!(
+            "  curl -N -H 'Authorization: Bearer {}' 'http://{}/feed?cursor=0'",
+            ready.key, ready.address
+        ));
     })
 }
 

@@ -33,6 +33,9 @@ enum Action {
         /// It ends by itself after this time; without it, never
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
+        /// The key lives so long in the past: every event reaches it that much later
+        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DELAY", default_value = "0s", value_parser = parse_duration)]
+        delay: Duration,
     },
     /// Show live, expired and revoked keys
     List {
@@ -68,17 +71,17 @@ enum Action {
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
     match args.action {
-        Action::Mint { database, name, expires_in } => mint(&database, &name, expires_in),
+        Action::Mint { database, name, expires_in, delay } => mint(&database, &name, expires_in, delay),
         Action::List { database, json } => list(&database, json),
         Action::Revoke { database, name } => revoke(&database, &name),
         Action::Rotate { database, name, overlap, expires_in } => rotate(&database, &name, overlap, expires_in),
     }
 }
 
-fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>) -> Result<(), Error> {
+fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>, delay: Duration) -> Result<(), Error> {
     let (key, hash) = new_key()?;
     let mut connection = database.connect()?;
-    let added = keys::insert(&mut connection, name, &hash, expires_in, Duration::ZERO).doing("mint a key")?;
+    let added = keys::insert(&mut connection, name, &hash, expires_in, delay).doing("mint a key")?;
     if !added {
         return Err(Error::Failed(format!(
             "mint a key: there is a live key named {name:?} already; key rotate or key revoke it"

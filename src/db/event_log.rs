@@ -279,6 +279,28 @@ pub fn read_skipped(connection: &mut Connection) -> Result<Vec<(FeedSeq, FeedSeq
     rows.iter().map(|row| Ok((FeedSeq(row.try_get(0)?), FeedSeq(row.try_get(1)?)))).collect()
 }
 
+/// Reads the head of a delayed tier: the highest number whose usable time is not later than `due`, or that prune has
+/// removed, and its time where the log has it. Reads back over the rows of the delay.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_due_head(connection: &mut Connection, due: EventTime) -> Result<(FeedSeq, Option<EventTime>), Error> {
+    let row = connection.query_one(
+        "select pruned.pruned_through, top.feed_seq, top.event_time \
+         from (select max(pruned_through) as pruned_through from stock_market.signal_feed_pruned) as pruned \
+         left join lateral (select feed_seq, event_time from stock_market.signal_feed_event \
+                            where feed_seq > pruned.pruned_through and event_time <= $1 \
+                              and event_time >= timestamptz '0001-01-01 00:00:00+00' \
+                            order by feed_seq desc limit 1) as top on true",
+        &[&due],
+    )?;
+    let pruned_through = FeedSeq(row.try_get::<_, Option<i64>>(0)?.unwrap_or(0));
+    match row.try_get::<_, Option<i64>>(1)? {
+        Some(seq) => Ok((FeedSeq(seq), row.try_get(2)?)),
+        None => Ok((pruned_through, None)),
+    }
+}
+
 /// Reads this log's identity.
 ///
 /// # Errors

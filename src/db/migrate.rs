@@ -7,4 +7,6 @@ pub fn check_schema(_: &mut Connection) -> Result<(), Error> {
 }
 
 /// stub
-pub fn install(_: &mut Connection) -> Result<(), Error> { Ok(()) }
+pub fn install(_: &mut Connection) -> Result<(), Error> {
+    Ok(())
+}

@@ -68,7 +68,10 @@ impl Broadcaster {
             self.ordinal += batch.entries().len() as u64;
             // The tail first: a client that finds a hole in its queue looks there.
             lock(&self.tier.tail).push(batch.clone());
-            stats.events.add(batch.entries().len());
+            // A delayed tier broadcasts the same events again.
+            if self.tier.delay().is_zero() {
+                stats.events.add(batch.entries().len());
+            }
             for client in self.clients.values() {
                 let dropped = client.queue.offer(&batch);
                 if dropped > 0 {

@@ -6,6 +6,7 @@ pub mod batch;
 pub mod broadcast;
 pub mod client;
 pub mod clock;
+pub mod delayed;
 pub mod health;
 pub mod keys;
 pub mod listen;
@@ -18,12 +19,13 @@ pub mod render;
 pub mod stats;
 pub mod stream;
 pub mod tail;
+pub mod threads;
 pub mod tier;
 pub mod types;
 pub mod upkeep;
 pub mod window;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -63,6 +65,8 @@ pub struct Feed {
     pub clients: Clients,
     /// The tier without a delay.
     pub live: Arc<Tier>,
+    /// The tiers of delayed keys, made when first needed.
+    tiers: Mutex<HashMap<Duration, Arc<Tier>>>,
     /// Connections for replay.
     pub replay: ReplayPool,
     /// What is counted.
@@ -96,6 +100,7 @@ impl Feed {
             keys: KeyRing::default(),
             clients: Clients::default(),
             live,
+            tiers: Mutex::default(),
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
             feed_id: Mutex::default(),

@@ -17,7 +17,7 @@ use super::tail::TailRead;
 use super::tier::Tier;
 use super::types::{EventTime, FeedSeq};
 use super::window::Earliest;
-use super::{Feed, lock, random_between};
+use super::{Feed, delayed, lock, random_between};
 use crate::db::{self, event_log};
 use crate::http::outlet::{Blocked, Outlet};
 
@@ -54,9 +54,9 @@ struct Position {
 
 /// One client's stream.
 pub struct Stream<'a, 'o> {
-    feed: &'a Feed,
+    feed: &'a Arc<Feed>,
     client: &'a Arc<Client>,
-    tier: &'a Tier,
+    tier: Arc<Tier>,
     outlet: &'a mut Outlet<'o>,
     at: Position,
     /// Events broadcast up to the cursor, as the reader counts them; for counting what was dropped.
@@ -85,12 +85,12 @@ type Step<T = ()> = Result<T, Stop>;
 
 impl<'a, 'o> Stream<'a, 'o> {
     /// A stream that has not begun. The response's head is written already.
-    pub fn new(feed: &'a Feed, client: &'a Arc<Client>, outlet: &'a mut Outlet<'o>) -> Self {
+    pub fn new(feed: &'a Arc<Feed>, client: &'a Arc<Client>, outlet: &'a mut Outlet<'o>) -> Self {
         let age = feed.options.max_stream_age.map(|most| random_between(most * 4 / 5, most));
         Self {
             feed,
             client,
-            tier: &feed.live,
+            tier: feed.live.clone(),
             outlet,
             at: Position { cursor: FeedSeq(0), time: None, row: None },
             ordinal: 0,
@@ -127,6 +127,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     }
 
     fn stream(&mut self, asked: Asked) -> Step<std::convert::Infallible> {
+        self.enter_tier()?;
         match asked.cursor {
             None => self.begin_now()?,
             Some(cursor) => self.begin_at(cursor, asked.time)?,
@@ -135,6 +136,24 @@ impl<'a, 'o> Stream<'a, 'o> {
             self.live()?;
             self.feed.stats.catch_ups.add(1);
             self.catch_up()?;
+        }
+    }
+
+    /// Finds the tier of the stream's key, which a delayed key may be the first to need.
+    fn enter_tier(&mut self) -> Step {
+        let delay = self.client.key.delay;
+        if delay.is_zero() {
+            return Ok(());
+        }
+        loop {
+            match delayed::tier(self.feed, delay) {
+                Ok(tier) => {
+                    self.history = tier.history();
+                    self.tier = tier;
+                    return Ok(());
+                }
+                Err(error) => self.retry_later(&error)?,
+            }
         }
     }
 
@@ -149,7 +168,9 @@ impl<'a, 'o> Stream<'a, 'o> {
         self.at = Position { cursor, time: None, row: None };
         self.client.delivered(cursor, 0);
         self.connected(cursor)?;
-        if self.feed.is_skipped(cursor) || !self.is_in_log(cursor)? {
+        // Nothing that a delayed key is told may depend on what its tier has not reached.
+        let is_skipped = |stream: &Self| stream.feed.is_skipped(cursor);
+        if (self.is_live_tier() && is_skipped(self)) || !self.is_in_log(cursor)? || is_skipped(self) {
             return self.rewritten();
         }
         self.find_place(cursor)?;
@@ -175,7 +196,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                 return Ok(true);
             }
             // Between the head and the counter it counts as the head.
-            if cursor <= self.feed.counter() {
+            if self.is_live_tier() && cursor <= self.feed.counter() {
                 return Ok(true);
             }
             if Instant::now() >= until && self.feed.health.outage().is_none() {
@@ -206,6 +227,10 @@ impl<'a, 'o> Stream<'a, 'o> {
         self.at.time = place.time;
         self.at.row = Some(place.row_at_or_below);
         Ok(place.row_at_or_below)
+    }
+
+    fn is_live_tier(&self) -> bool {
+        self.tier.delay().is_zero()
     }
 
     fn earliest(&mut self) -> Step<Earliest> {
@@ -481,7 +506,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         let now = self.query(|connection| event_log::read_time(connection, cursor))?;
         let is_same = match time {
             Some(time) => now == Some(time),
-            None => cursor <= self.tier.head().max(self.feed.counter()),
+            None => cursor <= self.tier.head() || (self.is_live_tier() && cursor <= self.feed.counter()),
         };
         if is_same {
             self.at.row = None;
@@ -553,6 +578,12 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn system(&mut self, message: &serde_json::Value) -> Step {
         self.write_blocks(format!("event: system\ndata: {message}\n\n").as_bytes())
+    }
+}
+
+impl Drop for Stream<'_, '_> {
+    fn drop(&mut self) {
+        self.tier.deregister(self.client);
     }
 }
 

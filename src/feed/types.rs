@@ -4,7 +4,8 @@ use std::fmt;
 
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
-use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::types::private::BytesMut;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 
 /// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -86,6 +87,19 @@ impl<'a> FromSql<'a> for EventTime {
     fn accepts(ty: &Type) -> bool {
         *ty == Type::TIMESTAMPTZ
     }
+}
+
+impl ToSql for EventTime {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.0.to_be_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
+
+    tokio_postgres::types::to_sql_checked!();
 }
 
 #[cfg(test)]

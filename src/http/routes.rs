@@ -29,7 +29,7 @@ const COOKIE: &str = "signal_feed_session";
 const HOLD_LOOK: Duration = Duration::from_millis(250);
 
 /// Serves one connection. Blocks for as long as it lasts.
-pub fn serve(feed: &Feed, stream: &Arc<TcpStream>, address: SocketAddr, place: &Place) {
+pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, place: &Place) {
     let evict = || {
         if place.is_stranger() {
             feed.stats.evicted.add(1);
@@ -64,7 +64,7 @@ fn head_error(error: HeadError) -> Response {
 }
 
 struct Request<'a> {
-    feed: &'a Feed,
+    feed: &'a Arc<Feed>,
     stream: &'a Arc<TcpStream>,
     address: SocketAddr,
     place: &'a Place,
@@ -260,7 +260,6 @@ impl Admitted<'_> {
     }
 
     fn leave(&self, end: End) {
-        self.feed.live.deregister(self.client);
         self.feed.clients.leave(self.client);
         self.feed.stats.ends(end).add(1);
         log::info!(
