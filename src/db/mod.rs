@@ -2,8 +2,11 @@
 //!
 //! Nothing here owns a thread.
 
+pub mod capture;
 mod connection;
 mod error;
+mod inspect;
+pub mod migrate;
 
 pub use connection::{Connection, Notification, Settings};
 pub use error::Error;
