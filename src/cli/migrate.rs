@@ -1,16 +1,71 @@
-//! `signal-feed migrate`: installs or upgrades the schema.
+//! `signal-feed migrate`: installs, upgrades or repairs the schema.
 
-use super::DatabaseArgs;
-use crate::error::Error;
+use std::time::Duration;
 
-/// Install or upgrade the feed's schema; safe to run again
+use super::{DatabaseArgs, say};
+use crate::config::parse_duration;
+use crate::db::Connection;
+use crate::db::migrate::{self, Options, ROLES_SQL, SignalInserted};
+use crate::error::{Doing, Error};
+
+/// Install, upgrade or repair the feed's schema; safe to run again
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
+    /// Change nothing; exit 1 if something is missing
+    #[arg(long, env = "SIGNAL_FEED_CHECK", conflicts_with = "roles_sql")]
+    check: bool,
+    /// Print the statements that make the roles, for a DBA or another cluster; needs no database
+    #[arg(long, env = "SIGNAL_FEED_ROLES_SQL")]
+    roles_sql: bool,
+    /// How long to try for the lock on signal; writers go on between the tries
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_LOCK_WAIT", default_value = "5m", value_parser = parse_duration)]
+    lock_wait: Duration,
+    /// Whether an INSERT also notifies channel signal_inserted [default: as chosen before, at first auto]
+    #[arg(long, value_name = "WHEN", env = "SIGNAL_FEED_SIGNAL_INSERTED", value_enum)]
+    signal_inserted: Option<Choice>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Choice {
+    /// Unless another trigger on signal does
+    Auto,
+    /// Yes
+    On,
+    /// No
+    Off,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    args.database.connect()?;
-    Ok(())
+    if args.roles_sql {
+        say(ROLES_SQL.trim_end());
+        return Ok(());
+    }
+    let options = Options {
+        lock_wait: args.lock_wait,
+        signal_inserted: args.signal_inserted.map(|choice| match choice {
+            Choice::Auto => SignalInserted::Auto,
+            Choice::On => SignalInserted::On,
+            Choice::Off => SignalInserted::Off,
+        }),
+    };
+    let mut connection =
+        Connection::open(&args.database.settings()?, "signal-feed migrate").doing("connect to the database")?;
+    migrate::allow_long_statements(&mut connection)?;
+    if !args.check {
+        return migrate::migrate(&mut connection, &options, &mut |line| say(line));
+    }
+    let missing = migrate::check(&mut connection, &options)?;
+    for line in &missing {
+        say(line);
+    }
+    match missing.len() {
+        0 => {
+            say("nothing to do");
+            Ok(())
+        }
+        1 => Err(Error::Failed("migrate --check: 1 thing is missing; run \"signal-feed migrate\"".into())),
+        many => Err(Error::Failed(format!("migrate --check: {many} things are missing; run \"signal-feed migrate\""))),
+    }
 }

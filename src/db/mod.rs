@@ -2,9 +2,11 @@
 //!
 //! Nothing here owns a thread.
 
+pub mod capture;
 mod connection;
 mod error;
 pub mod event_log;
+mod inspect;
 pub mod keys;
 pub mod migrate;
 pub mod quarantine;

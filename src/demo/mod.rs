@@ -18,6 +18,9 @@ use crate::feed::keys::new_key;
 /// The demo's database.
 const DATABASE: &str = "demo";
 
+/// Nobody else is in the demo's database.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
 /// What somebody who watches the demo needs to know.
 #[derive(Debug)]
 pub struct Ready {
@@ -44,7 +47,8 @@ pub fn run(options: ServeOptions, rate: f64, stop: &Receiver<()>, ready: impl Fn
     let database_url = postgres.url(DATABASE);
     let settings = settings(&database_url)?;
     let mut connection = Connection::open(&settings, "signal-feed demo").doing("connect to the demo's database")?;
-    migrate::install(&mut connection)?;
+    let options_of_migrate = migrate::Options { lock_wait: LOCK_WAIT, signal_inserted: None };
+    migrate::migrate(&mut connection, &options_of_migrate, &mut |line| log::debug!("migrate: {line}"))?;
     let (key, hash) = new_key()?;
     keys::insert(&mut connection, "demo", &hash, None, Duration::ZERO).doing("mint the demo's key")?;
     drop(connection);

@@ -26,7 +26,7 @@ pub mod upkeep;
 pub mod window;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -71,6 +71,8 @@ pub struct Feed {
     pub replay: ReplayPool,
     /// What is counted.
     pub stats: Stats,
+    /// Whether what is written to `signal` reaches the log, as last checked.
+    pub capture_on: AtomicBool,
     feed_id: Mutex<String>,
     /// The counter's value, and the ranges that `restored` skipped (both ends included), as last read.
     counter: AtomicI64,
@@ -103,6 +105,7 @@ impl Feed {
             tiers: Mutex::default(),
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
+            capture_on: AtomicBool::new(true),
             feed_id: Mutex::default(),
             counter: AtomicI64::new(0),
             skipped: Mutex::default(),

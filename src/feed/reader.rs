@@ -18,7 +18,8 @@ use super::tier::Control;
 use super::types::{EventTime, FeedSeq};
 use super::{Feed, LIVE_TAIL_BYTES};
 use crate::db::event_log::{self, LogState};
-use crate::db::{self, Connection, Settings};
+use crate::db::{self, Connection, Settings, migrate};
+use crate::error::Error;
 
 /// The log is looked at this often however long `--poll-interval` is: it proves that the database is there.
 const LONGEST_POLL: Duration = Duration::from_secs(2);
@@ -125,7 +126,7 @@ impl<'a> Reader<'a> {
     fn look(&mut self, check: bool) -> Result<(), db::Error> {
         let (mut connection, is_new) = match self.connection.take() {
             Some(connection) => (connection, false),
-            None => (Connection::open(self.settings, "signal-feed reader")?, true),
+            None => (self.connect()?, true),
         };
         let outcome = self.look_with(&mut connection, is_new, check);
         if outcome.is_ok() {
@@ -133,6 +134,19 @@ impl<'a> Reader<'a> {
             self.feed.health.proven(Part::Log);
         }
         outcome
+    }
+
+    /// Connects to the database, which may have another schema than when the server began.
+    fn connect(&self) -> Result<Connection, db::Error> {
+        let mut connection = Connection::open(self.settings, "signal-feed reader")?;
+        match migrate::check_schema(&mut connection) {
+            Ok(()) => Ok(connection),
+            Err(Error::Database { cause, .. }) => Err(cause),
+            Err(error) => {
+                self.feed.fail(error.to_string());
+                Err(db::Error::Settings(error.to_string()))
+            }
+        }
     }
 
     fn look_with(&mut self, connection: &mut Connection, is_new: bool, check: bool) -> Result<(), db::Error> {

@@ -4,6 +4,7 @@
 //! receives records over a bounded channel, sends nothing, and ends when the server stops.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -18,6 +19,9 @@ pub const RECORD_SLOTS: usize = 1024;
 const USES_EVERY: Duration = Duration::from_secs(10);
 /// How often what could not be written is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is checked that capture is on.
+const CAPTURE_EVERY: Duration = Duration::from_secs(10);
 
 /// What is to be written.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
     let mut connection: Option<Connection> = None;
     let mut unwritten = Unwritten::default();
     let mut uses_due = Instant::now();
+    let mut capture_due = Instant::now();
     let mut failing = false;
     loop {
         let stopping = feed.health.is_stopping();
@@ -51,6 +56,13 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
             }
             Err(_) if feed.health.outage().is_some() && !stopping => continue,
             Err(_) => {}
+        }
+        if !stopping && Instant::now() >= capture_due {
+            capture_due = Instant::now() + CAPTURE_EVERY;
+            if let Err(error) = check_capture(feed, &mut connection, settings) {
+                log::debug!("check that capture is on: {error}");
+                connection = None;
+            }
         }
         let with_uses = stopping || Instant::now() >= uses_due;
         if !unwritten.quarantined.is_empty() || (with_uses && !unwritten.used.is_empty()) {
@@ -96,10 +108,7 @@ fn write(
     unwritten: &mut Unwritten,
     with_uses: bool,
 ) -> Result<(), db::Error> {
-    let connection = match connection {
-        Some(connection) => connection,
-        none => none.insert(Connection::open(settings, "signal-feed upkeep")?),
-    };
+    let connection = connected(connection, settings)?;
     while let Some((seq, error)) = unwritten.quarantined.first_key_value() {
         db::quarantine::record(connection, *seq, error)?;
         unwritten.quarantined.pop_first();
@@ -110,4 +119,25 @@ fn write(
         unwritten.used.clear();
     }
     Ok(())
+}
+
+/// Whether what is written to `signal` reaches the log: nobody else would notice that it does not.
+fn check_capture(feed: &Feed, connection: &mut Option<Connection>, settings: &Settings) -> Result<(), db::Error> {
+    let fault = db::capture::capture_fault(connected(connection, settings)?)?;
+    let was_on = feed.capture_on.swap(fault.is_none(), Ordering::Relaxed);
+    match fault {
+        Some(fault) => log::error!(
+            "capture is off: {fault}; signals are written that nobody will see: run \"signal-feed migrate\""
+        ),
+        None if !was_on => log::warn!("capture is on again"),
+        None => {}
+    }
+    Ok(())
+}
+
+fn connected<'a>(connection: &'a mut Option<Connection>, settings: &Settings) -> Result<&'a mut Connection, db::Error> {
+    match connection {
+        Some(connection) => Ok(connection),
+        none => Ok(none.insert(Connection::open(settings, "signal-feed upkeep")?)),
+    }
 }

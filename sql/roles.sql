@@ -1,0 +1,62 @@
+-- The roles of the feed and their memberships, none of which can log in.
+-- Safe to run again, and at the same time from several databases of one cluster.
+
+do $roles$
+declare
+    wanted text;
+begin
+    foreach wanted in array array[
+        'signal_feed_owner', 'signal_feed_capture', 'signal_feed_render',
+        'signal_feed_server', 'signal_feed_admin', 'signal_feed_bot']
+    loop
+        if not exists (select from pg_catalog.pg_roles as r where r.rolname = wanted) then
+            begin
+                execute pg_catalog.format('create role %I nologin', wanted);
+            exception
+                -- Another database's migrate made it in the meantime.
+                when duplicate_object or unique_violation then null;
+            end;
+        end if;
+    end loop;
+end
+$roles$;
+
+-- With it doctor sees what other sessions do; without it doctor says what it could not see.
+do $monitor$
+begin
+    if not pg_catalog.pg_has_role('signal_feed_admin', 'pg_monitor', 'member') then
+        grant pg_monitor to signal_feed_admin;
+    end if;
+exception
+    when insufficient_privilege then
+        raise notice 'signal_feed_admin is not a member of pg_monitor: doctor will see less of other sessions';
+    when others then
+        -- Another database's migrate granted it in the same moment.
+        if not pg_catalog.pg_has_role('signal_feed_admin', 'pg_monitor', 'member') then
+            raise;
+        end if;
+end
+$monitor$;
+
+-- Whoever runs migrate without being a superuser must be able to hand objects over to the feed's own roles.
+-- Here that is the owner of the database in which this runs; for another role add a grant of your own:
+--   grant signal_feed_owner, signal_feed_capture, signal_feed_render to "the role that runs migrate";
+do $owner$
+declare
+    runner name;
+    wanted text;
+begin
+    foreach runner in array array[
+        (select pg_catalog.pg_get_userbyid(d.datdba) from pg_catalog.pg_database as d
+            where d.datname = pg_catalog.current_database()),
+        current_user]
+    loop
+        continue when (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname = runner);
+        foreach wanted in array array['signal_feed_owner', 'signal_feed_capture', 'signal_feed_render'] loop
+            if not pg_catalog.pg_has_role(runner, wanted, 'usage') then
+                execute pg_catalog.format('grant %I to %I', wanted, runner);
+            end if;
+        end loop;
+    end loop;
+end
+$owner$;
