@@ -89,7 +89,7 @@ pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
 /// # Errors
 /// Where the database cannot be asked, or cannot be migrated at all (the text says why).
 pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<String>, Error> {
-    let findings = look(connection)?;
+    let findings = look(connection, options)?;
     let mut lines: Vec<String> = findings.faults.into_iter().map(|fault| fault.text).collect();
     if let (Some(wanted), Some(chosen)) = (options.signal_inserted, &findings.chosen)
         && wanted.as_str() != chosen
@@ -113,7 +113,7 @@ pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnM
             connection.query("select pg_advisory_unlock($1)", &[&ADVISORY_KEY]).doing("release the migration lock")?;
         }
         outcome?;
-        let left = look(connection)?.faults;
+        let left = look(connection, options)?.faults;
         if !left.is_empty() {
             let texts: Vec<String> = left.into_iter().map(|fault| fault.text).collect();
             return Err(Error::Failed(format!("migrate could not put right: {}", texts.join("; "))));
@@ -198,7 +198,7 @@ struct Findings {
     pending: Vec<&'static File>,
 }
 
-fn look(connection: &mut Connection) -> Result<Findings, Error> {
+fn look(connection: &mut Connection, options: &Options) -> Result<Findings, Error> {
     let doing = "look at the installation";
     if let Some(why) = inspect::refusal(connection).doing(doing)? {
         return Err(Error::Failed(why));
@@ -223,12 +223,20 @@ fn look(connection: &mut Connection) -> Result<Findings, Error> {
     let mut faults: Vec<inspect::Fault> =
         pending.iter().map(|file| inspect::Fault::new(format!("migration {} is not applied", file.name))).collect();
     let mut chosen = None;
+    let others = inspect::other_notifier(connection).doing(doing)?;
     if newest >= CAPTURE_VERSION {
         faults.append(&mut inspect::faults(connection).doing(doing)?);
         chosen = connection
             .query_opt("select c.signal_inserted from stock_market.signal_feed_choice as c", &[])
             .doing(doing)?
             .map(|row| row.get(0));
+    }
+    let on = options.signal_inserted.map_or(chosen.as_deref() == Some("on"), |wanted| wanted == SignalInserted::On);
+    if on && let Some(name) = others {
+        return Err(Error::Failed(format!(
+            "--signal-inserted on: the trigger {name} on stock_market.signal notifies that channel already; \
+             drop it first, or choose auto"
+        )));
     }
     Ok(Findings { faults, chosen, pending })
 }
@@ -286,7 +294,7 @@ fn put_right(
     say: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
     // Another migrate may have done it all while this one waited.
-    let findings = look(connection)?;
+    let findings = look(connection, options)?;
     if findings.pending.is_empty() {
         let rechosen =
             options.signal_inserted.is_some_and(|wanted| findings.chosen.as_deref() != Some(wanted.as_str()));
