@@ -69,7 +69,7 @@ pub(crate) fn usage(error: &clap::Error) -> Error {
     Error::Usage(line.strip_prefix("error: ").unwrap_or(&line).to_owned())
 }
 
-fn finish(outcome: Result<(), Error>) -> ExitCode {
+pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

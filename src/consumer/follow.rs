@@ -246,15 +246,13 @@ impl Follower {
                 }
                 Some(Happening::Connected(connected))
             }
-            Message::Signal(event) => {
-                self.in_order(event.feed_seq, event.prev_seq, |_| Some(Happening::Signal(event)))
-            }
+            Message::Signal(event) => self.in_order(event.feed_seq, event.prev_seq, |_| Some(Happening::Signal(event))),
             Message::Quarantined(event) => {
                 self.in_order(event.feed_seq, event.prev_seq, |_| Some(Happening::Quarantined(event)))
             }
-            Message::Unreadable { feed_seq: Some(number), why, data } => self.in_order(number, None, |_| {
-                Some(Happening::Unreadable { feed_seq: Some(number), why, data })
-            }),
+            Message::Unreadable { feed_seq: Some(number), why, data } => {
+                self.in_order(number, None, |_| Some(Happening::Unreadable { feed_seq: Some(number), why, data }))
+            }
             Message::Unreadable { feed_seq, why, data } => Some(Happening::Unreadable { feed_seq, why, data }),
             Message::Missed(missed) => {
                 self.new_chain = true;

@@ -39,12 +39,7 @@ impl Journal {
 
     /// Opens the journal, or begins it. Reads it whole, drops a torn last line, shrinks what is old.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .doing(doing("open", path))?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).doing(doing("read", path))?;
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

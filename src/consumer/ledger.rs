@@ -213,14 +213,9 @@ impl Ledger {
         self.known.contains_key(id)
     }
 
-    /// The oldest order whose outcome is not known yet.
+    /// The order to settle first: one whose outcome is unknown goes before those that surely were not sent.
     pub(super) fn first_open(&self) -> Option<&OpenIntent> {
-        self.open.first()
-    }
-
-    /// The order of this key, where its outcome is not known yet.
-    pub(super) fn open(&self, key: &OrderKey) -> Option<&OpenIntent> {
-        self.open.iter().find(|intent| &intent.order.key() == key)
+        self.open.iter().find(|intent| !intent.unsent).or(self.open.first())
     }
 
     /// Takes the next line into account.

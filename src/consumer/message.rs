@@ -171,8 +171,7 @@ fn system(data: &str) -> Message {
 /// As much of a text as a log line takes, without control characters.
 pub(super) fn clip(text: &str) -> String {
     const MOST_CHARS: usize = 300;
-    let mut clipped: String =
-        text.chars().take(MOST_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut clipped: String = text.chars().take(MOST_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(MOST_CHARS).is_some() {
         clipped.push('…');
     }
@@ -202,7 +201,9 @@ mod tests {
     fn what_cannot_be_read_keeps_its_number() {
         assert!(matches!(read("signal", "7", "not json"), Message::Unreadable { feed_seq: Some(7), .. }));
         assert!(matches!(read("signal", "", "{}"), Message::Unreadable { feed_seq: None, .. }));
-        let Message::Signal(event) = read("signal", "8", r#"{"prev_seq":7,"signal":null}"#) else { panic!("no signal") };
+        let Message::Signal(event) = read("signal", "8", r#"{"prev_seq":7,"signal":null}"#) else {
+            panic!("no signal")
+        };
         assert_eq!(event.feed_seq, 8);
         assert!(event.signal.is_err());
     }

@@ -146,7 +146,8 @@ impl Signal {
             Some("exit") => Action::Exit,
             _ => return Err("the row's action is neither entry nor exit".to_owned()),
         };
-        let symbol = string(columns.symbol).filter(|symbol| !symbol.trim().is_empty()).ok_or("the row has no symbol")?;
+        let symbol =
+            string(columns.symbol).filter(|symbol| !symbol.trim().is_empty()).ok_or("the row has no symbol")?;
         let side = string(columns.side)
             .filter(|side| side == "BUY" || side == "SELL")
             .ok_or("the row's side is neither BUY nor SELL")?;
@@ -238,7 +239,8 @@ mod tests {
 
     #[test]
     fn the_order_keeps_every_digit_and_names_its_kind() {
-        let row = r#"{"id":7,"action":"exit","symbol":"A","side":"SELL","quantity":0.10000000000000000000001,"price":1.50}"#;
+        let row =
+            r#"{"id":7,"action":"exit","symbol":"A","side":"SELL","quantity":0.10000000000000000000001,"price":1.50}"#;
         let line = signal(row).unwrap().order(Some(9), Some("t".into())).line(Request::Order);
         assert!(line.starts_with(r#"{"type":"order","order_ref":"sf-7-exit","signal_id":7,"action":"exit""#), "{line}");
         assert!(line.contains(r#""quantity":0.10000000000000000000001,"price":1.50,"feed_seq":9"#), "{line}");

@@ -177,9 +177,7 @@ mod tests {
     }
 
     fn drain(parser: &mut Parser) -> Vec<(String, String, String)> {
-        std::iter::from_fn(|| parser.next_event())
-            .map(|event| (event.event, event.data, event.last_event_id))
-            .collect()
+        std::iter::from_fn(|| parser.next_event()).map(|event| (event.event, event.data, event.last_event_id)).collect()
     }
 
     fn triple(event: &str, data: &str, id: &str) -> (String, String, String) {

@@ -361,7 +361,8 @@ mod tests {
         for good in ["http://feed:8080/feed", "http://[::1]:8080/feed", "http://proxy/signals/feed"] {
             assert!(good.parse::<FeedUrl>().is_ok(), "{good}");
         }
-        for bad in ["", "feed", "ftp://feed/feed", "http://feed/", "http://feed/feed?cursor=1", "http://u:p@feed/feed"] {
+        for bad in ["", "feed", "ftp://feed/feed", "http://feed/", "http://feed/feed?cursor=1", "http://u:p@feed/feed"]
+        {
             assert!(bad.parse::<FeedUrl>().is_err_and(|why| why.contains("expected")), "{bad}");
         }
     }
