@@ -144,6 +144,8 @@ impl<'a> Bot<'a> {
     fn open(options: &'a BotOptions, open_broker: OpenBroker<'_>, stop: &'a Stop) -> Result<Self, Error> {
         let state_path = files::resolved(&options.state_file)?;
         let journal_path = files::resolved(&options.journal)?;
+        files::require_plain(&state_path)?;
+        files::require_plain(&journal_path)?;
         let locks = [Lock::take(&journal_path)?, Lock::take(&state_path)?];
         let state_file = StateFile::new(state_path.clone());
         let found = state_file.load()?;

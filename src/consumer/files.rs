@@ -49,6 +49,14 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     Ok(parent.join(name))
 }
 
+/// Refuses what is there and no plain file: a device or a pipe could be read without end.
+pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(Error::Failed(format!("{} is no plain file", path.display()))),
+        _ => Ok(()),
+    }
+}
+
 /// Replaces a file as a whole: temporary file, rename. With `sync` it is on the disk when this returns.
 pub(super) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temporary = with_suffix(path, ".tmp");
