@@ -70,4 +70,5 @@ pub mod state;
 pub mod stop;
 pub mod stream;
 
+pub(crate) use args::key_from_file;
 pub use args::main;

@@ -6,4 +6,5 @@ mod files;
 mod kill;
 mod process;
 mod table;
+mod tail;
 mod usage;
