@@ -12,6 +12,8 @@ pub enum Error {
     Usage(String),
     /// The work itself cannot be done, for a reason said in full: exit code 1.
     Failed(String),
+    /// The feed does not accept the key, and will not by trying again: exit code 77 (sysexits: EX_NOPERM).
+    Refused(String),
     /// A database call failed while doing something: exit code 1.
     Database {
         /// What was being done, a verb phrase.
@@ -33,6 +35,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::Refused(_) => 77,
             Self::Failed(_) | Self::Database { .. } | Self::Io { .. } => 1,
         }
     }
@@ -41,7 +44,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Failed(text) => f.write_str(text),
+            Self::Usage(text) | Self::Failed(text) | Self::Refused(text) => f.write_str(text),
             Self::Database { doing, cause } => write!(f, "{doing}: {cause}"),
             Self::Io { doing, cause } => write!(f, "{doing}: {cause}"),
         }

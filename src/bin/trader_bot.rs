@@ -1,2 +1,5 @@
-//! The reference consumer.
-fn main() {}
+//! `trader-bot`: the reference consumer. Parse, run, end with its exit code.
+
+fn main() -> std::process::ExitCode {
+    signal_feed::consumer::main()
+}

@@ -7,6 +7,7 @@ mod logging;
 mod migrate;
 mod quarantine;
 mod serve;
+mod tail;
 
 pub use database::DatabaseArgs;
 
@@ -33,6 +34,7 @@ enum Command {
     Serve(Box<serve::Args>),
     Key(key::Args),
     Quarantine(quarantine::Args),
+    Tail(tail::Args),
     Demo(demo::Args),
 }
 
@@ -56,6 +58,7 @@ impl Command {
             Self::Serve(args) => serve::run(*args),
             Self::Key(args) => key::run(args),
             Self::Quarantine(args) => quarantine::run(args),
+            Self::Tail(args) => tail::run(args),
             Self::Demo(args) => demo::run(&args),
         }
     }
@@ -69,7 +72,7 @@ pub(crate) fn usage(error: &clap::Error) -> Error {
     Error::Usage(line.strip_prefix("error: ").unwrap_or(&line).to_owned())
 }
 
-fn finish(outcome: Result<(), Error>) -> ExitCode {
+pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

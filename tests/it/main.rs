@@ -10,5 +10,6 @@
 
 mod support;
 
+mod bot;
 mod database;
 mod migrate;

@@ -1,0 +1,105 @@
+//! `signal-feed tail`: a consumer for the shell.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+
+use crate::consumer::follow::{End, FollowOptions, Follower, Happening};
+use crate::consumer::key_from_file;
+use crate::consumer::stop::Stop;
+use crate::consumer::stream::{Cursor, FeedUrl};
+use crate::error::Error;
+
+/// Print every event of a feed as one JSON line
+///
+/// Notices go to standard error. It reconnects like trader-bot, so nothing is missed or printed twice. Exit code 1 where
+/// the feed said that events are lost for good, 77 where it does not accept the key. It ends well when its reader does.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file key | jq .signal.symbol"
+)]
+pub(super) struct Args {
+    /// Address of the stream; repeat it for more feeds of the same log, tried in turn
+    #[arg(long, value_name = "URL", env = "SIGNAL_FEED_FEED_URL", required = true, value_delimiter = ',')]
+    feed_url: Vec<FeedUrl>,
+    /// File with the API key
+    #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_FEED_API_KEY_FILE")]
+    feed_api_key_file: PathBuf,
+    /// Begin after this event [default: from now]
+    #[arg(long, value_name = "N", env = "SIGNAL_FEED_CURSOR", value_parser = clap::value_parser!(i64).range(0..))]
+    cursor: Option<i64>,
+    /// End after this many events [default: never]
+    #[arg(long, value_name = "N", env = "SIGNAL_FEED_COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Error> {
+    let key = key_from_file(&args.feed_api_key_file)?;
+    let stop = Stop::new();
+    let asked = stop.clone();
+    ctrlc::set_handler(move || asked.ask())
+        .map_err(|error| Error::Failed(format!("set up the handler of SIGINT: {error}")))?;
+    let cursor = args.cursor.map(|feed_seq| Cursor { feed_seq, event_time: None });
+    let mut follower = Follower::new(&FollowOptions::new(args.feed_url, key), cursor, stop);
+    let mut missed = None;
+    let mut left = args.count;
+    while left != Some(0) {
+        let happening = match follower.next_happening() {
+            Ok(happening) => happening,
+            Err(End::Stopped) => break,
+            Err(End::Unauthorized { url, answer }) => return Err(Error::Refused(format!("{url}: {answer}"))),
+        };
+        match happening {
+            Happening::Signal(event) => {
+                if !print(&event.data)? {
+                    return Ok(());
+                }
+                follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: event.event_time });
+                left = left.map(|left| left - 1);
+            }
+            Happening::Unreadable { feed_seq, why, .. } => {
+                notice(&format!("an event was passed over: {why}"));
+                if let Some(feed_seq) = feed_seq {
+                    follower.acknowledge(Cursor { feed_seq, event_time: None });
+                }
+            }
+            Happening::Quarantined(event) => {
+                notice(&format!("event {} cannot be delivered to anybody: {}", event.feed_seq, event.error));
+                follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
+            }
+            Happening::Missed(reason) => {
+                notice(&format!("{}: events were missed for good", reason.reason()));
+                missed = Some(reason);
+            }
+            Happening::Notice(text) => notice(&format!("the feed says {text}")),
+            Happening::Connected(connected) => {
+                let cursor = connected.cursor.map_or("now".to_owned(), |cursor| cursor.to_string());
+                notice(&format!("connected, streaming after {cursor}"));
+            }
+            Happening::Interrupted(interruption) => {
+                let seconds = interruption.wait.as_secs_f64();
+                notice(&format!("{}: {}; trying again in {seconds:.1} s", interruption.url, interruption.cause));
+            }
+            Happening::Alive => {}
+        }
+    }
+    match missed {
+        None => Ok(()),
+        Some(missed) => Err(Error::Failed(format!("{}: events were missed for good", missed.reason()))),
+    }
+}
+
+/// False where nobody reads any more (`| head`), which is a normal end.
+fn print(data: &str) -> Result<bool, Error> {
+    let mut line = data.replace(['\n', '\r'], " ");
+    line.push('\n');
+    match io::stdout().write_all(line.as_bytes()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(cause) => Err(Error::Io { doing: "write to standard output".to_owned(), cause }),
+    }
+}
+
+fn notice(text: &str) {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let _ = writeln!(io::stderr(), "{line}");
+}

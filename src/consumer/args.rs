@@ -1,0 +1,278 @@
+//! The command line of `trader-bot`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+use std::{fmt, fs};
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+
+use super::bot::{self, BotOptions, OnQuarantined};
+use super::broker::{Broker, ExecBroker, PaperBroker};
+use super::files::with_suffix;
+use super::follow::FollowOptions;
+use super::logging;
+use super::recovery::Recovery;
+use super::stop::Stop;
+use super::stream::{ApiKey, FeedUrl};
+use crate::config::{parse_duration, parse_positive_duration};
+use crate::error::{Doing, Error};
+
+/// Places orders from a signal feed, each at most once, and knows when it missed something.
+///
+/// Every option can also be given as an environment variable TRADER_BOT_<OPTION>; the flag wins.
+/// Exit codes: 0 stopped by a signal, 1 failure, 2 wrong usage, 77 the feed does not accept the key.
+#[derive(Debug, Parser)]
+#[command(
+    name = "trader-bot",
+    version,
+    max_term_width = 100,
+    after_help = "Example:\n  trader-bot --feed-url http://feed:8080/feed --feed-api-key-file key --broker exec:./broker.py"
+)]
+struct Args {
+    /// Address of the stream; repeat it for more feeds of the same log, tried in turn
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TRADER_BOT_FEED_URL",
+        required = true,
+        value_delimiter = ',',
+        help_heading = "Feed"
+    )]
+    feed_url: Vec<FeedUrl>,
+    /// API key (others on this machine can see a flag; prefer the file or the environment)
+    #[arg(long, value_name = "KEY", env = "TRADER_BOT_FEED_API_KEY", hide_env_values = true, help_heading = "Feed")]
+    feed_api_key: Option<String>,
+    /// File with the API key
+    #[arg(long, value_name = "FILE", env = "TRADER_BOT_FEED_API_KEY_FILE", help_heading = "Feed")]
+    feed_api_key_file: Option<PathBuf>,
+    /// Longest silence of the feed before the connection counts as dead
+    #[arg(long, value_name = "D", env = "TRADER_BOT_READ_TIMEOUT", default_value = "35s",
+          value_parser = parse_positive_duration, help_heading = "Feed")]
+    read_timeout: Duration,
+    /// Limit of the first wait after a failure; it doubles with each, and each wait is random below it
+    #[arg(long, value_name = "D", env = "TRADER_BOT_BACKOFF_MIN", default_value = "1s",
+          value_parser = parse_positive_duration, help_heading = "Feed")]
+    backoff_min: Duration,
+    /// Limit of every wait
+    #[arg(long, value_name = "D", env = "TRADER_BOT_BACKOFF_MAX", default_value = "60s",
+          value_parser = parse_positive_duration, help_heading = "Feed")]
+    backoff_max: Duration,
+
+    /// Where orders go: paper, exec:PROGRAM, or ibkr:HOST:PORT in a build with that feature
+    #[arg(long, value_name = "BROKER", env = "TRADER_BOT_BROKER", default_value = "paper", help_heading = "Orders")]
+    broker: BrokerChoice,
+    /// Longest time for one order, or one look-up
+    #[arg(long, value_name = "D", env = "TRADER_BOT_BROKER_TIMEOUT", default_value = "30s",
+          value_parser = parse_positive_duration, help_heading = "Orders")]
+    broker_timeout: Duration,
+    /// Entries older than this are never placed (a duration, or off); exits always are
+    #[arg(
+        long,
+        value_name = "D|off",
+        env = "TRADER_BOT_MAX_ENTRY_AGE",
+        default_value = "off",
+        help_heading = "Orders"
+    )]
+    max_entry_age: OrOff,
+    /// What to do about an event that the feed cannot deliver to anybody
+    #[arg(long, value_enum, env = "TRADER_BOT_ON_QUARANTINED", default_value = "alert", help_heading = "Orders")]
+    on_quarantined: OnQuarantined,
+
+    /// Cursor and mode
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TRADER_BOT_STATE_FILE",
+        default_value = "trader-bot.state",
+        help_heading = "Files"
+    )]
+    state_file: PathBuf,
+    /// Every order ever; never lose it
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TRADER_BOT_JOURNAL",
+        default_value = "trader-bot.journal",
+        help_heading = "Files"
+    )]
+    journal: PathBuf,
+
+    /// Catch up from the database first, and leave close-only mode; needs --database-url
+    #[arg(long, env = "TRADER_BOT_RECOVERY", value_parser = clap::builder::BoolishValueParser::new(),
+          help_heading = "Recovery")]
+    recovery: bool,
+    /// Database, for the role signal_feed_bot; DATABASE_URL works too
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TRADER_BOT_DATABASE_URL",
+        hide_env_values = true,
+        help_heading = "Recovery"
+    )]
+    database_url: Option<String>,
+    /// File with the database's connection string
+    #[arg(long, value_name = "FILE", env = "TRADER_BOT_DATABASE_URL_FILE", help_heading = "Recovery")]
+    database_url_file: Option<PathBuf>,
+    /// Rows created or updated this long ago or later are looked at
+    #[arg(long, value_name = "D", env = "TRADER_BOT_RECOVERY_LOOKBACK", default_value = "72h",
+          value_parser = parse_duration, help_heading = "Recovery")]
+    recovery_lookback: Duration,
+
+    /// Program that gets every alert as one JSON line on its input
+    #[arg(long, value_name = "PROGRAM", env = "TRADER_BOT_ALERT_COMMAND", help_heading = "Log")]
+    alert_command: Option<PathBuf>,
+    /// off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", env = "TRADER_BOT_LOG_LEVEL", default_value = "info", help_heading = "Log",
+          value_parser = parse_level)]
+    log_level: log::LevelFilter,
+}
+
+#[derive(Debug, Clone)]
+enum BrokerChoice {
+    Paper,
+    Exec(PathBuf),
+}
+
+impl FromStr for BrokerChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "paper" => Ok(Self::Paper),
+            Some(("exec", program)) if !program.is_empty() => Ok(Self::Exec(PathBuf::from(program))),
+            Some(("ibkr", _)) => Err("this build has no ibkr; expected paper or exec:PROGRAM".to_owned()),
+            _ => Err("expected paper or exec:PROGRAM".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct OrOff(Option<Duration>);
+
+impl FromStr for OrOff {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        parse_positive_duration(text).map(|duration| Self(Some(duration))).map_err(|why| format!("{why}, or off"))
+    }
+}
+
+impl fmt::Display for BrokerChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Paper => f.write_str("paper"),
+            Self::Exec(program) => write!(f, "exec:{}", program.display()),
+        }
+    }
+}
+
+fn parse_level(text: &str) -> Result<log::LevelFilter, String> {
+    text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
+}
+
+/// Parses the command line, runs the bot, and says how the process ends.
+pub fn main() -> ExitCode {
+    let command = Args::command();
+    let parsed = command.try_get_matches().and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
+    match parsed {
+        Ok((args, matches)) => crate::cli::finish(run(&args, &matches)),
+        Err(error) if !error.use_stderr() => {
+            // Help and version; a closed pipe is a normal end.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        Err(error) => crate::cli::finish(Err(crate::cli::usage(&error))),
+    }
+}
+
+fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
+    let options = args.options(matches)?;
+    logging::init(args.log_level);
+    let stop = Stop::new();
+    let asked = stop.clone();
+    ctrlc::set_handler(move || asked.ask())
+        .map_err(|error| Error::Failed(format!("set up the handler of SIGTERM: {error}")))?;
+    bot::run(&options, &|journal| args.open_broker(journal), &stop)
+}
+
+impl Args {
+    fn options(&self, matches: &ArgMatches) -> Result<BotOptions, Error> {
+        if self.backoff_min > self.backoff_max {
+            let (min, max) =
+                (humantime::format_duration(self.backoff_min), humantime::format_duration(self.backoff_max));
+            return Err(Error::Usage(format!("--backoff-min {min}: expected at most --backoff-max, which is {max}")));
+        }
+        if self.state_file == self.journal {
+            let file = self.journal.display();
+            return Err(Error::Usage(format!("--journal {file}: expected another file than --state-file")));
+        }
+        let follow = FollowOptions {
+            urls: self.feed_url.clone(),
+            key: self.key(matches)?,
+            read_timeout: self.read_timeout,
+            backoff_min: self.backoff_min,
+            backoff_max: self.backoff_max,
+        };
+        let recovery = if self.recovery { Some(self.recovery()?) } else { None };
+        Ok(BotOptions {
+            follow,
+            state_file: self.state_file.clone(),
+            journal: self.journal.clone(),
+            max_entry_age: self.max_entry_age.0,
+            on_quarantined: self.on_quarantined,
+            alert_command: self.alert_command.clone(),
+            recovery,
+        })
+    }
+
+    /// A flag wins over the environment, the key itself over its file.
+    fn key(&self, matches: &ArgMatches) -> Result<ApiKey, Error> {
+        let is_flag = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        let file_wins = is_flag("feed_api_key_file") && !is_flag("feed_api_key");
+        match (&self.feed_api_key, &self.feed_api_key_file) {
+            (Some(key), file) if file.is_none() || !file_wins => {
+                ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))
+            }
+            (_, Some(file)) => key_from_file(file),
+            _ => Err(Error::Usage("no key: give --feed-api-key or --feed-api-key-file".to_owned())),
+        }
+    }
+
+    fn recovery(&self) -> Result<Recovery, Error> {
+        let url = match (&self.database_url, &self.database_url_file, std::env::var("DATABASE_URL")) {
+            (Some(url), _, _) => url.clone(),
+            (None, Some(file), _) => {
+                fs::read_to_string(file).doing(format!("read --database-url-file {}", file.display()))?
+            }
+            (None, None, Ok(url)) => url,
+            (None, None, Err(_)) => return Err(Error::Usage("--recovery needs --database-url".to_owned())),
+        };
+        let database = url.trim().parse().map_err(|error| Error::Usage(format!("--database-url: {error}")))?;
+        Ok(Recovery { database, lookback: self.recovery_lookback })
+    }
+
+    fn open_broker(&self, journal: &Path) -> Result<Box<dyn Broker>, Error> {
+        let directory = journal.parent().unwrap_or(Path::new("."));
+        Ok(match &self.broker {
+            BrokerChoice::Paper => Box::new(PaperBroker::open(directory)?),
+            BrokerChoice::Exec(program) => {
+                Box::new(ExecBroker::open(program, self.broker_timeout, with_suffix(journal, ".running"))?)
+            }
+        })
+    }
+}
+
+/// Reads an API key from a file.
+///
+/// # Errors
+/// Where it cannot be read, or holds no key.
+pub(crate) fn key_from_file(file: &Path) -> Result<ApiKey, Error> {
+    let text = fs::read_to_string(file).doing(format!("read --feed-api-key-file {}", file.display()))?;
+    ApiKey::new(&text).map_err(|why| Error::Failed(format!("read --feed-api-key-file {}: {why}", file.display())))
+}

@@ -1,0 +1,72 @@
+//! Capped exponential back-off with full jitter: each wait is random between nothing and a limit that doubles.
+
+use std::time::Duration;
+
+/// How long to wait before the next try.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    min: Duration,
+    max: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    /// The first wait is at most `min`, the limit doubles with each failure and ends at `max`.
+    pub fn new(min: Duration, max: Duration) -> Self {
+        Self { min: min.min(max), max, failures: 0 }
+    }
+
+    /// The wait after one more failure.
+    pub fn next_wait(&mut self) -> Duration {
+        let limit = self.limit();
+        self.failures = self.failures.saturating_add(1);
+        limit.mul_f64(random_fraction())
+    }
+
+    /// Begins anew: the work succeeded for long enough.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    fn limit(&self) -> Duration {
+        // Beyond 2^31 times the least wait every cap is reached.
+        self.min.saturating_mul(1 << self.failures.min(31)).min(self.max)
+    }
+}
+
+/// A random number in [0, 1).
+fn random_fraction() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness half of the limit is as good a wait as any.
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
+        Err(_) => 0.5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_doubles_up_to_the_cap_and_every_wait_lies_below_it() {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        for limit in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(backoff.limit(), Duration::from_secs(limit));
+            assert!(backoff.next_wait() <= Duration::from_secs(limit));
+        }
+        for _ in 0..100 {
+            assert!(backoff.next_wait() <= Duration::from_secs(60));
+        }
+        backoff.reset();
+        assert_eq!(backoff.limit(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn waits_are_spread_over_the_whole_range() {
+        let mut backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(60));
+        let waits: Vec<Duration> = (0..200).map(|_| backoff.next_wait()).collect();
+        assert!(waits.iter().any(|wait| wait.as_secs() < 15));
+        assert!(waits.iter().any(|wait| wait.as_secs() >= 45));
+    }
+}

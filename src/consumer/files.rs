@@ -1,0 +1,82 @@
+//! Files that survive a crash: replaced whole, and locked against a second bot.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Doing, Error};
+
+/// Held as long as the process lives: nobody else works on the file.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of `path`, which is the file `path.lock` and never goes away. Does not block.
+    pub(super) fn take(path: &Path) -> Result<Self, Error> {
+        let lock_path = with_suffix(path, ".lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .doing(format!("open the lock file {}", lock_path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::Failed(format!(
+                "another trader-bot is running on {} (it holds {})",
+                path.display(),
+                lock_path.display()
+            ))),
+            Err(TryLockError::Error(cause)) => Err(Error::Io { doing: format!("lock {}", lock_path.display()), cause }),
+        }
+    }
+}
+
+/// The same file whichever way it was named, so that its lock is the same too.
+pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
+    if let Ok(real) = fs::canonicalize(path) {
+        return Ok(real);
+    }
+    let name = path.file_name().ok_or_else(|| Error::Failed(format!("{} names no file", path.display())))?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let parent = fs::canonicalize(parent).doing(format!("find the directory of {}", path.display()))?;
+    Ok(parent.join(name))
+}
+
+/// Refuses what is there and no plain file: a device or a pipe could be read without end.
+pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(Error::Failed(format!("{} is no plain file", path.display()))),
+        _ => Ok(()),
+    }
+}
+
+/// Replaces a file as a whole: temporary file, rename. With `sync` it is on the disk when this returns.
+pub(super) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+    let temporary = with_suffix(path, ".tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    if sync {
+        file.sync_data()?;
+    }
+    fs::rename(&temporary, path)?;
+    if sync { sync_directory(path) } else { Ok(()) }
+}
+
+/// Puts a directory's entry for `path` on the disk.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    PathBuf::from(name)
+}

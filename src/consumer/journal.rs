@@ -1,0 +1,243 @@
+//! The journal: one JSON line a fact, appended and never changed, but for old lines that shrink at start.
+//!
+//! It alone suffices to go on. A last line that a crash tore is dropped; its order was not sent, or will be asked for.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use super::files;
+use super::ledger::{Ledger, Line, Record};
+use crate::error::{Doing, Error};
+
+/// The format's version, in the first line.
+pub(super) const VERSION: u32 = 1;
+/// The newest lines are kept as they were written when older ones shrink.
+const KEPT_LINES: usize = 200;
+
+/// An open journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    ledger: Ledger,
+}
+
+impl Journal {
+    /// Whether there is a journal with a whole first line.
+    pub(super) fn exists(path: &Path) -> Result<bool, Error> {
+        match File::open(path) {
+            Ok(mut file) => {
+                let mut first = [0; 64 << 10];
+                let count = file.read(&mut first).doing(doing("read", path))?;
+                Ok(first[..count].contains(&b'\n'))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(cause) => Err(Error::Io { doing: doing("read", path), cause }),
+        }
+    }
+
+    /// Opens the journal, or begins it. Reads it whole, drops a torn last line, shrinks what is old.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).doing(doing("read", path))?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if whole < text.len() {
+            log::warn!("the journal's last line was torn by a crash: {} bytes of it are dropped", text.len() - whole);
+            file.set_len(whole as u64).doing(doing("repair", path))?;
+            file.seek(SeekFrom::End(0)).doing(doing("repair", path))?;
+            text.truncate(whole);
+        }
+        let lines = parse(&text, path)?;
+        let mut journal = Self { path: path.to_owned(), file, ledger: Ledger::default() };
+        if lines.is_empty() {
+            let mut first = Line::new(Record::Journal);
+            first.version = Some(VERSION);
+            journal.append(&first, true)?;
+            files::sync_directory(path).doing(doing("write", path))?;
+            return Ok(journal);
+        }
+        let details = lines.iter().filter(|line| line.record != Record::Known).count();
+        let old = if details > 2 * KEPT_LINES { lines.len() - KEPT_LINES } else { 0 };
+        let mut shrunk = Vec::new();
+        for (number, line) in lines.iter().enumerate() {
+            if number == old && old > 0 {
+                shrunk = journal.ledger.summary();
+            }
+            journal
+                .ledger
+                .apply(line)
+                .map_err(|why| Error::Failed(format!("{}: line {}: {why}", doing("read", path), number + 1)))?;
+        }
+        if old > 0 {
+            journal.rewrite(&shrunk, &text, old)?;
+        }
+        Ok(journal)
+    }
+
+    /// What the journal tells.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Appends a line; with `sync` it is on the disk when this returns.
+    pub(super) fn append(&mut self, line: &Line, sync: bool) -> Result<(), Error> {
+        let doing_it = || doing("write", &self.path);
+        self.file.write_all(&bytes(line)).doing(doing_it())?;
+        if sync {
+            self.file.sync_data().doing(doing_it())?;
+        }
+        self.ledger.apply(line).map_err(|why| Error::Failed(format!("{}: {why}", doing_it())))
+    }
+
+    /// Puts `shrunk` in the place of the first `old` lines of `text`.
+    fn rewrite(&mut self, shrunk: &[Line], text: &[u8], old: usize) -> Result<(), Error> {
+        let mut bytes_of_all: Vec<u8> = shrunk.iter().flat_map(bytes).collect();
+        text.split_inclusive(|byte| *byte == b'\n').skip(old).for_each(|line| bytes_of_all.extend_from_slice(line));
+        files::replace(&self.path, &bytes_of_all, true).doing(doing("shrink", &self.path))?;
+        self.file = OpenOptions::new().append(true).open(&self.path).doing(doing("open", &self.path))?;
+        log::info!("the journal's old lines were shrunk: {} bytes became {}", text.len(), bytes_of_all.len());
+        Ok(())
+    }
+}
+
+fn parse(text: &[u8], path: &Path) -> Result<Vec<Line>, Error> {
+    let mut lines = Vec::new();
+    for (number, bytes) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let line: Line = serde_json::from_slice(bytes).map_err(|error| {
+            Error::Failed(format!("{}: line {} is damaged: {error}", doing("read", path), number + 1))
+        })?;
+        if number == 0 && (line.record != Record::Journal || line.version != Some(VERSION)) {
+            return Err(Error::Failed(format!("{}: it is no journal of version {VERSION}", doing("read", path))));
+        }
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+fn bytes(line: &Line) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+fn doing(verb: &str, path: &Path) -> String {
+    format!("{verb} the journal {}", path.display())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
+mod tests {
+    use std::fs;
+
+    use serde_json::value::RawValue;
+
+    use super::super::ledger::intent_line;
+    use super::super::order::Signal;
+    use super::super::state::Mode;
+    use super::super::stream::Cursor;
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("journal-{name}-{}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+
+        fn journal(&self) -> PathBuf {
+            self.0.join("journal")
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn signal(id: i64) -> Signal {
+        let row = format!(
+            r#"{{"id":{id},"action":"entry","symbol":"A","side":"BUY","created_at":"2026-11-20T12:00:00Z","note":"{}"}}"#,
+            "x".repeat(300)
+        );
+        Signal::from_row(&RawValue::from_string(row).unwrap()).unwrap()
+    }
+
+    fn write_orders(journal: &mut Journal, ids: std::ops::RangeInclusive<i64>) {
+        for id in ids {
+            let order = signal(id).order(Some(id), Some("2026-11-20T12:00:00Z".into()));
+            journal.append(&intent_line(&order, signal(id).created_at), false).unwrap();
+            let cursor = Cursor { feed_seq: id, event_time: Some("2026-11-20T12:00:00Z".into()) };
+            journal.append(&Line::new(Record::Placed).order_key(&order).at(Some(&cursor)), false).unwrap();
+        }
+    }
+
+    #[test]
+    fn old_lines_shrink_and_tell_the_same() {
+        let scratch = Scratch::new("shrink");
+        let path = scratch.journal();
+        let mut journal = Journal::open(&path).unwrap();
+        let mut mode = Line::new(Record::Mode);
+        mode.mode = Some(Mode::CloseOnly {
+            reason: "replay_truncated".into(),
+            since: "2026-11-20T12:00:00Z".into(),
+            missed_since: "2026-11-20T11:00:00Z".into(),
+        });
+        journal.append(&mode, false).unwrap();
+        journal.append(&intent_line(&signal(7000).order(None, None), None), false).unwrap();
+        write_orders(&mut journal, 1..=1000);
+        let before = journal.ledger().clone();
+        drop(journal);
+        let size = fs::metadata(&path).unwrap().len();
+        for _ in 0..2 {
+            let journal = Journal::open(&path).unwrap();
+            let after = journal.ledger();
+            assert!(fs::metadata(&path).unwrap().len() < size / 3);
+            assert_eq!(after.cursor, before.cursor);
+            assert_eq!(after.mode, before.mode);
+            assert_eq!(after.started_at.as_microsecond(), before.started_at.as_microsecond());
+            assert_eq!(after.last_event_time, before.last_event_time);
+            assert_eq!(after.first_open().unwrap().order.signal_id.get(), "7000");
+            for id in 1..=1000 {
+                assert_eq!(after.known(&signal(id).key()), before.known(&signal(id).key()), "{id}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_torn_last_line_is_dropped_wherever_it_was_torn() {
+        let scratch = Scratch::new("torn");
+        let path = scratch.journal();
+        let mut journal = Journal::open(&path).unwrap();
+        write_orders(&mut journal, 1..=2);
+        drop(journal);
+        let whole = fs::read(&path).unwrap();
+        let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+        for cut in last..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let mut journal = Journal::open(&path).unwrap();
+            assert_eq!(journal.ledger().cursor.as_ref().unwrap().feed_seq, 1);
+            assert_eq!(journal.ledger().first_open().unwrap().order.signal_id.get(), "2");
+            write_orders(&mut journal, 3..=3);
+            drop(journal);
+            assert!(Journal::open(&path).unwrap().ledger().known(&signal(3).key()).is_some());
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_in_the_middle_is_named() {
+        let scratch = Scratch::new("damaged");
+        let path = scratch.journal();
+        let mut journal = Journal::open(&path).unwrap();
+        write_orders(&mut journal, 1..=2);
+        drop(journal);
+        let text = fs::read_to_string(&path).unwrap().replacen("\"placed\"", "\"pla", 1);
+        fs::write(&path, text).unwrap();
+        let error = Journal::open(&path).unwrap_err().to_string();
+        assert!(error.contains("line 3 is damaged"), "{error}");
+    }
+}

@@ -1,0 +1,344 @@
+//! What the journal tells: which orders are known and how they ended, the cursor, the mode. Made by reading its lines in order.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::clock;
+use super::order::{Action, Order, OrderKey, Signal, id_text};
+use super::state::Mode;
+use super::stream::Cursor;
+
+/// What a journal line records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Record {
+    /// The first line: when the bot first started.
+    Journal,
+    /// The log that everything here belongs to.
+    Bound,
+    /// The cursor moved, and nothing else is to be told.
+    Cursor,
+    /// An order is about to be placed.
+    Intent,
+    /// The broker has it.
+    Placed,
+    /// The broker refused it for good.
+    Rejected,
+    /// The broker surely has not got it: it is placed as soon as the broker is back.
+    Unsent,
+    /// Nobody knows whether the broker has it: it will be asked.
+    Unknown,
+    /// An entry in close-only mode: never placed.
+    Blocked,
+    /// Too old, or from before the bot's time: never placed.
+    Stale,
+    /// A known id and action with another symbol, side or creation: nothing was placed.
+    Conflict,
+    /// An event that cannot be used.
+    Unusable,
+    /// An event that cannot be delivered to anybody.
+    Quarantined,
+    /// The mode changed.
+    Mode,
+    /// An old order, shrunk to what tells.
+    Known,
+}
+
+/// One line of the journal. Which fields are there depends on the record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Line {
+    pub(super) record: Record,
+    pub(super) time: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) version: Option<u32>,
+    /// In a line that ends the work on an event: the cursor has moved here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) feed_seq: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) event_time: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) signal_id: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) action: Option<Action>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) symbol: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) side: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) created_at: Option<String>,
+    /// How an old order ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) outcome: Option<Record>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) why: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) feed_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mode: Option<Mode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) order: Option<Box<RawValue>>,
+}
+
+impl Line {
+    pub(super) fn new(record: Record) -> Self {
+        Self {
+            record,
+            time: clock::now_text(),
+            version: None,
+            feed_seq: None,
+            event_time: None,
+            signal_id: None,
+            action: None,
+            symbol: None,
+            side: None,
+            created_at: None,
+            outcome: None,
+            why: None,
+            data: None,
+            feed_id: None,
+            mode: None,
+            order: None,
+        }
+    }
+
+    pub(super) fn at(mut self, cursor: Option<&Cursor>) -> Self {
+        self.feed_seq = cursor.map(|cursor| cursor.feed_seq);
+        self.event_time = cursor.and_then(|cursor| cursor.event_time.clone());
+        self
+    }
+
+    pub(super) fn why(mut self, why: impl Into<String>) -> Self {
+        self.why = Some(why.into());
+        self
+    }
+
+    pub(super) fn signal(mut self, signal: &Signal) -> Self {
+        self.signal_id = Some(signal.id.clone());
+        self.action = Some(signal.action);
+        self.symbol = Some(signal.symbol.clone());
+        self.side = Some(signal.side.clone());
+        self.created_at.clone_from(&signal.created_at);
+        self
+    }
+
+    /// The outcome of an order needs no more than its key: the intent has the rest.
+    pub(super) fn order_key(mut self, order: &Order) -> Self {
+        self.signal_id = Some(order.signal_id.clone());
+        self.action = Some(order.action);
+        self
+    }
+
+    fn key(&self) -> Option<OrderKey> {
+        Some(OrderKey { id: id_text(self.signal_id.as_ref()?)?, action: self.action? })
+    }
+}
+
+/// What is known of one (id, action); it never leaves the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) symbol: String,
+    pub(super) side: String,
+    pub(super) created_at: Option<String>,
+    pub(super) outcome: Record,
+}
+
+impl Known {
+    /// What differs in a signal that has the same id and action; the id was used again, then.
+    pub(super) fn conflict(&self, signal: &Signal) -> Option<String> {
+        let mut differences = Vec::new();
+        if self.symbol != signal.symbol {
+            differences.push(format!("symbol {} instead of {}", signal.symbol, self.symbol));
+        }
+        if self.side != signal.side {
+            differences.push(format!("side {} instead of {}", signal.side, self.side));
+        }
+        if let (Some(known), Some(new)) = (&self.created_at, &signal.created_at)
+            && !clock::same_instant(known, new)
+        {
+            differences.push(format!("created_at {new} instead of {known}"));
+        }
+        (!differences.is_empty()).then(|| differences.join(", "))
+    }
+}
+
+/// An order whose outcome is not known yet.
+#[derive(Debug, Clone)]
+pub(super) struct OpenIntent {
+    pub(super) order: Order,
+    pub(super) created_at: Option<String>,
+    /// The broker surely has not got it.
+    pub(super) unsent: bool,
+}
+
+/// What the journal tells.
+#[derive(Debug, Clone)]
+pub(super) struct Ledger {
+    /// When the bot first started.
+    pub(super) started_at: Timestamp,
+    pub(super) feed_id: Option<String>,
+    pub(super) cursor: Option<Cursor>,
+    pub(super) mode: Mode,
+    /// The newest event time that any line tells.
+    pub(super) last_event_time: Option<String>,
+    known: BTreeMap<String, [Option<Known>; 2]>,
+    open: Vec<OpenIntent>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            started_at: Timestamp::now(),
+            feed_id: None,
+            cursor: None,
+            mode: Mode::Normal,
+            last_event_time: None,
+            known: BTreeMap::new(),
+            open: Vec::new(),
+        }
+    }
+}
+
+impl Ledger {
+    pub(super) fn known(&self, key: &OrderKey) -> Option<&Known> {
+        self.known.get(&key.id)?[key.action as usize].as_ref()
+    }
+
+    /// Whether an entry or an exit of this id is known.
+    pub(super) fn knows_id(&self, id: &str) -> bool {
+        self.known.contains_key(id)
+    }
+
+    /// The order to settle first: one whose outcome is unknown goes before those that surely were not sent.
+    pub(super) fn first_open(&self) -> Option<&OpenIntent> {
+        self.open.iter().find(|intent| !intent.unsent).or(self.open.first())
+    }
+
+    /// Takes the next line into account.
+    pub(super) fn apply(&mut self, line: &Line) -> Result<(), String> {
+        match line.record {
+            Record::Journal => {
+                self.started_at = clock::instant(&line.time).ok_or("the first line has no usable time")?;
+                self.last_event_time.clone_from(&line.event_time);
+                return Ok(());
+            }
+            Record::Bound => self.feed_id.clone_from(&line.feed_id),
+            Record::Mode => self.mode = line.mode.clone().ok_or("a line of the mode has none")?,
+            Record::Intent => return self.apply_intent(line),
+            Record::Unsent | Record::Unknown => {
+                let key = line.key().ok_or("an outcome has no signal id and action")?;
+                if let Some(intent) = self.open.iter_mut().find(|intent| intent.order.key() == key) {
+                    intent.unsent = line.record == Record::Unsent;
+                }
+            }
+            Record::Placed | Record::Rejected => self.apply_outcome(line, line.record)?,
+            Record::Blocked | Record::Stale => self.apply_outcome(line, line.record)?,
+            Record::Known => self.apply_outcome(line, line.outcome.unwrap_or(Record::Placed))?,
+            Record::Cursor | Record::Conflict | Record::Unusable | Record::Quarantined => {}
+        }
+        if let Some(feed_seq) = line.feed_seq {
+            self.cursor = Some(Cursor { feed_seq, event_time: line.event_time.clone() });
+            if line.event_time.is_some() {
+                self.last_event_time.clone_from(&line.event_time);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_intent(&mut self, line: &Line) -> Result<(), String> {
+        let raw = line.order.as_ref().ok_or("an intent has no order")?;
+        let order: Order = serde_json::from_str(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
+        let key = order.key();
+        let known = Known {
+            symbol: order.symbol.clone(),
+            side: order.side.clone(),
+            created_at: line.created_at.clone(),
+            outcome: Record::Intent,
+        };
+        self.set(&key, known);
+        match self.open.iter_mut().find(|intent| intent.order.key() == key) {
+            // Sent once more after the broker surely had not got it.
+            Some(intent) => intent.unsent = false,
+            None => self.open.push(OpenIntent { order, created_at: line.created_at.clone(), unsent: false }),
+        }
+        Ok(())
+    }
+
+    fn apply_outcome(&mut self, line: &Line, outcome: Record) -> Result<(), String> {
+        let key = line.key().ok_or("an outcome has no signal id and action")?;
+        self.open.retain(|intent| intent.order.key() != key);
+        let known = match self.known(&key) {
+            Some(known) => Known { outcome, ..known.clone() },
+            None => Known {
+                symbol: line.symbol.clone().unwrap_or_default(),
+                side: line.side.clone().unwrap_or_default(),
+                created_at: line.created_at.clone(),
+                outcome,
+            },
+        };
+        self.set(&key, known);
+        Ok(())
+    }
+
+    fn set(&mut self, key: &OrderKey, known: Known) {
+        self.known.entry(key.id.clone()).or_default()[key.action as usize] = Some(known);
+    }
+
+    /// The fewest lines that tell the same.
+    pub(super) fn summary(&self) -> Vec<Line> {
+        let mut first = Line::new(Record::Journal);
+        first.version = Some(super::journal::VERSION);
+        first.time = clock::text(self.started_at);
+        first.event_time.clone_from(&self.last_event_time);
+        let mut lines = vec![first];
+        if self.feed_id.is_some() {
+            let mut bound = Line::new(Record::Bound);
+            bound.feed_id.clone_from(&self.feed_id);
+            lines.push(bound);
+        }
+        for (id, actions) in &self.known {
+            for (action, known) in [Action::Entry, Action::Exit].into_iter().zip(actions) {
+                let closed = known.as_ref().filter(|known| known.outcome != Record::Intent);
+                lines.extend(closed.map(|known| shrunk(id, action, known)));
+            }
+        }
+        for intent in &self.open {
+            lines.push(intent_line(&intent.order, intent.created_at.clone()));
+            if intent.unsent {
+                lines.push(Line::new(Record::Unsent).order_key(&intent.order));
+            }
+        }
+        if self.mode.is_close_only() {
+            let mut mode = Line::new(Record::Mode);
+            mode.mode = Some(self.mode.clone());
+            lines.push(mode);
+        }
+        if self.cursor.is_some() {
+            lines.push(Line::new(Record::Cursor).at(self.cursor.as_ref()));
+        }
+        lines
+    }
+}
+
+/// The line that comes before an order is placed.
+pub(super) fn intent_line(order: &Order, created_at: Option<String>) -> Line {
+    let mut line = Line::new(Record::Intent);
+    line.created_at = created_at;
+    line.order = RawValue::from_string(order.line(super::order::Request::Order)).ok();
+    line
+}
+
+fn shrunk(id: &str, action: Action, known: &Known) -> Line {
+    let mut line = Line::new(Record::Known);
+    line.signal_id = serde_json::value::to_raw_value(id).ok();
+    line.action = Some(action);
+    line.symbol = Some(known.symbol.clone());
+    line.side = Some(known.side.clone());
+    line.created_at.clone_from(&known.created_at);
+    line.outcome = Some(known.outcome);
+    line
+}

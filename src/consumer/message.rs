@@ -1,0 +1,218 @@
+//! What a feed's events say: signals, and messages about the stream itself.
+//!
+//! Nothing here fails: what cannot be read becomes a message that says so, and fields that nobody knows are passed over.
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::order::Signal;
+use super::sse::Event;
+
+/// One event of the stream, read.
+#[derive(Debug)]
+pub enum Message {
+    /// A row of `signal`, inserted or changed.
+    Signal(SignalEvent),
+    /// A `signal` event whose data cannot be read at all.
+    Unreadable {
+        /// Its number, where the event's id tells it.
+        feed_seq: Option<i64>,
+        /// What is wrong with it.
+        why: String,
+        /// The data as it came.
+        data: String,
+    },
+    /// The first message of every stream.
+    Connected(Connected),
+    /// One event cannot be delivered to anybody.
+    Quarantined(Quarantined),
+    /// Events are lost to this consumer: the next one begins a new chain.
+    Missed(Missed),
+    /// This client was too slow; the stream ends, and the cursor brings the rest.
+    Dropped(String),
+    /// `degraded`, `recovered`, `closing`, or anything that is not known here: to be told, no more.
+    Notice(String),
+}
+
+/// A row of `signal`, inserted or changed.
+#[derive(Debug)]
+pub struct SignalEvent {
+    /// The event's number.
+    pub feed_seq: i64,
+    /// The number of the event before it.
+    pub prev_seq: Option<i64>,
+    /// When it was logged, as it was sent.
+    pub event_time: Option<String>,
+    /// `UPDATE`, where the row was there before.
+    pub is_update: bool,
+    /// The row, or why it cannot be used.
+    pub signal: Result<Signal, String>,
+    /// The whole data as it came.
+    pub data: String,
+}
+
+/// The first message of every stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Connected {
+    /// The identity of the log.
+    pub feed_id: Option<String>,
+    /// Where the stream begins.
+    pub cursor: Option<i64>,
+    /// Whether this key lives in the past (`delay_seconds` above zero).
+    pub has_delay: bool,
+    /// When the key ends.
+    pub key_expires_at: Option<String>,
+}
+
+/// One event that cannot be delivered to anybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Its number.
+    pub feed_seq: i64,
+    /// The number of the event before it.
+    pub prev_seq: Option<i64>,
+    /// Why.
+    pub error: String,
+}
+
+/// Why events are lost to this consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    /// The log had rows after the cursor that are not replayed any more.
+    ReplayTruncated,
+    /// The database was restored: the cursor belongs to a history that is no more.
+    HistoryRewritten,
+}
+
+impl Missed {
+    /// The feed's own word for it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::ReplayTruncated => "replay_truncated",
+            Self::HistoryRewritten => "history_rewritten",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(default)]
+    feed_seq: Option<i64>,
+    #[serde(default)]
+    prev_seq: Option<i64>,
+    #[serde(default)]
+    event_time: Option<String>,
+    #[serde(default)]
+    op: Option<String>,
+    #[serde(borrow, default)]
+    signal: Option<&'a RawValue>,
+}
+
+impl Message {
+    /// Reads an event.
+    pub fn from_event(event: Event) -> Self {
+        match event.event.as_str() {
+            "signal" => signal(event),
+            "system" => system(&event.data),
+            _ => Self::Notice(format!("an event of unknown type {:?}", clip(&event.event))),
+        }
+    }
+}
+
+fn signal(event: Event) -> Message {
+    let id = event.last_event_id.parse().ok().filter(|id| *id >= 0);
+    let wire: Wire<'_> = match serde_json::from_str(&event.data) {
+        Ok(wire) => wire,
+        Err(error) => {
+            let why = format!("the event's data cannot be read: {error}");
+            return Message::Unreadable { feed_seq: id, why, data: event.data };
+        }
+    };
+    let Some(feed_seq) = wire.feed_seq.or(id) else {
+        return Message::Unreadable { feed_seq: None, why: "the event has no number".to_owned(), data: event.data };
+    };
+    let row = wire.signal.ok_or_else(|| "the event has no row".to_owned());
+    Message::Signal(SignalEvent {
+        feed_seq,
+        prev_seq: wire.prev_seq,
+        event_time: wire.event_time,
+        is_update: wire.op.as_deref() == Some("UPDATE"),
+        signal: row.and_then(Signal::from_row),
+        data: event.data,
+    })
+}
+
+fn system(data: &str) -> Message {
+    let Ok(value) = serde_json::from_str::<Value>(data) else {
+        return Message::Notice(format!("a system event that cannot be read: {}", clip(data)));
+    };
+    let text = |name: &str| value.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
+    let number = |name: &str| value.get(name).and_then(Value::as_i64);
+    match text("reason").as_deref() {
+        Some("connected") => Message::Connected(Connected {
+            feed_id: text("feed_id"),
+            cursor: number("cursor"),
+            has_delay: value.get("delay_seconds").and_then(Value::as_f64).is_some_and(|delay| delay > 0.0),
+            key_expires_at: text("key_expires_at"),
+        }),
+        Some("quarantined") if number("feed_seq").is_some() => Message::Quarantined(Quarantined {
+            feed_seq: number("feed_seq").unwrap_or_default(),
+            prev_seq: number("prev_seq"),
+            error: text("error").unwrap_or_else(|| "no error was told".to_owned()),
+        }),
+        Some("replay_truncated") => Message::Missed(Missed::ReplayTruncated),
+        Some("history_rewritten") => Message::Missed(Missed::HistoryRewritten),
+        Some("dropped") => Message::Dropped(clip(data)),
+        _ => Message::Notice(clip(data)),
+    }
+}
+
+/// As much of a text as a log line takes, without control characters.
+pub(super) fn clip(text: &str) -> String {
+    const MOST_CHARS: usize = 300;
+    let mut clipped: String = text.chars().take(MOST_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(MOST_CHARS).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
+mod tests {
+    use super::*;
+
+    fn read(event: &str, id: &str, data: &str) -> Message {
+        Message::from_event(Event { event: event.into(), data: data.into(), last_event_id: id.into() })
+    }
+
+    #[test]
+    fn a_signal_is_read_and_unknown_fields_are_passed_over() {
+        let data = r#"{"feed_seq":5,"prev_seq":4,"event_time":"2026-11-20T12:00:00.123456Z","op":"UPDATE","new":1,
+            "signal":{"id":1,"action":"entry","symbol":"A","side":"BUY","more":{}}}"#;
+        let Message::Signal(event) = read("signal", "5", data) else { panic!("no signal") };
+        assert_eq!((event.feed_seq, event.prev_seq, event.is_update), (5, Some(4), true));
+        let order = event.signal.unwrap().order(Some(5), event.event_time);
+        assert!(!order.line(super::super::order::Request::Order).contains('\n'));
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_its_number() {
+        assert!(matches!(read("signal", "7", "not json"), Message::Unreadable { feed_seq: Some(7), .. }));
+        assert!(matches!(read("signal", "", "{}"), Message::Unreadable { feed_seq: None, .. }));
+        let Message::Signal(event) = read("signal", "8", r#"{"prev_seq":7,"signal":null}"#) else {
+            panic!("no signal")
+        };
+        assert_eq!(event.feed_seq, 8);
+        assert!(event.signal.is_err());
+    }
+
+    #[test]
+    fn unknown_reasons_are_notices() {
+        for data in ["{\"reason\":\"party\"}", "{}", "nonsense", "{\"reason\":\"closing\",\"cause\":\"max_age\"}"] {
+            assert!(matches!(read("system", "", data), Message::Notice(_)), "{data}");
+        }
+        assert!(matches!(read("greeting", "", "x"), Message::Notice(_)));
+    }
+}

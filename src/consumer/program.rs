@@ -1,0 +1,152 @@
+//! Programs that the bot starts: in a process group of their own, without the bot's secrets, with one line on their input.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::{Deserialize, Serialize};
+
+/// How often a process group that nobody can wait for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Starts a program with its input open. Ctrl-C at the bot's terminal does not reach it.
+pub(super) fn start(path: &Path) -> io::Result<Child> {
+    let mut command = Command::new(path);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("TRADER_BOT_") || text.starts_with("SIGNAL_FEED_") || text == "DATABASE_URL" {
+            command.env_remove(&name);
+        }
+    }
+    command.process_group(0).stdin(Stdio::piped()).spawn()
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Not within its time: its process group was killed.
+    TimedOut,
+    /// The system did not tell.
+    Untold,
+}
+
+/// Gives the program its line and waits for its end, at most `patience`; then its process group is killed.
+///
+/// # Errors
+/// Where no thread can be started; the program has got nothing then.
+pub(super) fn finish(child: Child, line: String, patience: Duration) -> io::Result<Ended> {
+    let group = group_of(&child);
+    let (sender, receiver) = mpsc::channel();
+    // A program need not read its input, and a long line does not fit into a pipe: the write may block until the end.
+    let feed_and_wait = move || {
+        let mut child = child;
+        if let Some(mut input) = child.stdin.take() {
+            // A program that has closed its input says what it made of the order by its exit code.
+            let _ = input.write_all(line.as_bytes());
+        }
+        let _ = sender.send(child.wait());
+    };
+    std::thread::Builder::new().name("program".into()).spawn(feed_and_wait)?;
+    match receiver.recv_timeout(patience) {
+        Ok(Ok(status)) => Ok(ended(status)),
+        Ok(Err(_)) => Ok(Ended::Untold),
+        Err(_) => {
+            kill(group);
+            // It cannot refuse; a program stuck in the kernel is left to the kernel.
+            let _ = receiver.recv_timeout(patience);
+            Ok(Ended::TimedOut)
+        }
+    }
+}
+
+fn ended(status: ExitStatus) -> Ended {
+    match status.code() {
+        Some(code) => Ended::Code(code),
+        None => Ended::Signal(status.signal().unwrap_or_default()),
+    }
+}
+
+/// Kills whatever is left of a program's process group.
+pub(super) fn kill(group: Option<Pid>) {
+    if let Some(group) = group {
+        // Nobody left in it is as good.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// The process group of a program that [`start`] started.
+pub(super) fn group_of(child: &Child) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(child.id()).ok()?)
+}
+
+/// A process group that can be recognised by another process, later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Group {
+    id: i32,
+    /// When its leader started, in the kernel's ticks since boot: a process id is used again, this is not.
+    leader_started: u64,
+    boot: String,
+}
+
+impl Group {
+    /// The group of a program that was just started.
+    pub(super) fn of(child: &Child) -> Option<Self> {
+        let id = group_of(child)?.as_raw_nonzero().get();
+        Some(Self { id, leader_started: stat(id)?.started, boot: boot_id() })
+    }
+
+    /// Whether any process of it still runs.
+    pub(super) fn is_alive(&self) -> bool {
+        if self.boot != boot_id() || stat(self.id).is_some_and(|leader| leader.started != self.leader_started) {
+            return false;
+        }
+        let Ok(processes) = fs::read_dir("/proc") else { return false };
+        let ids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        ids.filter_map(stat).any(|process| process.group == self.id && !process.is_dead)
+    }
+
+    /// Waits for its end, at most `patience`, then kills it.
+    pub(super) fn outwait(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut killed = false;
+        while self.is_alive() {
+            if !killed && Instant::now() >= until {
+                kill(Pid::from_raw(self.id));
+                killed = true;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+struct Stat {
+    is_dead: bool,
+    group: i32,
+    started: u64,
+}
+
+/// A process's state, group and start (proc(5), /proc/PID/stat: fields 3, 5 and 22).
+fn stat(id: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name in parentheses may hold anything, also parentheses.
+    let (_, rest) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Some(Stat {
+        is_dead: matches!(*fields.first()?, "Z" | "X"),
+        group: fields.get(2)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+    })
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}

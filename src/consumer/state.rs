@@ -1,0 +1,119 @@
+//! The state file: where the bot is and in which mode. It is a short form of the journal's end, and replaced as a whole.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use super::stream::Cursor;
+use crate::error::{Doing, Error};
+
+const VERSION: u32 = 1;
+
+/// Whether entries are placed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub enum Mode {
+    /// Entries and exits are placed.
+    #[default]
+    Normal,
+    /// Something was missed: exits are placed, entries are not, until a run with `--recovery` has succeeded.
+    CloseOnly {
+        /// Why, in the feed's word.
+        reason: String,
+        /// When the bot entered the mode.
+        since: String,
+        /// The time of the last event that the bot had then: what it missed is not older.
+        missed_since: String,
+    },
+}
+
+impl Mode {
+    /// Whether entries are blocked.
+    pub fn is_close_only(&self) -> bool {
+        matches!(self, Self::CloseOnly { .. })
+    }
+}
+
+/// What the state file tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    version: u32,
+    /// The log that cursor and journal belong to.
+    pub feed_id: Option<String>,
+    /// The last event that was dealt with.
+    pub cursor: Option<i64>,
+    /// That very event's time.
+    pub event_time: Option<String>,
+    /// Whether entries are placed.
+    #[serde(flatten)]
+    pub mode: Mode,
+    /// When the bot last warned that its key ends soon.
+    #[serde(default)]
+    pub key_warned_at: Option<String>,
+}
+
+impl State {
+    /// The cursor as a feed takes it.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.cursor.map(|feed_seq| Cursor { feed_seq, event_time: self.event_time.clone() })
+    }
+
+    /// Moves the cursor.
+    pub fn set_cursor(&mut self, cursor: Option<Cursor>) {
+        self.cursor = cursor.as_ref().map(|cursor| cursor.feed_seq);
+        self.event_time = cursor.and_then(|cursor| cursor.event_time);
+    }
+}
+
+/// What was found where the state file should be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Nothing,
+    Torn(String),
+    State(State),
+}
+
+/// The state file's place.
+#[derive(Debug)]
+pub(super) struct StateFile {
+    path: PathBuf,
+}
+
+impl StateFile {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(super) fn load(&self) -> Result<Found, Error> {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(cause) => return Err(Error::Io { doing: self.doing("read"), cause }),
+        };
+        match serde_json::from_slice::<State>(&bytes) {
+            Ok(state) if state.version == VERSION => Ok(Found::State(state)),
+            Ok(state) => Err(Error::Failed(format!(
+                "{}: version {} is not known here, only {VERSION}",
+                self.doing("read"),
+                state.version
+            ))),
+            Err(error) => Ok(Found::Torn(error.to_string())),
+        }
+    }
+
+    /// Blocks until the state is written; with `sync` until it is on the disk.
+    pub(super) fn save(&self, state: &State, sync: bool) -> Result<(), Error> {
+        let mut state = state.clone();
+        state.version = VERSION;
+        let mut text = serde_json::to_string(&state).unwrap_or_default();
+        text.push('\n');
+        files::replace(&self.path, text.as_bytes(), sync).doing(self.doing("write"))
+    }
+
+    fn doing(&self, verb: &str) -> String {
+        format!("{verb} the state file {}", self.path.display())
+    }
+}

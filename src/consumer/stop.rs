@@ -1,0 +1,68 @@
+//! The wish to stop: set by a signal, seen by every wait.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Shared between the thread that follows a feed and whoever may end it. Clones are the same stop.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stopped: bool,
+    interrupts: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl Stop {
+    /// One that nobody has asked for yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks to stop: ends every [`sleep`](Self::sleep) and every blocking read of a feed. Asking again changes nothing.
+    pub fn ask(&self) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.stopped = true;
+        let interrupts = std::mem::take(&mut state.interrupts);
+        drop(state);
+        self.0.changed.notify_all();
+        for interrupt in interrupts {
+            interrupt();
+        }
+    }
+
+    /// Whether somebody asked.
+    pub fn is_asked(&self) -> bool {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).stopped
+    }
+
+    /// Waits for `duration`; false where the wish to stop ended the wait.
+    pub fn sleep(&self, duration: Duration) -> bool {
+        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.0.changed.wait_timeout_while(state, duration, |state| !state.stopped);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.stopped
+    }
+
+    /// Runs `interrupt` when somebody asks, at once where somebody has.
+    pub(super) fn on_ask(&self, interrupt: impl FnOnce() + Send + 'static) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.stopped {
+            drop(state);
+            interrupt();
+        } else {
+            state.interrupts.push(Box::new(interrupt));
+        }
+    }
+}
+
+impl std::fmt::Debug for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Stop").field(&self.is_asked()).finish()
+    }
+}

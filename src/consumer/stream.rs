@@ -1,0 +1,383 @@
+//! One connection to a feed: a GET, its answer judged, then the stream's events.
+//!
+//! What is deliberately absent: redirects (the key goes nowhere else), proxies from the environment, compression, pooling.
+
+use std::fmt;
+use std::io::Read;
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ureq::http::{HeaderMap, Response, header};
+use ureq::{Agent, Body, Timeout};
+
+use super::sse::{Event, Parser};
+use super::stop::Stop;
+
+/// Longest time to look up the feed's name, and again to connect to it.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// A longer `Retry-After` counts as this one.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// How much of an error's body is read, and for how long, for the code in it.
+const MAX_ERROR_BODY_BYTES: u64 = 4096;
+const ERROR_BODY_PATIENCE: Duration = Duration::from_millis(500);
+/// Bytes taken from the connection at once.
+const READ_BYTES: usize = 64 << 10;
+
+/// The address of a feed's stream; it ends in `/feed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedUrl(String);
+
+impl FeedUrl {
+    /// The address as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FeedUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for FeedUrl {
+    type Err = String;
+
+    /// # Errors
+    /// A text saying what is allowed.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = "expected http://HOST[:PORT]/feed";
+        let uri: ureq::http::Uri = text.parse().map_err(|_| wanted.to_owned())?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") if cfg!(feature = "tls") => {}
+            Some("https") => return Err("https needs a build with the feature tls".to_owned()),
+            _ => return Err(wanted.to_owned()),
+        }
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.is_empty() || authority.contains('@') {
+            return Err(format!("{wanted}, without user name and password"));
+        }
+        if !uri.path().ends_with("/feed") || uri.query().is_some() || text.contains('#') {
+            return Err(format!("{wanted}: the address of the stream ends in /feed, without a query"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// An API key. It is never printed.
+#[derive(Clone)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// Takes a key, white space round it removed.
+    ///
+    /// # Errors
+    /// Where it is empty or holds what a header cannot; the text does not repeat it.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err("the key is empty".to_owned());
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the key holds characters that no key has".to_owned());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
+/// Where a stream is to go on: the last event, and its time where it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// The number of the last event that was dealt with.
+    pub feed_seq: i64,
+    /// That event's own `event_time`, as it was sent.
+    pub event_time: Option<String>,
+}
+
+/// Why there is no stream, or no more of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// 401 or 403: the key is not accepted. Trying again is of no use.
+    Unauthorized {
+        /// The status.
+        status: u16,
+        /// The feed's error code, where it gave one.
+        code: Option<String>,
+    },
+    /// Another status than 200; a redirect is one.
+    Status {
+        /// The status.
+        status: u16,
+        /// The feed's error code, where it gave one.
+        code: Option<String>,
+        /// Not before this long from now.
+        retry_after: Option<Duration>,
+    },
+    /// 200, but no event stream that can be read.
+    NoEventStream(String),
+    /// The connection could not be made, or broke.
+    Connection(String),
+    /// Not a byte for this long, not even a heartbeat.
+    Silence(Duration),
+    /// The server ended the stream.
+    Ended,
+    /// An event larger than any that a feed sends.
+    TooLarge(String),
+    /// [`Stop`] was asked.
+    Stopped,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let with_code = |f: &mut fmt::Formatter<'_>, status: &u16, code: &Option<String>| match code {
+            Some(code) => write!(f, "the feed answered {status} ({code})"),
+            None => write!(f, "the feed answered {status}"),
+        };
+        match self {
+            Self::Unauthorized { status, code } => with_code(f, status, code),
+            Self::Status { status, code, .. } => {
+                with_code(f, status, code)?;
+                if (300..400).contains(status) {
+                    f.write_str(", a redirect, which is never followed")?;
+                }
+                Ok(())
+            }
+            Self::NoEventStream(why) => write!(f, "the feed answered 200, but {why}"),
+            Self::Connection(cause) => f.write_str(cause),
+            Self::Silence(after) => {
+                write!(f, "nothing arrived for {}", humantime::format_duration(*after))
+            }
+            Self::Ended => f.write_str("the feed ended the stream"),
+            Self::TooLarge(what) => f.write_str(what),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// Opens streams with one key.
+#[derive(Debug)]
+pub struct Client {
+    agent: Agent,
+    authorization: String,
+    read_timeout: Duration,
+    stop: Stop,
+}
+
+impl Client {
+    /// A client that counts a connection dead after `read_timeout` without a byte. Asking `stop` ends its streams.
+    pub fn new(key: &ApiKey, read_timeout: Duration, stop: Stop) -> Self {
+        let agent: Agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .max_idle_connections(0)
+            .user_agent(concat!("signal-feed/", env!("CARGO_PKG_VERSION")))
+            .accept("text/event-stream")
+            .accept_encoding(ureq::config::AutoHeaderValue::None)
+            .timeout_resolve(Some(CONNECT_PATIENCE))
+            .timeout_connect(Some(CONNECT_PATIENCE))
+            .timeout_send_request(Some(CONNECT_PATIENCE))
+            .timeout_recv_response(Some(read_timeout * 2))
+            .timeout_per_read(Some(read_timeout))
+            .build()
+            .into();
+        let interrupted = agent.clone();
+        stop.on_ask(move || interrupted.shutdown());
+        Self { agent, authorization: format!("Bearer {}", key.0), read_timeout, stop }
+    }
+
+    /// Opens the stream after `cursor`, or from now. Blocks until the feed has answered.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    pub fn open(&self, url: &FeedUrl, cursor: Option<&Cursor>) -> Result<Stream, Trouble> {
+        let mut address = url.0.clone();
+        if let Some(cursor) = cursor {
+            address.push_str(&format!("?cursor={}", cursor.feed_seq));
+            if let Some(time) = &cursor.event_time {
+                address.push_str("&cursor_time=");
+                address.push_str(&query_value(time));
+            }
+        }
+        let mut request = self
+            .agent
+            .get(&address)
+            .header(header::AUTHORIZATION, &self.authorization)
+            .header(header::CACHE_CONTROL, "no-store");
+        if let Some(cursor) = cursor {
+            request = request.header("Last-Event-ID", cursor.feed_seq.to_string());
+        }
+        let response = request.call().map_err(|error| self.trouble(error))?;
+        let response = judge(response)?;
+        Ok(Stream {
+            body: response.into_body().into_reader(),
+            buffer: vec![0; READ_BYTES],
+            parser: Parser::default(),
+            opened: Instant::now(),
+            read_timeout: self.read_timeout,
+            stop: self.stop.clone(),
+        })
+    }
+
+    fn trouble(&self, error: ureq::Error) -> Trouble {
+        name_trouble(error, self.read_timeout, &self.stop)
+    }
+}
+
+/// An open stream.
+pub struct Stream {
+    body: ureq::BodyReader<'static>,
+    buffer: Vec<u8>,
+    parser: Parser,
+    opened: Instant,
+    read_timeout: Duration,
+    stop: Stop,
+}
+
+impl Stream {
+    /// The next event; `None` where bytes came that completed none (a heartbeat does). Blocks up to the read time-out.
+    ///
+    /// # Errors
+    /// See [`Trouble`]; the stream is over then.
+    pub fn next_event(&mut self) -> Result<Option<Event>, Trouble> {
+        if self.stop.is_asked() {
+            return Err(Trouble::Stopped);
+        }
+        if let Some(event) = self.parser.next_event() {
+            return Ok(Some(event));
+        }
+        match self.body.read(&mut self.buffer) {
+            Ok(0) => Err(if self.stop.is_asked() { Trouble::Stopped } else { Trouble::Ended }),
+            Ok(count) => {
+                let pushed = self.parser.push(&self.buffer[..count]);
+                match (self.parser.next_event(), pushed) {
+                    (Some(event), _) => Ok(Some(event)),
+                    (None, Ok(())) => Ok(None),
+                    (None, Err(error)) => Err(Trouble::TooLarge(error.to_string())),
+                }
+            }
+            Err(error) => Err(name_trouble(ureq::Error::from(error), self.read_timeout, &self.stop)),
+        }
+    }
+
+    /// How long ago the stream was opened.
+    pub fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("opened", &self.opened).finish_non_exhaustive()
+    }
+}
+
+fn name_trouble(error: ureq::Error, read_timeout: Duration, stop: &Stop) -> Trouble {
+    if stop.is_asked() {
+        return Trouble::Stopped;
+    }
+    match error {
+        ureq::Error::Timeout(Timeout::PerRead | Timeout::RecvResponse) => Trouble::Silence(read_timeout),
+        ureq::Error::Timeout(during) => Trouble::Connection(format!("connect to the feed: timed out ({during})")),
+        ureq::Error::HostNotFound => Trouble::Connection("look up the feed's name: not found".to_owned()),
+        ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => Trouble::Ended,
+        other => Trouble::Connection(format!("connection to the feed: {other}")),
+    }
+}
+
+fn judge(response: Response<Body>) -> Result<Response<Body>, Trouble> {
+    let status = response.status().as_u16();
+    match status {
+        200 => {}
+        401 | 403 => return Err(Trouble::Unauthorized { status, code: error_code(response) }),
+        _ => {
+            let retry_after = retry_after(response.headers());
+            return Err(Trouble::Status { status, code: error_code(response), retry_after });
+        }
+    }
+    let value = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type = value(header::CONTENT_TYPE);
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("text/event-stream") {
+        return Err(Trouble::NoEventStream(format!("with content type {content_type:?} instead of text/event-stream")));
+    }
+    let encoding = value(header::CONTENT_ENCODING);
+    if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
+        return Err(Trouble::NoEventStream(format!("compressed ({encoding}), which nobody asked for")));
+    }
+    Ok(response)
+}
+
+/// `Retry-After` as seconds or as a date (RFC 9110 §10.2.3), at most an hour.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+            SystemTime::from(at).duration_since(SystemTime::now()).unwrap_or_default()
+        }
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// The feed's `{"error": CODE}`. Read by a thread that is left behind where the body does not come at once.
+fn error_code(response: Response<Body>) -> Option<String> {
+    let (sender, receiver) = mpsc::channel();
+    let read = move || {
+        let mut bytes = Vec::new();
+        let mut body = response.into_body().into_reader().take(MAX_ERROR_BODY_BYTES);
+        // What came before an error may still be the whole answer.
+        let _ = body.read_to_end(&mut bytes);
+        let _ = sender.send(bytes);
+    };
+    std::thread::Builder::new().name("error-body".into()).spawn(read).ok()?;
+    let bytes = receiver.recv_timeout(ERROR_BODY_PATIENCE).ok()?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    let code = value.get("error")?.as_str()?;
+    // It goes into log lines and alerts: only what looks like a code.
+    let is_code = code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    is_code.then(|| code.to_owned())
+}
+
+fn query_value(text: &str) -> String {
+    super::order::percent_encoded(text, b":._~-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_no_stream_is_refused_with_what_is_allowed() {
+        for good in ["http://feed:8080/feed", "http://[::1]:8080/feed", "http://proxy/signals/feed"] {
+            assert!(good.parse::<FeedUrl>().is_ok(), "{good}");
+        }
+        for bad in ["", "feed", "ftp://feed/feed", "http://feed/", "http://feed/feed?cursor=1", "http://u:p@feed/feed"]
+        {
+            assert!(bad.parse::<FeedUrl>().is_err_and(|why| why.contains("expected")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_a_date_and_has_a_limit() {
+        let after = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().ok()?);
+            retry_after(&headers)
+        };
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("999999999"), Some(MAX_RETRY_AFTER));
+        assert_eq!(after("Fri, 31 Dec 2100 23:59:59 GMT"), Some(MAX_RETRY_AFTER));
+        assert_eq!(after("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
+        assert_eq!(after("soon"), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! State file and journal: torn, lost, locked, bound to one log.
+
+use std::fs;
+
+use super::feed::{Feed, row};
+use super::process::{Place, references};
+
+/// A place whose bot has placed the entry of row 1, with cursor 6, in close-only mode or not.
+fn worked(feed: &Feed, close_only: bool) -> Place {
+    let place = Place::new();
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    if close_only {
+        stream.system("{\"reason\":\"history_rewritten\",\"cursor\":5,\"head\":5}");
+    }
+    stream.insert(6, &row(1, if close_only { "exit" } else { "entry" }));
+    place.wait_cursor(6);
+    bot.stop();
+    place
+}
+
+#[test]
+fn a_lost_or_torn_state_file_is_made_from_the_journal() {
+    for state in [None, Some(""), Some("{\"cursor\":6,\"mo"), Some("\0\0\0\0")] {
+        let feed = Feed::new();
+        let place = worked(&feed, true);
+        match state {
+            None => fs::remove_file(place.path("trader-bot.state")).unwrap(),
+            Some(torn) => fs::write(place.path("trader-bot.state"), torn).unwrap(),
+        }
+        let _bot = place.start(&feed.url, &[]);
+        let request = feed.accept();
+        assert_eq!(request.cursor(), Some(6));
+        let mut stream = request.open();
+        stream.connected(6);
+        stream.insert(6, &row(1, "exit"));
+        stream.insert(7, &row(2, "entry"));
+        stream.insert(8, &row(3, "exit"));
+        place.wait_cursor(8);
+        assert_eq!(place.paper(), ["sf-1-exit", "sf-3-exit"], "the mode was forgotten");
+    }
+}
+
+#[test]
+fn an_older_state_file_repeats_events_and_no_order() {
+    let feed = Feed::new();
+    let place = worked(&feed, false);
+    let old = place.read("trader-bot.state").replace("\"cursor\":6", "\"cursor\":5");
+    fs::write(place.path("trader-bot.state"), old).unwrap();
+    let _bot = place.start(&feed.url, &[]);
+    let request = feed.accept();
+    assert_eq!(request.cursor(), Some(5));
+    let mut stream = request.open();
+    stream.connected(5);
+    stream.insert(6, &row(1, "entry"));
+    stream.insert(7, &row(2, "entry"));
+    place.wait_cursor(7);
+    assert_eq!(place.paper(), ["sf-1-entry", "sf-2-entry"]);
+}
+
+#[test]
+fn a_lost_journal_beside_a_state_file_ends_the_bot() {
+    for how in ["removed", "emptied", "torn in its first line"] {
+        let feed = Feed::new();
+        let place = worked(&feed, false);
+        let journal = place.path("trader-bot.journal");
+        match how {
+            "removed" => fs::remove_file(&journal).unwrap(),
+            "emptied" => fs::write(&journal, "").unwrap(),
+            _ => fs::write(&journal, "{\"record\":\"jou").unwrap(),
+        }
+        let mut bot = place.start(&feed.url, &[]);
+        assert_eq!(bot.exit_code(), Some(1), "{how}");
+        let log = place.read("log");
+        assert!(log.contains("trader-bot.journal") && log.contains("is lost"), "{log}");
+    }
+}
+
+#[test]
+fn a_second_bot_on_the_same_journal_or_state_file_is_refused() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut first = place.start(&feed.url, &[]);
+    let _stream = feed.open(5);
+    place.wait_cursor(5);
+    std::os::unix::fs::symlink(place.path("trader-bot.journal"), place.path("alias")).unwrap();
+    for files in [
+        ["--state-file", "trader-bot.state", "--journal", "trader-bot.journal"],
+        ["--state-file", "other.state", "--journal", "trader-bot.journal"],
+        ["--state-file", "other.state", "--journal", "alias"],
+        ["--state-file", "trader-bot.state", "--journal", "other.journal"],
+    ] {
+        let mut second = place.start(&feed.url, &files);
+        assert_eq!(second.exit_code(), Some(1), "{files:?}");
+    }
+    assert_eq!(place.read("log").matches("another trader-bot is running").count(), 4, "{}", place.read("log"));
+    assert!(first.is_running());
+}
+
+#[test]
+fn another_log_is_refused_and_both_are_named() {
+    let feed = Feed::new();
+    let place = worked(&feed, false);
+    let mut bot = place.start(&feed.url, &[]);
+    let other = "99999999-2222-3333-4444-555555555555";
+    let mut stream = feed.accept().open();
+    stream.system(&format!("{{\"reason\":\"connected\",\"feed_id\":\"{other}\",\"cursor\":6}}"));
+    stream.insert(7, &row(2, "entry"));
+    assert_eq!(bot.exit_code(), Some(1));
+    let log = place.read("log");
+    assert!(log.contains(other) && log.contains(super::feed::FEED_ID), "{log}");
+    assert_eq!(place.paper(), ["sf-1-entry"]);
+}
+
+#[test]
+fn files_that_cannot_be_written_end_the_bot_before_any_order() {
+    for files in [
+        ["--state-file", "trader-bot.state", "--journal", "/dev/full"],
+        ["--state-file", "no/such/directory/state", "--journal", "trader-bot.journal"],
+        ["--state-file", "a-directory", "--journal", "trader-bot.journal"],
+        ["--state-file", "trader-bot.state", "--journal", "a-directory"],
+    ] {
+        let (feed, place) = (Feed::new(), Place::new());
+        fs::create_dir(place.path("a-directory")).unwrap();
+        let mut bot = place.start(&feed.url, &files);
+        assert_eq!(bot.exit_code(), Some(1), "{files:?}");
+        let log = place.read("log");
+        assert!(log.lines().last().is_some_and(|line| line.starts_with("error: ")), "{log}");
+        assert_eq!(references(&place.path("trader-bot.paper")), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_state_file_that_cannot_be_written_any_more_ends_the_bot_and_the_order_is_not_repeated() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    place.wait_cursor(5);
+    // What the new state is written to first is in the way now.
+    fs::create_dir(place.path("trader-bot.state.tmp")).unwrap();
+    stream.insert(6, &row(1, "entry"));
+    stream.insert(7, &row(2, "entry"));
+    assert_eq!(bot.exit_code(), Some(1));
+    assert_eq!(place.paper(), ["sf-1-entry"]);
+    fs::remove_dir(place.path("trader-bot.state.tmp")).unwrap();
+    let _bot = place.start(&feed.url, &[]);
+    let request = feed.accept();
+    let mut stream = request.open();
+    stream.connected(5);
+    stream.insert(6, &row(1, "entry"));
+    stream.insert(7, &row(2, "entry"));
+    place.wait_paper(&["sf-1-entry", "sf-2-entry"]);
+}

@@ -1,0 +1,98 @@
+//! `signal-feed tail`, the consumer for the shell, against the scripted feed.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+
+use super::feed::{Feed, row};
+use super::process::{KEY, Place};
+use crate::support::wait::until;
+
+fn tail(place: &Place, url: &str, more: &[&str]) -> Child {
+    std::fs::write(place.path("key"), format!("{KEY}\n")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_signal-feed"));
+    command.current_dir(&place.dir).args(["tail", "--feed-url", url, "--feed-api-key-file", "key"]).args(more);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn code(child: &mut Child) -> Option<i32> {
+    until("the end of tail", || child.try_wait().unwrap()).code()
+}
+
+fn text(mut from: impl Read) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn tail_prints_each_event_once_across_a_reconnect_and_ends_after_its_count() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &["--cursor", "5", "--count", "3"]);
+    let request = feed.accept();
+    assert_eq!(request.cursor(), Some(5));
+    assert_eq!(request.header("authorization"), Some(format!("Bearer {KEY}").as_str()));
+    let mut stream = request.open();
+    stream.connected(5);
+    stream.insert(6, &row(1, "entry"));
+    stream.system("{\"reason\":\"degraded\"}");
+    drop(stream);
+    let request = feed.accept();
+    assert_eq!(request.cursor(), Some(6));
+    let mut stream = request.open();
+    stream.connected(6);
+    stream.insert(6, &row(1, "entry"));
+    stream.insert(7, &row(2, "entry"));
+    stream.insert(8, &row(3, "entry"));
+    stream.insert(9, &row(4, "entry"));
+    assert_eq!(code(&mut child), Some(0));
+    let lines = text(child.stdout.take().unwrap());
+    let numbers: Vec<i64> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["feed_seq"].as_i64().unwrap())
+        .collect();
+    assert_eq!(numbers, [6, 7, 8]);
+    let notices = text(child.stderr.take().unwrap());
+    assert!(notices.contains("degraded") && notices.contains("trying again"), "{notices}");
+    assert!(!notices.contains(KEY));
+}
+
+#[test]
+fn tail_goes_on_after_a_loss_and_says_so_at_its_end() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &["--cursor", "5", "--count", "1"]);
+    let mut stream = feed.open(5);
+    stream.system("{\"reason\":\"replay_truncated\",\"requested\":5,\"earliest\":50}");
+    stream.event(50, 49, "INSERT", &row(1, "entry"));
+    assert_eq!(code(&mut child), Some(1));
+    assert_eq!(text(child.stdout.take().unwrap()).lines().count(), 1);
+    assert!(text(child.stderr.take().unwrap()).contains("error: replay_truncated"));
+}
+
+#[test]
+fn tail_ends_with_77_where_the_key_is_not_accepted() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &[]);
+    feed.accept().answer("403 Forbidden", "", "{\"error\":\"revoked_key\"}");
+    assert_eq!(code(&mut child), Some(77));
+}
+
+#[test]
+fn tail_ends_well_with_its_reader_and_with_sigint() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &[]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry"));
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert!(line.contains("\"feed_seq\":6"));
+    drop(reader);
+    stream.insert(7, &row(2, "entry"));
+    assert_eq!(code(&mut child), Some(0));
+
+    let mut child = tail(&place, &feed.url, &[]);
+    let _stream = feed.open(5);
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    assert_eq!(code(&mut child), Some(0));
+}
