@@ -2,10 +2,13 @@
 
 mod database;
 mod demo;
+mod doctor;
 mod key;
 mod logging;
 mod migrate;
+mod prune;
 mod quarantine;
+mod restored;
 mod serve;
 
 pub use database::DatabaseArgs;
@@ -33,6 +36,9 @@ enum Command {
     Serve(Box<serve::Args>),
     Key(key::Args),
     Quarantine(quarantine::Args),
+    Prune(prune::Args),
+    Doctor(doctor::Args),
+    Restored(restored::Args),
     Demo(demo::Args),
 }
 
@@ -56,6 +62,9 @@ impl Command {
             Self::Serve(args) => serve::run(*args),
             Self::Key(args) => key::run(args),
             Self::Quarantine(args) => quarantine::run(args),
+            Self::Prune(args) => prune::run(&args),
+            Self::Doctor(args) => doctor::run(&args),
+            Self::Restored(args) => restored::run(&args),
             Self::Demo(args) => demo::run(&args),
         }
     }
