@@ -174,10 +174,11 @@ begin
         raise exception 'cannot prune to %: the log has no such event', through
             using errcode = 'invalid_parameter_value';
     end if;
+    -- A time beyond the year 9999 is unusable: such a row is as old as the one before it.
     if exists (
         select from stock_market.signal_feed_event as e
-        where e.feed_seq <= through and e.feed_seq > before and isfinite(e.event_time)
-            and e.event_time > clock_timestamp() - interval '1 hour')
+        where e.feed_seq <= through and e.feed_seq > before
+            and e.event_time > clock_timestamp() - interval '1 hour' and e.event_time < '10000-01-01 00:00:00+00')
     then
         raise exception 'cannot prune to %: that would remove an event younger than an hour', through
             using errcode = 'invalid_parameter_value';

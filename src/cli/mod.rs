@@ -2,10 +2,13 @@
 
 mod database;
 mod demo;
+mod doctor;
 mod key;
 mod logging;
 mod migrate;
+mod prune;
 mod quarantine;
+mod restored;
 mod serve;
 mod tail;
 
@@ -35,6 +38,9 @@ enum Command {
     Key(key::Args),
     Quarantine(quarantine::Args),
     Tail(tail::Args),
+    Prune(prune::Args),
+    Doctor(doctor::Args),
+    Restored(restored::Args),
     Demo(demo::Args),
 }
 
@@ -59,6 +65,9 @@ impl Command {
             Self::Key(args) => key::run(args),
             Self::Quarantine(args) => quarantine::run(args),
             Self::Tail(args) => tail::run(args),
+            Self::Prune(args) => prune::run(&args),
+            Self::Doctor(args) => doctor::run(&args),
+            Self::Restored(args) => restored::run(&args),
             Self::Demo(args) => demo::run(&args),
         }
     }

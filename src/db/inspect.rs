@@ -568,3 +568,21 @@ pub(super) fn remarks(connection: &mut Connection) -> Result<Vec<String>, Error>
     remarks.extend(rows.iter().map(|row| row.get::<_, String>(0)));
     Ok(remarks)
 }
+
+/// What belongs to the wrong role, and functions that are not as they should be.
+pub(super) fn ownership(connection: &mut Connection) -> Result<Vec<String>, Error> {
+    let mut faults = table_faults(connection)?;
+    faults.extend(function_faults(connection)?);
+    Ok(faults)
+}
+
+/// Who can act as the feed's owner and is no superuser: those who migrate.
+pub(super) fn logins_with_power(connection: &mut Connection) -> Result<Vec<String>, Error> {
+    let rows = connection.query(
+        "select r.rolname::text from pg_catalog.pg_roles as r
+            where r.rolcanlogin and not r.rolsuper and pg_catalog.pg_has_role(r.oid, 'signal_feed_owner', 'member')
+            order by 1",
+        &[],
+    )?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

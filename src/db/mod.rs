@@ -4,12 +4,15 @@
 
 pub mod capture;
 mod connection;
+pub mod doctor;
 mod error;
 pub mod event_log;
 mod inspect;
 pub mod keys;
 pub mod migrate;
+pub mod prune;
 pub mod quarantine;
+pub mod restored;
 
 pub use connection::{Connection, Notification, Settings};
 pub use error::Error;

@@ -1,0 +1,39 @@
+//! `signal-feed doctor`: checks the installation end to end.
+
+use super::{DatabaseArgs, say};
+use crate::db::{doctor, migrate};
+use crate::error::Error;
+
+/// Check the installation end to end; exit 1 if anything fails
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// An array for scripts
+    #[arg(long, env = "SIGNAL_FEED_JSON")]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    let mut connection = args.database.connect()?;
+    migrate::allow_long_statements(&mut connection)?;
+    let checks = doctor::examine(&mut connection);
+    if args.json {
+        let list: Vec<_> = checks
+            .iter()
+            .map(|one| serde_json::json!({"check": one.check, "ok": one.ok, "message": one.message, "fix": one.fix}))
+            .collect();
+        say(serde_json::Value::from(list));
+    } else {
+        for one in &checks {
+            let verdict = if one.ok { "ok  " } else { "FAIL" };
+            let fix = one.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
+            say(format_args!("{verdict} {}: {}{fix}", one.check, one.message));
+        }
+    }
+    let failed: Vec<&str> = checks.iter().filter(|one| !one.ok).map(|one| one.check).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Failed(format!("doctor found something wrong: {}", failed.join(", "))))
+}

@@ -1,0 +1,48 @@
+//! `signal-feed prune`: removes old events from the log.
+
+use std::time::Duration;
+
+use super::{DatabaseArgs, say};
+use crate::config::{parse_duration, parse_positive_duration};
+use crate::db::{migrate, prune};
+use crate::error::{Doing, Error};
+
+/// Remove old events from the log, without ever being in a writer's way
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// Events older than this go; lengthened to what clients may replay where it is shorter
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_OLDER_THAN", value_parser = parse_duration)]
+    older_than: Duration,
+    /// The replay window that serve runs with
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration)]
+    replay_window: Duration,
+    /// Only say what would go
+    #[arg(long, env = "SIGNAL_FEED_DRY_RUN")]
+    dry_run: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    let mut connection = args.database.connect()?;
+    migrate::check_schema(&mut connection)?;
+    migrate::allow_long_statements(&mut connection)?;
+    let plan = prune::plan(&mut connection, args.older_than, args.replay_window).doing("find what to prune")?;
+    let age = humantime::format_duration(plan.older_than);
+    if plan.older_than > args.older_than {
+        say(format_args!(
+            "--older-than {} is lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and nothing younger than an hour goes",
+            humantime::format_duration(args.older_than),
+            humantime::format_duration(args.replay_window),
+            humantime::format_duration(plan.longest_delay)
+        ));
+    }
+    let through = plan.through.map(|through| format!(", up to {through}")).unwrap_or_default();
+    if args.dry_run {
+        say(format_args!("would remove {} events older than {age}{through}", plan.events));
+        return Ok(());
+    }
+    let removed = prune::run(&mut connection, &plan).doing("prune the log")?;
+    say(format_args!("removed {removed} events older than {age}{through}"));
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! `signal-feed restored`: tells the feed that its database was restored or failed over.
+
+use super::{DatabaseArgs, say};
+use crate::db::{migrate, restored};
+use crate::error::{Doing, Error};
+
+/// After a restore from backup, or a failover that lost something: let the numbers go on above the lost ones
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// How many numbers to skip; more than the lost future can have used
+    #[arg(long, value_name = "N", env = "SIGNAL_FEED_SKIP", default_value_t = 1_000_000,
+        value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "nothing_lost")]
+    skip: i64,
+    /// Nothing was lost (a clean failover, a copy of the whole cluster): only acknowledge it
+    #[arg(long, env = "SIGNAL_FEED_NOTHING_LOST")]
+    nothing_lost: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    let mut connection = args.database.connect()?;
+    migrate::check_schema(&mut connection)?;
+    if args.nothing_lost {
+        restored::nothing_lost(&mut connection).doing("record the cluster")?;
+        say("recorded this cluster and timeline; no number is skipped");
+        return Ok(());
+    }
+    let (from, to) = restored::skip(&mut connection, args.skip).doing("skip the lost numbers")?;
+    say(format_args!(
+        "skipped {from} to {to}: every cursor from the lost future gets history_rewritten; the next event is {}",
+        to.saturating_add(1)
+    ));
+    Ok(())
+}
