@@ -6,6 +6,7 @@ mod feed;
 mod files;
 mod kill;
 mod process;
+mod python;
 mod real;
 mod recovery;
 mod table;

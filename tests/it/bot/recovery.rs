@@ -38,7 +38,7 @@ fn recovery_places_what_was_missed_once_oldest_first_and_leaves_close_only_mode(
     place.wait_cursor(2);
     bot.stop();
     let (known, blocked) = (format!("sf-{known}-entry"), format!("sf-{blocked}-entry"));
-    assert_eq!(place.paper(), [known.clone()]);
+    assert_eq!(place.paper(), std::slice::from_ref(&known));
 
     let younger = market.signal("YOUNGER", "entry", 10);
     let older = market.signal("OLDER", "exit", 20);
