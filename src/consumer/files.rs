@@ -57,7 +57,8 @@ pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Replaces a file as a whole: temporary file, rename. With `sync` it is on the disk when this returns.
+/// Replaces a file as a whole: temporary file, with `sync` onto the disk, rename. After a crash of the machine either the
+/// old file is there or the new one.
 pub(super) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temporary = with_suffix(path, ".tmp");
     let mut file = File::create(&temporary)?;
@@ -65,8 +66,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     if sync {
         file.sync_data()?;
     }
-    fs::rename(&temporary, path)?;
-    if sync { sync_directory(path) } else { Ok(()) }
+    fs::rename(&temporary, path)
 }
 
 /// Puts a directory's entry for `path` on the disk.

@@ -95,7 +95,8 @@ impl Journal {
     fn rewrite(&mut self, shrunk: &[Line], text: &[u8], old: usize) -> Result<(), Error> {
         let mut bytes_of_all: Vec<u8> = shrunk.iter().flat_map(bytes).collect();
         text.split_inclusive(|byte| *byte == b'\n').skip(old).for_each(|line| bytes_of_all.extend_from_slice(line));
-        files::replace(&self.path, &bytes_of_all, true).doing(doing("shrink", &self.path))?;
+        let replaced = files::replace(&self.path, &bytes_of_all, true).and_then(|()| files::sync_directory(&self.path));
+        replaced.doing(doing("shrink", &self.path))?;
         self.file = OpenOptions::new().append(true).open(&self.path).doing(doing("open", &self.path))?;
         log::info!("the journal's old lines were shrunk: {} bytes became {}", text.len(), bytes_of_all.len());
         Ok(())

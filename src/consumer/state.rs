@@ -104,7 +104,9 @@ impl StateFile {
         }
     }
 
-    /// Blocks until the state is written; with `sync` until it is on the disk.
+    /// Blocks until the state is written; with `sync` it goes to the disk before it takes the old one's place.
+    ///
+    /// A crash of the machine may leave the old one: its events come again, and the journal knows their orders.
     pub(super) fn save(&self, state: &State, sync: bool) -> Result<(), Error> {
         let mut state = state.clone();
         state.version = VERSION;

@@ -129,9 +129,13 @@ impl Open {
     }
 
     pub(super) fn connected_with(&mut self, cursor: i64, key_expires_at: &str) {
+        self.connected_as(FEED_ID, cursor, 0, key_expires_at);
+    }
+
+    pub(super) fn connected_as(&mut self, feed_id: &str, cursor: i64, delay_seconds: u32, key_expires_at: &str) {
         self.send(&format!(
-            "retry: 2000\nid: {cursor}\nevent: system\ndata: {{\"reason\":\"connected\",\"feed_id\":\"{FEED_ID}\",\
-             \"cursor\":{cursor},\"head\":{cursor},\"earliest\":1,\"delay_seconds\":0,\"heartbeat_seconds\":15,\
+            "retry: 2000\nid: {cursor}\nevent: system\ndata: {{\"reason\":\"connected\",\"feed_id\":\"{feed_id}\",\
+             \"cursor\":{cursor},\"head\":{cursor},\"earliest\":1,\"delay_seconds\":{delay_seconds},\"heartbeat_seconds\":15,\
              \"key_expires_at\":{key_expires_at}}}\n\n"
         ));
     }

@@ -59,7 +59,7 @@ fn assert_each_once(mut placed: Vec<String>, events: i64, kills: u32) {
 fn each_order_is_placed_exactly_once_however_often_the_bot_is_killed() {
     const EVENTS: i64 = 4000;
     let place = Place::new();
-    let kills = kill_until_done(&place, EVENTS, &["--log-level", "warn"], Duration::from_millis(150));
+    let kills = kill_until_done(&place, EVENTS, &["--log-level", "warn"], Duration::from_millis(400));
     assert_each_once(place.paper(), EVENTS, kills);
     assert_eq!(place.alerts(), []);
 }

@@ -1,10 +1,14 @@
 //! `trader-bot`, the real program, against a scripted feed, a real one, and a real database.
 
+mod end_to_end;
 mod exec;
 mod feed;
 mod files;
 mod kill;
 mod process;
+mod python;
+mod real;
+mod recovery;
 mod table;
 mod tail;
 mod usage;

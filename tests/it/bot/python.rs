@@ -1,0 +1,91 @@
+//! The README's Python broker, run as it stands there.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use super::feed::{Feed, Open, row, row_of};
+use super::process::Place;
+use crate::support::wait::until;
+
+/// Keeps orders by their reference; every third one breaks the connection after it was taken.
+fn serve(listener: TcpListener, book: Arc<Mutex<Vec<String>>>) {
+    for stream in listener.incoming().flatten() {
+        answer(stream, &book);
+    }
+}
+
+fn answer(mut stream: TcpStream, book: &Mutex<Vec<String>>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        match line.trim_end() {
+            "" => break,
+            line => head.push(line.to_owned()),
+        }
+    }
+    let length = head.iter().find_map(|line| line.strip_prefix("Content-Length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    reader.read_exact(&mut body).unwrap();
+    let mut book = book.lock().unwrap();
+    let status = if let Some(path) = head[0].strip_prefix("GET /orders/") {
+        let reference = path.split(' ').next().unwrap();
+        if book.iter().any(|known| known == reference) { "200 OK" } else { "404 Not Found" }
+    } else {
+        let order: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        if order["symbol"] == "UNKNOWN" {
+            "422 Unprocessable Content"
+        } else {
+            book.push(order["order_ref"].as_str().unwrap().to_owned());
+            if book.len().is_multiple_of(3) {
+                return;
+            }
+            "201 Created"
+        }
+    };
+    let _ = stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").as_bytes());
+}
+
+#[test]
+fn the_python_broker_places_each_order_once_also_where_answers_are_lost() {
+    let (feed, place) = (Feed::new(), Place::new());
+    place.program("broker.py", include_str!("broker.py"));
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let mut command = place.command(&["--feed-url", &feed.url, "--broker", "exec:broker.py"]);
+    let mut bot = command.env("BROKER_URL", format!("http://{address}")).spawn().unwrap();
+    let send_rest = |stream: &mut Open, cursor: i64| {
+        stream.connected(cursor);
+        for seq in cursor + 1..=12 {
+            let id = seq - 5;
+            stream.insert(seq, &if id == 2 { row_of(2, "exit", "UNKNOWN", "SELL") } else { row(id, "entry") });
+        }
+    };
+    let mut stream = feed.accept().open();
+    send_rest(&mut stream, 5);
+    // Nobody listens there yet: away.
+    place.wait_alert("broker_away");
+    stream.wait_closed();
+    let book = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&book);
+    let listener = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || serve(listener, shared));
+    let mut streams = Vec::new();
+    until("all orders", || {
+        if let Some(request) = feed.accept_within(std::time::Duration::from_millis(50)) {
+            let cursor = request.cursor().unwrap();
+            let mut stream = request.open();
+            send_rest(&mut stream, cursor);
+            streams.push(stream);
+        }
+        (place.cursor() == Some(12)).then_some(())
+    });
+    let expected: Vec<String> = [1, 3, 4, 5, 6, 7].map(|id| format!("sf-{id}-entry")).into();
+    assert_eq!(*book.lock().unwrap(), expected);
+    assert_eq!(place.count_alerts("exit_rejected"), 1);
+    bot.kill().unwrap();
+    bot.wait().unwrap();
+}

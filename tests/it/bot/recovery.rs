@@ -1,0 +1,175 @@
+//! `--recovery` from a real database, with only the rights of `signal_feed_bot`.
+
+use super::feed::{Feed, Open, row};
+use super::process::{Bot, Place};
+use super::real::Market;
+
+fn recover(place: &Place, feed: &Feed, market: &Market) -> Bot {
+    place.start(&feed.url, &["--recovery", "--database-url", &market.bot_url()])
+}
+
+/// The two connections of a run with `--recovery`: the first is only asked what feed it is.
+fn open_both(feed: &Feed, market: &Market) -> (Option<i64>, Open) {
+    let mut first = feed.accept().open();
+    first.connected_as(&market.feed_id(), 1, 0, "null");
+    first.wait_closed();
+    let request = feed.accept();
+    let cursor = request.cursor();
+    let mut stream = request.open();
+    stream.connected_as(&market.feed_id(), cursor.unwrap(), 0, "null");
+    (cursor, stream)
+}
+
+#[test]
+fn recovery_places_what_was_missed_once_oldest_first_and_leaves_close_only_mode() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    let known = market.signal("KNOWN", "entry", 50);
+    let blocked = market.signal("BLOCKED", "entry", 40);
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.accept().open();
+    stream.connected_as(&market.feed_id(), 0, 0, "null");
+    let row_of = |id: i64| -> String {
+        let sql = "select to_jsonb(s)::text from stock_market.signal s where id = $1";
+        market.database.connect().query_one(sql, &[&id]).unwrap().get(0)
+    };
+    stream.insert(1, &row_of(known));
+    stream.system("{\"reason\":\"replay_truncated\",\"requested\":1,\"earliest\":2}");
+    stream.insert(2, &row_of(blocked));
+    place.wait_cursor(2);
+    bot.stop();
+    let (known, blocked) = (format!("sf-{known}-entry"), format!("sf-{blocked}-entry"));
+    assert_eq!(place.paper(), std::slice::from_ref(&known));
+
+    let younger = market.signal("YOUNGER", "entry", 10);
+    let older = market.signal("OLDER", "exit", 20);
+    let _ancient = market.signal("ANCIENT", "entry", 60 * 24 * 30);
+    market.execute("update stock_market.signal set action = 'exit' where symbol = 'BLOCKED'");
+    let bot = recover(&place, &feed, &market);
+    let (cursor, mut stream) = open_both(&feed, &market);
+    assert_eq!(cursor, Some(market.counter()));
+    let exit = blocked.replace("entry", "exit");
+    let mut expected = vec![known, exit, format!("sf-{older}-exit"), format!("sf-{younger}-entry")];
+    // The scripted event times of the bot's last event lie far back, so the ancient row is looked at, too.
+    expected.retain(|reference| place.paper().contains(reference));
+    assert_eq!(expected.len(), 4, "{:?}", place.paper());
+    let order: Vec<String> = place.paper().into_iter().filter(|reference| expected.contains(reference)).collect();
+    assert_eq!(order, expected);
+    assert!(!place.paper().contains(&blocked));
+    assert_eq!(place.state()["mode"], "normal");
+    assert_eq!(place.cursor(), cursor);
+    let seq = cursor.unwrap() + 1;
+    stream.insert(seq, &row(7777, "entry"));
+    place.wait_cursor(seq);
+    bot.stop();
+    // Once more: everything is known.
+    let placed = place.paper();
+    assert!(placed.contains(&"sf-7777-entry".to_owned()));
+    let bot = recover(&place, &feed, &market);
+    let (cursor, _stream) = open_both(&feed, &market);
+    assert_eq!(cursor, Some(market.counter()));
+    assert_eq!(place.paper(), placed);
+    bot.stop();
+}
+
+#[test]
+fn the_lookback_bounds_what_a_fresh_bot_recovers() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    let inside = market.signal("INSIDE", "entry", 60);
+    market.signal("OUTSIDE", "entry", 60 * 80);
+    let _bot = recover(&place, &feed, &market);
+    open_both(&feed, &market);
+    assert_eq!(place.paper(), [format!("sf-{inside}-entry")]);
+}
+
+#[test]
+fn what_recovery_cannot_be_sure_of_ends_the_bot_before_any_order() {
+    type Prepare = fn(&Market);
+    let cases: [(&str, Prepare, &str); 4] = [
+        ("a delay", |_| {}, "delay"),
+        ("another log", |_| {}, "99999999-2222-3333-4444-555555555555"),
+        (
+            "no column",
+            |market| market.execute("alter table stock_market.signal drop column updated_at"),
+            "lacks updated_at",
+        ),
+        (
+            "row security",
+            |market| market.execute("alter table stock_market.signal enable row level security"),
+            "row-level security",
+        ),
+    ];
+    for (what, prepare, word) in cases {
+        let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+        market.signal("A", "entry", 5);
+        prepare(&market);
+        let mut bot = recover(&place, &feed, &market);
+        let mut stream = feed.accept().open();
+        let other = "99999999-2222-3333-4444-555555555555".to_owned();
+        let feed_id = if what == "another log" { other } else { market.feed_id() };
+        stream.connected_as(&feed_id, 1, u32::from(what == "a delay") * 900, "null");
+        assert_eq!(bot.exit_code(), Some(1), "{what}");
+        assert!(place.read("log").lines().last().is_some_and(|line| line.contains(word)), "{}", place.read("log"));
+        assert_eq!(place.paper(), Vec::<String>::new(), "{what}");
+    }
+}
+
+#[test]
+fn without_a_database_the_bot_does_not_start_as_if_it_had_recovered() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut bot = place.start(&feed.url, &["--recovery", "--database-url", "postgres://nobody:geheim@127.0.0.1:9/x"]);
+    let _stream = feed.open(5);
+    assert_eq!(bot.exit_code(), Some(1));
+    let log = place.read("log");
+    assert!(log.contains("connect to the database") && !log.contains("geheim"), "{log}");
+    assert!(feed.accept_within(std::time::Duration::from_millis(100)).is_none());
+}
+
+#[test]
+fn an_unusable_row_is_told_and_does_not_hold_recovery_up() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    market.execute("alter table stock_market.signal add column note json");
+    let id = market.signal("GOOD", "entry", 5);
+    market.execute("update stock_market.signal set note = '{\"x\":\"\\u0000\"}'");
+    market.execute("alter table stock_market.signal drop constraint if exists signal_side_check");
+    market.execute(
+        "do $$ declare c name; begin for c in select conname from pg_constraint where conrelid = \
+                    'stock_market.signal'::regclass and contype = 'c' loop execute format('alter table \
+                    stock_market.signal drop constraint %I', c); end loop; end $$",
+    );
+    market.execute("insert into stock_market.signal (symbol, action, side) values ('BAD', 'entry', 'LONG')");
+    let _bot = recover(&place, &feed, &market);
+    open_both(&feed, &market);
+    assert_eq!(place.paper(), [format!("sf-{id}-entry")]);
+    place.wait_alert("unusable_event");
+}
+
+#[test]
+fn a_recovery_that_was_killed_is_repeated_and_places_each_order_once() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    market.execute(
+        "insert into stock_market.signal (symbol, action, side) select 'S' || n, 'entry', 'BUY' from generate_series(1, 400) n",
+    );
+    let mut kills = 0;
+    let cursor = loop {
+        let bot = recover(&place, &feed, &market);
+        let mut first = feed.accept().open();
+        first.connected_as(&market.feed_id(), 1, 0, "null");
+        first.wait_closed();
+        // Killed in the midst of it, the first times.
+        let before = place.paper().len();
+        if before < 300 {
+            crate::support::wait::until("some more orders", || (place.paper().len() > before + 20).then_some(()));
+            bot.kill();
+            kills += 1;
+            continue;
+        }
+        break feed.accept().cursor();
+    };
+    assert!(kills > 2);
+    assert_eq!(cursor, Some(market.counter()));
+    let mut placed = place.paper();
+    assert_eq!(placed.len(), 400);
+    placed.sort();
+    placed.dedup();
+    assert_eq!(placed.len(), 400);
+}
