@@ -13,3 +13,4 @@ mod support;
 mod bot;
 mod database;
 mod migrate;
+mod stream;

@@ -38,9 +38,23 @@ impl Database {
         Self::at(cluster.url("postgres"))
     }
 
+    /// Whether the tests run on a server that is not their own.
+    pub fn is_elsewhere() -> bool {
+        std::env::var_os("SIGNAL_FEED_TEST_DATABASE_URL").is_some()
+    }
+
+    /// A copy of a database to which nobody is connected.
+    pub fn copy_of(template: &Self) -> Self {
+        Self::create(template.admin_url.clone(), &format!("template {}", template.name))
+    }
+
     fn at(admin_url: String) -> Self {
+        Self::create(admin_url, "")
+    }
+
+    fn create(admin_url: String, how: &str) -> Self {
         let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        Client::connect(&admin_url, NoTls).unwrap().batch_execute(&format!("create database {name}")).unwrap();
+        Client::connect(&admin_url, NoTls).unwrap().batch_execute(&format!("create database {name} {how}")).unwrap();
         let url = with_database(&admin_url, &name);
         Self { admin_url, name, url }
     }
@@ -48,6 +62,50 @@ impl Database {
     /// A new session of the superuser, by a driver that is not the code under test.
     pub fn connect(&self) -> Client {
         Client::connect(&self.url, NoTls).unwrap()
+    }
+
+    /// Runs statements as the superuser.
+    pub fn sql(&self, statements: &str) {
+        self.connect().batch_execute(statements).unwrap_or_else(|error| panic!("{error:?}: {statements}"));
+    }
+
+    /// One number that a query gives.
+    pub fn number(&self, query: &str) -> i64 {
+        self.connect().query_one(query, &[]).unwrap().get(0)
+    }
+
+    /// Inserts `count` signals with the symbols S1, S2, … in one statement.
+    pub fn insert(&self, count: usize) {
+        self.sql(&insert_signals(count));
+    }
+
+    /// Puts a row into the log as if it had been captured: number, time (an SQL expression), and the row (likewise).
+    pub fn log_row(&self, seq: i64, time: &str, signal: &str) {
+        self.log_rows(&format!("select {seq}, {time}, 'INSERT', {signal}"));
+    }
+
+    /// Puts the rows of a query (number, time, operation, row) into the log as if they had been captured.
+    pub fn log_rows(&self, query: &str) {
+        self.sql(&format!(
+            "begin; \
+             insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal) {query}; \
+             update stock_market.signal_feed_counter \
+             set value = greatest(value, (select max(feed_seq) from stock_market.signal_feed_event)); \
+             notify signal_feed, '1'; commit"
+        ));
+    }
+
+    /// What prune does, without its conditions: everything up to a number is gone.
+    pub fn prune_through(&self, seq: i64) {
+        self.sql(&format!(
+            "update stock_market.signal_feed_pruned set pruned_through = {seq}; \
+             delete from stock_market.signal_feed_event where feed_seq <= {seq}"
+        ));
+    }
+
+    /// The highest number allocated.
+    pub fn head(&self) -> i64 {
+        self.number("select max(value) from stock_market.signal_feed_counter")
     }
 
     /// The same database for another user.
@@ -71,4 +129,12 @@ fn with_database(url: &str, name: &str) -> String {
     let end = base[slash..].find('/').map_or(base.len(), |at| slash + at);
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     format!("{}/{name}{query}", &base[..end])
+}
+
+/// One statement that inserts `count` signals.
+pub fn insert_signals(count: usize) -> String {
+    format!(
+        "insert into stock_market.signal (symbol, action, side, quantity, price) \
+         select 'S' || i, 'entry', 'BUY', 10, 1.50 from generate_series(1, {count}) as i"
+    )
 }

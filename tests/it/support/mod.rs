@@ -1,5 +1,8 @@
-//! What the tests stand on: a private PostgreSQL, one database a test, waiting for conditions.
+//! What the tests stand on: a private PostgreSQL, one database a test, waiting for conditions, the programs as processes,
+//! and a client that is strict about bytes.
 
 pub mod database;
 pub mod program;
+pub mod server;
+pub mod sse;
 pub mod wait;

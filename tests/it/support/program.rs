@@ -1,6 +1,9 @@
 //! Runs `signal-feed` as an operator does.
 
 use std::process::Command;
+use std::sync::OnceLock;
+
+use signal_feed::demo::postgres::PrivatePostgres;
 
 use super::database::Database;
 
@@ -25,14 +28,16 @@ impl Outcome {
     }
 }
 
+/// The program with nothing in its environment but the database.
+pub fn command(url: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_signal-feed"));
+    command.env_clear().env("SIGNAL_FEED_DATABASE_URL", url);
+    command
+}
+
 /// Runs `signal-feed` with these arguments on the database at `url`.
 pub fn signal_feed(url: &str, arguments: &[&str]) -> Outcome {
-    let output = Command::new(env!("CARGO_BIN_EXE_signal-feed"))
-        .args(arguments)
-        .env_clear()
-        .env("SIGNAL_FEED_DATABASE_URL", url)
-        .output()
-        .unwrap();
+    let output = command(url).args(arguments).output().unwrap();
     Outcome {
         code: output.status.code().unwrap(),
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -46,10 +51,42 @@ impl Database {
         signal_feed(&self.url, &["migrate"]).ok()
     }
 
-    /// A new database with the feed installed.
+    /// A new database with the feed installed: a copy of one that is migrated once a process, with an identity of its own.
     pub fn migrated() -> Self {
-        let database = Self::empty();
+        static TEMPLATE: OnceLock<Database> = OnceLock::new();
+        if Self::is_elsewhere() {
+            // There a template would be left behind.
+            let database = Self::empty();
+            database.migrate();
+            return database;
+        }
+        let template = TEMPLATE.get_or_init(|| {
+            let database = Self::empty();
+            database.migrate();
+            database
+        });
+        let database = Self::copy_of(template);
+        database.sql("update stock_market.signal_feed_identity set feed_id = gen_random_uuid()");
+        database
+    }
+
+    /// The same in a cluster of the test's own.
+    pub fn migrated_in(cluster: &PrivatePostgres) -> Self {
+        let database = Self::empty_in(cluster);
         database.migrate();
         database
+    }
+
+    /// Mints a key.
+    pub fn mint(&self, name: &str) -> String {
+        self.mint_with(name, &[])
+    }
+
+    /// Mints a key with more options.
+    pub fn mint_with(&self, name: &str, options: &[&str]) -> String {
+        let key =
+            signal_feed(&self.url, &[&["key", "mint", "--name", name], options].concat()).ok().trim_end().to_owned();
+        assert!(key.starts_with("sf_") && key.len() == 46, "{key:?}");
+        key
     }
 }
