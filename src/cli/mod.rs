@@ -75,6 +75,9 @@ impl Command {
 
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
 pub(crate) fn usage(error: &clap::Error) -> Error {
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Error::Usage("a command is needed; --help shows them".into());
+    }
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -101,7 +101,7 @@ impl PrivatePostgres {
             keeper.arg("-c").arg(format!("{name}={value}"));
         }
         // A group of its own: Ctrl-C at the terminal is for the process that made it, which then stops it in order.
-        keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut keeper = keeper.spawn().doing("start /bin/sh")?;
         let said = keeper.stdout.take().ok_or_else(|| Error::Failed("start /bin/sh: no output".into()))?;
         let mut postgres = Self {

@@ -11,6 +11,8 @@
 mod support;
 
 mod bot;
+mod clients;
 mod database;
+mod demo;
 mod migrate;
 mod stream;

@@ -1,0 +1,73 @@
+//! The demo: the whole system by one command, and nothing left behind.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::program::command;
+use crate::support::sse::Request;
+use crate::support::wait::until;
+
+#[test]
+fn demo_streams_signals_by_what_it_prints_and_leaves_nothing_behind() {
+    let scratch = std::env::temp_dir().join(format!("signal-feed-demo-{}", std::process::id()));
+    std::fs::create_dir_all(&scratch).unwrap();
+    // PostgreSQL, another user where the tests run as root, makes its directory in here.
+    std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut demo = command("")
+        .args(["demo", "--rate", "50", "--listen", &address.to_string()])
+        .env("TMPDIR", &scratch)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let line = lines.into_iter().find(|line| line.contains("curl -N") && line.contains("cursor=0")).unwrap();
+
+    // The very line that it prints, in a shell.
+    let mut curl =
+        Command::new("/bin/sh").args(["-c", line.trim()]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let seen = BufReader::new(curl.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let signals = seen.filter(|line| line.starts_with("data: {\"feed_seq\":")).take(20).count();
+    assert_eq!(signals, 20);
+    let _ = curl.kill();
+    curl.wait().unwrap();
+    assert_eq!(Request::get("/").send(address).status, 200);
+
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(0));
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "something was left behind");
+    std::fs::remove_dir(&scratch).unwrap();
+}
+
+#[test]
+fn demo_that_is_killed_leaves_no_postgresql_behind() {
+    let scratch = std::env::temp_dir().join(format!("signal-feed-demo-killed-{}", std::process::id()));
+    std::fs::create_dir_all(&scratch).unwrap();
+    std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let mut demo = command("")
+        .args(["demo", "--listen", "127.0.0.1:0"])
+        .env("TMPDIR", &scratch)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("curl -N")));
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    until("PostgreSQL ends and its directory goes", || {
+        (std::fs::read_dir(&scratch).unwrap().count() == 0).then_some(())
+    });
+    std::fs::remove_dir(&scratch).unwrap();
+}
+
+#[test]
+fn demo_on_a_taken_address_says_so_and_ends() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = command("").args(["demo", "--listen", &address]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains(&address) && said.trim_end().lines().count() == 1, "{said}");
+}
