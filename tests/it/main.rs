@@ -10,5 +10,6 @@
 
 mod support;
 
+mod capture;
 mod database;
 mod migrate;
