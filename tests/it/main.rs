@@ -13,3 +13,4 @@ mod support;
 mod capture;
 mod database;
 mod migrate;
+mod upkeep;
