@@ -11,8 +11,10 @@
 mod support;
 
 mod bot;
+mod capture;
 mod clients;
 mod database;
 mod demo;
 mod migrate;
 mod stream;
+mod upkeep;
