@@ -134,6 +134,8 @@ struct Args {
 enum BrokerChoice {
     Paper,
     Exec(PathBuf),
+    #[cfg(feature = "ibkr")]
+    Ibkr(String),
 }
 
 impl FromStr for BrokerChoice {
@@ -143,10 +145,21 @@ impl FromStr for BrokerChoice {
         match text.split_once(':') {
             None if text == "paper" => Ok(Self::Paper),
             Some(("exec", program)) if !program.is_empty() => Ok(Self::Exec(PathBuf::from(program))),
+            #[cfg(feature = "ibkr")]
+            Some(("ibkr", address)) if is_address(address) => Ok(Self::Ibkr(address.to_owned())),
+            #[cfg(not(feature = "ibkr"))]
             Some(("ibkr", _)) => Err("this build has no ibkr; expected paper or exec:PROGRAM".to_owned()),
+            #[cfg(feature = "ibkr")]
+            _ => Err("expected paper, exec:PROGRAM or ibkr:HOST:PORT".to_owned()),
+            #[cfg(not(feature = "ibkr"))]
             _ => Err("expected paper or exec:PROGRAM".to_owned()),
         }
     }
+}
+
+#[cfg(feature = "ibkr")]
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +181,8 @@ impl fmt::Display for BrokerChoice {
         match self {
             Self::Paper => f.write_str("paper"),
             Self::Exec(program) => write!(f, "exec:{}", program.display()),
+            #[cfg(feature = "ibkr")]
+            Self::Ibkr(address) => write!(f, "ibkr:{address}"),
         }
     }
 }
@@ -264,6 +279,8 @@ impl Args {
             BrokerChoice::Exec(program) => {
                 Box::new(ExecBroker::open(program, self.broker_timeout, with_suffix(journal, ".running"))?)
             }
+            #[cfg(feature = "ibkr")]
+            BrokerChoice::Ibkr(address) => Box::new(super::broker::IbkrBroker::new(address, self.broker_timeout)),
         })
     }
 }

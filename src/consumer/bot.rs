@@ -480,7 +480,7 @@ impl<'a> Bot<'a> {
     /// `Some` where the answer is still open.
     fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Trouble>, Error> {
         let order = &intent.order;
-        match self.broker.lookup(order) {
+        match self.broker.lookup(order, intent.tried_at) {
             Lookup::Has => {
                 log::info!("{}: the broker has it", order.order_ref);
                 let line = Line::new(Record::Placed).order_key(order).why("the broker was asked and has it");
