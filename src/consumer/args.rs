@@ -250,7 +250,9 @@ impl Args {
     fn key(&self, matches: &ArgMatches) -> Result<ApiKey, Error> {
         let is_flag = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
         let file_wins = is_flag("feed_api_key_file") && !is_flag("feed_api_key");
-        match (&self.feed_api_key, &self.feed_api_key_file) {
+        // An environment file with every option may leave some empty.
+        let key = self.feed_api_key.as_ref().filter(|key| !key.is_empty() || is_flag("feed_api_key"));
+        match (key, &self.feed_api_key_file) {
             (Some(key), file) if file.is_none() || !file_wins => {
                 ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))
             }
