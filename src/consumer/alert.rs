@@ -19,6 +19,9 @@ const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// An id longer than this does not fit into the alert: the input of the program must never block.
 const MOST_ID_BYTES: usize = 1024;
 
+/// A longer message is cut, for the same reason.
+const MOST_MESSAGE_CHARS: usize = 2000;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -100,7 +103,7 @@ impl Alerts {
         let line = Line {
             level: *level,
             reason: *reason,
-            message: &message::clip(message),
+            message: &message::clip_to(message, MOST_MESSAGE_CHARS),
             time: clock::now_text(),
             signal_id: signal.map(|(id, _, _)| id),
             order_ref: signal.map(|(_, id, action)| order_ref(id, action)),

@@ -134,6 +134,8 @@ struct Args {
 enum BrokerChoice {
     Paper,
     Exec(PathBuf),
+    #[cfg(feature = "ibkr")]
+    Ibkr(String),
 }
 
 impl FromStr for BrokerChoice {
@@ -143,10 +145,21 @@ impl FromStr for BrokerChoice {
         match text.split_once(':') {
             None if text == "paper" => Ok(Self::Paper),
             Some(("exec", program)) if !program.is_empty() => Ok(Self::Exec(PathBuf::from(program))),
+            #[cfg(feature = "ibkr")]
+            Some(("ibkr", address)) if is_address(address) => Ok(Self::Ibkr(address.to_owned())),
+            #[cfg(not(feature = "ibkr"))]
             Some(("ibkr", _)) => Err("this build has no ibkr; expected paper or exec:PROGRAM".to_owned()),
+            #[cfg(feature = "ibkr")]
+            _ => Err("expected paper, exec:PROGRAM or ibkr:HOST:PORT".to_owned()),
+            #[cfg(not(feature = "ibkr"))]
             _ => Err("expected paper or exec:PROGRAM".to_owned()),
         }
     }
+}
+
+#[cfg(feature = "ibkr")]
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +181,8 @@ impl fmt::Display for BrokerChoice {
         match self {
             Self::Paper => f.write_str("paper"),
             Self::Exec(program) => write!(f, "exec:{}", program.display()),
+            #[cfg(feature = "ibkr")]
+            Self::Ibkr(address) => write!(f, "ibkr:{address}"),
         }
     }
 }
@@ -235,7 +250,9 @@ impl Args {
     fn key(&self, matches: &ArgMatches) -> Result<ApiKey, Error> {
         let is_flag = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
         let file_wins = is_flag("feed_api_key_file") && !is_flag("feed_api_key");
-        match (&self.feed_api_key, &self.feed_api_key_file) {
+        // An environment file with every option may leave some empty.
+        let key = self.feed_api_key.as_ref().filter(|key| !key.is_empty() || is_flag("feed_api_key"));
+        match (key, &self.feed_api_key_file) {
             (Some(key), file) if file.is_none() || !file_wins => {
                 ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))
             }
@@ -264,6 +281,8 @@ impl Args {
             BrokerChoice::Exec(program) => {
                 Box::new(ExecBroker::open(program, self.broker_timeout, with_suffix(journal, ".running"))?)
             }
+            #[cfg(feature = "ibkr")]
+            BrokerChoice::Ibkr(address) => Box::new(super::broker::IbkrBroker::new(address, self.broker_timeout)),
         })
     }
 }

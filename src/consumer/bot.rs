@@ -438,24 +438,26 @@ impl<'a> Bot<'a> {
             if self.stop.is_asked() {
                 return Err(Halt::Stopped);
             }
-            trouble = match (self.broker.connected(), self.journal.ledger().first_open()) {
-                (Err(why), _) => Some(Trouble { reason: Reason::BrokerAway, why }),
-                (Ok(()), Some(intent)) if !intent.unsent => {
-                    let intent = intent.clone();
+            let open = self.journal.ledger().first_open().cloned();
+            trouble = match open {
+                // Whether the broker is there shows when it is asked; that the outcome is unknown is what matters.
+                Some(intent) if !intent.unsent => {
                     // A program may fail in this way for ever: the second time there is a wait, and an alert.
                     self.ask(&intent)?.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
                 }
-                (Ok(()), Some(intent)) if unsent == Unsent::Send => {
-                    let intent = intent.clone();
-                    sent_again = true;
-                    self.send_again(&intent)?
-                }
-                (Ok(()), _) => {
-                    if !told.is_empty() {
-                        log::info!("the broker is back, every order's outcome is known");
+                open => match (self.broker.connected(), open) {
+                    (Err(why), _) => Some(Trouble { reason: Reason::BrokerAway, why }),
+                    (Ok(()), Some(intent)) if unsent == Unsent::Send => {
+                        sent_again = true;
+                        self.send_again(&intent)?
                     }
-                    return Ok(());
-                }
+                    (Ok(()), _) => {
+                        if !told.is_empty() {
+                            log::info!("the broker is back, every order's outcome is known");
+                        }
+                        return Ok(());
+                    }
+                },
             };
         }
     }
@@ -480,7 +482,7 @@ impl<'a> Bot<'a> {
     /// `Some` where the answer is still open.
     fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Trouble>, Error> {
         let order = &intent.order;
-        match self.broker.lookup(order) {
+        match self.broker.lookup(order, intent.tried_at) {
             Lookup::Has => {
                 log::info!("{}: the broker has it", order.order_ref);
                 let line = Line::new(Record::Placed).order_key(order).why("the broker was asked and has it");

@@ -173,6 +173,8 @@ pub(super) struct OpenIntent {
     pub(super) created_at: Option<String>,
     /// The broker surely has not got it.
     pub(super) unsent: bool,
+    /// When it was last tried.
+    pub(super) tried_at: Timestamp,
 }
 
 /// What the journal tells.
@@ -260,10 +262,14 @@ impl Ledger {
             outcome: Record::Intent,
         };
         self.set(&key, known);
+        let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
         match self.open.iter_mut().find(|intent| intent.order.key() == key) {
             // Sent once more after the broker surely had not got it.
-            Some(intent) => intent.unsent = false,
-            None => self.open.push(OpenIntent { order, created_at: line.created_at.clone(), unsent: false }),
+            Some(intent) => (intent.unsent, intent.tried_at) = (false, tried_at),
+            None => {
+                let created_at = line.created_at.clone();
+                self.open.push(OpenIntent { order, created_at, unsent: false, tried_at });
+            }
         }
         Ok(())
     }
@@ -307,7 +313,9 @@ impl Ledger {
             }
         }
         for intent in &self.open {
-            lines.push(intent_line(&intent.order, intent.created_at.clone()));
+            let mut line = intent_line(&intent.order, intent.created_at.clone());
+            line.time = clock::text(intent.tried_at);
+            lines.push(line);
             if intent.unsent {
                 lines.push(Line::new(Record::Unsent).order_key(&intent.order));
             }

@@ -170,9 +170,13 @@ fn system(data: &str) -> Message {
 
 /// As much of a text as a log line takes, without control characters.
 pub(super) fn clip(text: &str) -> String {
-    const MOST_CHARS: usize = 300;
-    let mut clipped: String = text.chars().take(MOST_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(MOST_CHARS).is_some() {
+    clip_to(text, 300)
+}
+
+/// The first characters of a text, without control characters.
+pub(super) fn clip_to(text: &str, most_chars: usize) -> String {
+    let mut clipped: String = text.chars().take(most_chars).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(most_chars).is_some() {
         clipped.push('…');
     }
     clipped

@@ -46,7 +46,8 @@ pub(super) fn run(bot: &mut Bot<'_>, recovery: &Recovery) -> Result<(), Halt> {
     bot.bind(connected.feed_id.as_deref())?;
     let missed_since = match &bot.state.mode {
         Mode::CloseOnly { missed_since, .. } => Some(missed_since.clone()),
-        Mode::Normal => None,
+        // The cursor jumps to the snapshot, so a bot that was away for longer than the look-back reaches back to its last event.
+        Mode::Normal => bot.journal.ledger().last_event_time.clone().filter(|time| clock::instant(time).is_some()),
     };
     let snapshot = read_snapshot(recovery, missed_since)?;
     if connected.feed_id.as_ref().is_some_and(|feed_id| *feed_id != snapshot.feed_id) {

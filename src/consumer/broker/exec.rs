@@ -116,7 +116,7 @@ impl Broker for ExecBroker {
         }
     }
 
-    fn lookup(&mut self, order: &Order) -> Lookup {
+    fn lookup(&mut self, order: &Order, _tried_at: jiff::Timestamp) -> Lookup {
         match self.run(order, Request::Lookup) {
             Ok(Ended::Code(EXIT_DONE)) => Lookup::Has,
             Ok(Ended::Code(EXIT_HAS_NOT)) => Lookup::HasNot,

@@ -1,10 +1,16 @@
 //! The broker: where orders go. Three questions, and answers that never pretend to know more than they do.
 
 mod exec;
+#[cfg(feature = "ibkr")]
+mod ibkr;
 mod paper;
 
 pub use exec::ExecBroker;
+#[cfg(feature = "ibkr")]
+pub use ibkr::IbkrBroker;
 pub use paper::PaperBroker;
+
+use jiff::Timestamp;
 
 use super::order::Order;
 
@@ -45,6 +51,6 @@ pub trait Broker {
     /// Places an order. The caller sees to it that no order comes twice.
     fn place(&mut self, order: &Order) -> Placing;
 
-    /// Says whether the broker has the order with this `order_ref`.
-    fn lookup(&mut self, order: &Order) -> Lookup;
+    /// Says whether the broker has the order with this `order_ref`, which was last tried at `tried_at`.
+    fn lookup(&mut self, order: &Order, tried_at: Timestamp) -> Lookup;
 }

@@ -104,7 +104,7 @@ impl Broker for PaperBroker {
         }
     }
 
-    fn lookup(&mut self, order: &Order) -> Lookup {
+    fn lookup(&mut self, order: &Order, _tried_at: jiff::Timestamp) -> Lookup {
         if let Err(why) = self.connected() {
             return Lookup::Away(why);
         }

@@ -41,6 +41,16 @@ impl Feed {
 
     pub(super) fn accept_within(&self, patience: Duration) -> Option<Request> {
         let until = Instant::now() + patience;
+        loop {
+            let request = self.accept_any(until)?;
+            // A bot that ended while it connected has left an empty connection behind.
+            if !request.line.is_empty() {
+                return Some(request);
+            }
+        }
+    }
+
+    fn accept_any(&self, until: Instant) -> Option<Request> {
         let stream = loop {
             match self.listener.accept() {
                 Ok((stream, _)) => break stream,
@@ -55,11 +65,11 @@ impl Feed {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
+        let _ = reader.read_line(&mut line);
         let mut headers = Vec::new();
         loop {
             let mut header = String::new();
-            reader.read_line(&mut header).unwrap();
+            let _ = reader.read_line(&mut header);
             match header.trim_end().split_once(": ") {
                 Some((name, value)) => headers.push((name.to_ascii_lowercase(), value.to_owned())),
                 None => break,

@@ -4,6 +4,8 @@ mod end_to_end;
 mod exec;
 mod feed;
 mod files;
+#[cfg(feature = "ibkr")]
+mod ibkr;
 mod kill;
 mod process;
 mod python;

@@ -5,10 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::wait::until;
+use crate::support::wait::{PATIENCE, until};
 
 pub(super) const KEY: &str = "sf_0123456789012345678901234567890123456789012";
 
@@ -73,10 +74,17 @@ impl Place {
         references(&self.path("trader-bot.paper"))
     }
 
+    /// Waits, and shows the bot's log where it was in vain.
+    pub(super) fn wait(&self, what: &str, mut look: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !look() {
+            assert!(Instant::now() < end, "waited in vain: {what}; log: {}", self.read("log"));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(super) fn wait_paper(&self, expected: &[&str]) {
-        until(&format!("{expected:?} on paper, not {:?}; log: {}", self.paper(), self.read("log")), || {
-            (self.paper() == expected).then_some(())
-        });
+        self.wait(&format!("{expected:?} on paper"), || self.paper() == expected);
     }
 
     /// The reasons of the alerts so far, each with its level.
@@ -87,9 +95,7 @@ impl Place {
     }
 
     pub(super) fn wait_alert(&self, reason: &str) {
-        until(&format!("an alert {reason}; log: {}", self.read("log")), || {
-            self.alerts().iter().any(|(_, known)| known == reason).then_some(())
-        });
+        self.wait(&format!("an alert {reason}"), || self.alerts().iter().any(|(_, known)| known == reason));
     }
 
     pub(super) fn count_alerts(&self, reason: &str) -> usize {
@@ -105,7 +111,7 @@ impl Place {
     }
 
     pub(super) fn wait_cursor(&self, cursor: i64) {
-        until(&format!("cursor {cursor}; log: {}", self.read("log")), || (self.cursor() == Some(cursor)).then_some(()));
+        self.wait(&format!("cursor {cursor}"), || self.cursor() == Some(cursor));
     }
 
     pub(super) fn wait_log(&self, text: &str) {

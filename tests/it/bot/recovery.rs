@@ -82,6 +82,27 @@ fn the_lookback_bounds_what_a_fresh_bot_recovers() {
 }
 
 #[test]
+fn a_bot_that_was_away_for_longer_than_the_lookback_reaches_back_to_its_last_event() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.accept().open();
+    stream.connected_as(&market.feed_id(), 0, 0, "null");
+    // The scripted event times are of the 20th of November 2026; the row is an hour younger.
+    stream.insert(1, &row(7777, "entry"));
+    place.wait_cursor(1);
+    bot.stop();
+    let id = market.signal("MISSED", "exit", 0);
+    market.execute(
+        "set session_replication_role = replica; \
+         update stock_market.signal set created_at = '2026-11-20 13:00Z', updated_at = '2026-11-20 13:00Z'",
+    );
+    let bot_url = market.bot_url();
+    let _bot = place.start(&feed.url, &["--recovery", "--database-url", &bot_url, "--recovery-lookback", "1s"]);
+    open_both(&feed, &market);
+    assert_eq!(place.paper(), ["sf-7777-entry".to_owned(), format!("sf-{id}-exit")]);
+}
+
+#[test]
 fn what_recovery_cannot_be_sure_of_ends_the_bot_before_any_order() {
     type Prepare = fn(&Market);
     let cases: [(&str, Prepare, &str); 4] = [
