@@ -12,5 +12,7 @@ mod support;
 
 mod bot;
 mod database;
+mod keys;
 mod migrate;
+mod refusals;
 mod stream;
