@@ -12,6 +12,7 @@ mod support;
 
 mod bot;
 mod database;
+mod degraded;
 mod keys;
 mod migrate;
 mod refusals;
