@@ -136,7 +136,8 @@ fn terminated_sessions_cost_a_notice_and_no_event() {
         while new < 2 || !back {
             let block = stream.block();
             match block.reason() {
-                Some("degraded") => assert!(!back),
+                // The sessions do not end all at once: it can be told more than once.
+                Some("degraded") => back = false,
                 Some("recovered") => back = true,
                 None => {
                     assert_eq!(block.prev_seq(), Some(seen));
@@ -253,15 +254,14 @@ fn a_healthy_server_that_starts_answers_nobody_503() {
 #[test]
 fn held_requests_end_at_sigterm_and_leave_with_their_client() {
     let feed = Feed::start(&["--degraded-hold", "60s"]);
-    let steady = feed.server.threads();
     feed.cluster.stop(true).unwrap();
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let address = feed.server.address();
     let mut held: Vec<Connection> =
         (0..20).map(|i| Request::feed(if i % 2 == 0 { &feed.key } else { "sf_wrong" }).post(address)).collect();
-    until("all are held", || (feed.server.threads() >= steady + 20).then_some(()));
+    until("all are held", || (feed.server.client_threads() == 20).then_some(()));
     held.truncate(5);
-    until("those that left are gone", || (feed.server.threads() <= steady + 5).then_some(()));
+    until("those that left are gone", || (feed.server.client_threads() == 5).then_some(()));
     let mut server = feed.server;
     let asked = Instant::now();
     server.signal(Signal::TERM);
