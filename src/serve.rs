@@ -59,6 +59,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let database = settings.clone();
     running.push(threads::start(&feed, "keys", move |feed| keys::run(feed, &database))?);
     running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, &settings, &inlets.records))?);
+    feed.health.wait_tried(DATABASE_DEADLINE * 2);
     let connections = Connections::new(feed.options.max_clients);
     let (stop_accept, stop_accept_writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;

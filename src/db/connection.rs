@@ -240,30 +240,39 @@ impl Connection {
         }
         let Self { runtime, client, driver, notifications, statements, deadline, .. } = self;
         let runtime = runtime.as_ref().ok_or(Error::Closed)?;
+        let mut ended: Option<Error> = None;
         let outcome = runtime.block_on(async {
             let mut operation = pin!(operation(client, statements));
-            let mut driver_ended = false;
             let both = poll_fn(|cx| {
                 // The driver first: it moves the bytes that the operation waits for.
-                while !driver_ended {
+                while ended.is_none() {
                     match driver.poll_message(cx) {
                         Poll::Ready(Some(Ok(message))) => keep(notifications, message),
-                        Poll::Ready(Some(Err(_)) | None) => driver_ended = true,
+                        Poll::Ready(Some(Err(error))) => ended = Some(error.into()),
+                        Poll::Ready(None) => ended = Some(Error::Closed),
                         Poll::Pending => break,
                     }
                 }
-                operation.as_mut().poll(cx)
+                match operation.as_mut().poll(cx) {
+                    Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                    // Nobody is left to move what it waits for.
+                    Poll::Pending if ended.is_some() => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                }
             });
             tokio::time::timeout(*deadline, both).await
         });
+        self.lost = ended.is_some();
         match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
+            Ok(Some(Ok(value))) => Ok(value),
+            Ok(Some(Err(error))) => {
                 let error = Error::from(error);
                 // An error made on this side (a parameter of a wrong type) leaves the connection open.
-                self.lost = !error.is_statement_error() && self.client.is_closed();
-                Err(error)
+                self.lost |= !error.is_statement_error() && self.client.is_closed();
+                // The driver's own error says why the connection ended; the operation's, only that it did.
+                Err(if error.is_statement_error() { error } else { ended.unwrap_or(error) })
             }
+            Ok(None) => Err(ended.unwrap_or(Error::Closed)),
             Err(_) => {
                 self.lost = true;
                 Err(Error::TimedOut(self.deadline))

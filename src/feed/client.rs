@@ -1,15 +1,16 @@
 //! What is known of each stream, and the list of all of them with its limits.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::lock;
 use super::queue::Queue;
 use super::reason::End;
 use super::types::{EventTime, FeedSeq};
 use crate::db::keys::Key;
+use crate::http::outlet;
 
 /// No expiry, in [`Client::expires_at`].
 const NEVER: i64 = i64::MAX;
@@ -23,6 +24,8 @@ pub struct Client {
     pub key: Arc<Key>,
     /// Where it comes from.
     pub address: SocketAddr,
+    /// Its thread's, which alone keeps it open.
+    socket: Weak<TcpStream>,
     /// When it was admitted, by the database's clock.
     pub since: EventTime,
     /// What the reader has sent and the client not yet taken.
@@ -72,6 +75,11 @@ impl Client {
         End::from_number(self.end.load(Ordering::Acquire))
     }
 
+    /// Whether the other side has closed the connection, as far as can be seen without waiting.
+    fn has_left(&self) -> bool {
+        self.socket.upgrade().is_none_or(|socket| outlet::is_closed(&socket))
+    }
+
     /// Notes when its key ends by itself, which can change (`key rotate`).
     pub fn set_expiry(&self, expires_at: Option<EventTime>) {
         let new = expires_at.map_or(NEVER, |at| at.0);
@@ -96,6 +104,19 @@ pub enum Full {
     Key,
     /// There are as many as `--max-clients` allows.
     Server,
+}
+
+/// Whether these are as many as there may be. Who has left does not count: its thread would notice only when it next writes,
+/// and a bot that reconnects must not be refused for the sake of its own dead streams.
+fn is_full<'a>(clients: impl Iterator<Item = &'a Arc<Client>> + Clone, most: usize) -> bool {
+    if clients.clone().count() < most {
+        return false;
+    }
+    let (left, here): (Vec<_>, Vec<_>) = clients.partition(|client| client.has_left());
+    for client in left {
+        client.end(End::ClientGone);
+    }
+    here.len() >= most
 }
 
 /// All streams.
@@ -126,15 +147,16 @@ impl Clients {
         &self,
         key: Arc<Key>,
         address: SocketAddr,
+        socket: &Arc<TcpStream>,
         since: EventTime,
         limits: Limits,
     ) -> Result<Arc<Client>, Full> {
         let mut list = lock(&self.list);
         // By name: both lives of a rotated key count together.
-        if list.values().filter(|client| client.key.name == key.name).count() >= limits.clients_per_key {
+        if is_full(list.values().filter(|client| client.key.name == key.name), limits.clients_per_key) {
             return Err(Full::Key);
         }
-        if list.len() >= limits.clients {
+        if is_full(list.values(), limits.clients) {
             return Err(Full::Server);
         }
         let client = Arc::new(Client {
@@ -142,6 +164,7 @@ impl Clients {
             expires_at: AtomicI64::new(key.expires_at.map_or(NEVER, |at| at.0)),
             key,
             address,
+            socket: Arc::downgrade(socket),
             since,
             queue: Queue::new(limits.queue_events),
             cursor: AtomicI64::new(0),

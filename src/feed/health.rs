@@ -37,6 +37,9 @@ struct Inner {
     listen_proven: Option<Instant>,
     log_up: bool,
     listen_up: bool,
+    /// Whether an attempt has ended, in whatever way.
+    log_tried: bool,
+    listen_tried: bool,
     since: Instant,
 }
 
@@ -59,6 +62,8 @@ impl Default for Health {
                 listen_proven: None,
                 log_up: false,
                 listen_up: false,
+                log_tried: false,
+                listen_tried: false,
                 since: Instant::now(),
             }),
             changed: Condvar::new(),
@@ -90,9 +95,10 @@ impl Health {
         let was_live = inner.log_up && inner.listen_up;
         let proof = up.then(Instant::now);
         match part {
-            Part::Log => (inner.log_up, inner.log_proven) = (up, proof),
-            Part::Listen => (inner.listen_up, inner.listen_proven) = (up, proof),
+            Part::Log => (inner.log_tried, inner.log_up, inner.log_proven) = (true, up, proof),
+            Part::Listen => (inner.listen_tried, inner.listen_up, inner.listen_proven) = (true, up, proof),
         }
+        self.changed.notify_all();
         let live = inner.log_up && inner.listen_up;
         if live == was_live {
             return;
@@ -137,6 +143,13 @@ impl Health {
     pub fn outage(&self) -> Option<Duration> {
         let inner = lock(&self.inner);
         self.epoch().is_multiple_of(2).then(|| inner.since.elapsed())
+    }
+
+    /// Waits until each part was tried once, at most `patience`.
+    pub fn wait_tried(&self, patience: Duration) {
+        let inner = lock(&self.inner);
+        let _unused =
+            self.changed.wait_timeout_while(inner, patience, |inner| !(inner.log_tried && inner.listen_tried));
     }
 
     /// Waits for the next change of state, or for `patience`. Returns at once while stopping.

@@ -417,15 +417,21 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     /// Whether a stuck write is to be given up because the stream's key has ended.
     fn stuck_end(&self) -> impl Fn() -> bool + use<'a, 'o> {
-        let client = self.client;
+        let (feed, client) = (self.feed, self.client);
         let asked_at = std::cell::Cell::new(None::<Instant>);
-        move || match client.ending() {
-            Some(End::KeyRevoked | End::KeyExpired) => {
-                let since = asked_at.get().unwrap_or_else(Instant::now);
-                asked_at.set(Some(since));
-                since.elapsed() >= STUCK_AT_END
+        move || {
+            // Nobody else watches the time while the write is stuck.
+            if client.expires_at().is_some_and(|at| at <= feed.clock.now()) {
+                client.end(End::KeyExpired);
             }
-            _ => false,
+            match client.ending() {
+                Some(End::KeyRevoked | End::KeyExpired) => {
+                    let since = asked_at.get().unwrap_or_else(Instant::now);
+                    asked_at.set(Some(since));
+                    since.elapsed() >= STUCK_AT_END
+                }
+                _ => false,
+            }
         }
     }
 

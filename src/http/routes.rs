@@ -217,7 +217,7 @@ impl Request<'_> {
             clients_per_key: feed.options.max_clients_per_key,
             queue_events: feed.options.queue_capacity,
         };
-        let client = match feed.clients.admit(key, self.address, feed.clock.now(), limits) {
+        let client = match feed.clients.admit(key, self.address, self.stream, feed.clock.now(), limits) {
             Ok(client) => client,
             Err(full) => {
                 let response = match full {

@@ -51,3 +51,21 @@ fn notifications_arrive_while_waiting_and_while_querying() {
     assert_eq!(connection.wait_notification(Duration::from_secs(10)).unwrap().unwrap().payload, "two");
     assert_eq!(connection.wait_notification(Duration::from_millis(1)).unwrap(), None);
 }
+
+#[test]
+fn a_session_that_the_server_has_ended_is_an_error_at_once_and_not_at_the_deadline() {
+    let database = Database::empty();
+    let mut connection = Connection::open(&database.url.parse().unwrap(), "test").unwrap();
+    let pid: i32 = connection.query_one("select pg_backend_pid()", &[]).unwrap().get(0);
+    let mut other = database.connect();
+    other.execute("select pg_terminate_backend($1)", &[&pid]).unwrap();
+    crate::support::wait::until("the session is gone", || {
+        let rows = other.query("select from pg_stat_activity where pid = $1", &[&pid]).unwrap();
+        rows.is_empty().then_some(())
+    });
+    let began = Instant::now();
+    let error = connection.query("select 1", &[]).unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}: {error}", began.elapsed());
+    assert!(error.to_string().contains("57P01"), "{error}");
+    assert!(connection.is_lost());
+}

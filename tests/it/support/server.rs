@@ -151,6 +151,14 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().count()
     }
 
+    /// How many of its threads serve a connection.
+    pub fn client_threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        // A thread may end between the listing and the look.
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        tasks.flatten().map(name).filter(|name| name.trim() == "client").count()
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()

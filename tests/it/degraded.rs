@@ -1,0 +1,340 @@
+//! The database away, stuck, or back: what streams, new requests and `/readyz` see of it. Each test has a cluster of its own.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use signal_feed::demo::postgres::PrivatePostgres;
+
+use crate::support::database::{Database, insert_signals};
+use crate::support::server::Server;
+use crate::support::sse::{Connection, Request, Stream};
+use crate::support::wait::{PATIENCE, until};
+
+struct Feed {
+    database: Database,
+    cluster: PrivatePostgres,
+    key: String,
+    server: Server,
+}
+
+impl Feed {
+    fn start(options: &[&str]) -> Self {
+        let cluster = PrivatePostgres::start(&[]).unwrap();
+        let database = Database::migrated_in(&cluster);
+        let key = database.mint("bot");
+        let server = Server::ready(&database, options);
+        Self { database, cluster, key, server }
+    }
+
+    fn stream(&self) -> Stream {
+        let mut stream = self.server.stream(&self.key);
+        stream.connected();
+        stream
+    }
+
+    /// Freezes or thaws every process of the cluster.
+    fn signal_all(&self, signal: &str) {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.cluster.pid())).unwrap();
+        self.cluster.signal(signal).unwrap();
+        for child in children.split_whitespace() {
+            std::process::Command::new("kill").args([&format!("-{signal}"), child]).status().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_restart_of_the_database_is_told_and_nothing_is_missed() {
+    let mut feed = Feed::start(&[]);
+    let mut stream = feed.stream();
+    feed.database.insert(3);
+    stream.signals(3);
+    for fast in [true, false] {
+        let stopped = Instant::now();
+        feed.cluster.stop(fast).unwrap();
+        stream.system("degraded");
+        assert!(stopped.elapsed() < Duration::from_secs(2), "noticed after {:?}", stopped.elapsed());
+        assert!(!feed.server.is_ready());
+        assert_eq!(Request::get("/healthz").send(feed.server.address()).status, 200);
+        feed.cluster.start_again().unwrap();
+        feed.database.insert(2);
+        // What was written before the server was back comes after it, or before it is told: nothing is missed.
+        let mut seen = Vec::new();
+        let mut recovered = false;
+        while seen.len() < 2 || !recovered {
+            let block = stream.block();
+            match block.reason() {
+                Some("recovered") => recovered = true,
+                None => seen.push(block.prev_seq().unwrap()),
+                Some(other) => panic!("{other}"),
+            }
+        }
+        let head = feed.database.head();
+        assert_eq!(seen, [head - 2, head - 1]);
+        feed.server.wait_ready();
+    }
+    let log = feed.server.stop();
+    assert!(log.iter().any(|line| line.contains("degraded")) && log.iter().any(|line| line.contains("live")));
+}
+
+#[test]
+fn a_database_that_is_frozen_is_noticed_within_ten_seconds() {
+    let feed = Feed::start(&["--heartbeat", "1s"]);
+    let mut stream = feed.stream();
+    let frozen = Instant::now();
+    feed.signal_all("STOP");
+    let degraded = stream.next_block(PATIENCE);
+    let noticed = frozen.elapsed();
+    let ready = feed.server.is_ready();
+    let refused = Request::feed(&feed.key).send(feed.server.address());
+    feed.signal_all("CONT");
+    assert_eq!(degraded.unwrap().reason(), Some("degraded"));
+    assert!(noticed < Duration::from_secs(10), "{noticed:?}");
+    assert!(!ready);
+    assert_eq!(refused.refusal(), (503, "degraded".into()));
+    stream.system("recovered");
+    feed.database.insert(1);
+    stream.signal();
+}
+
+#[test]
+fn a_single_frozen_session_is_noticed_whichever_it_is() {
+    let feed = Feed::start(&[]);
+    let mut stream = feed.stream();
+    for session in ["signal-feed listen", "signal-feed reader"] {
+        let pid = until("the session is there", || {
+            let mut client = feed.database.connect();
+            let query = "select pid from pg_stat_activity where application_name = $1";
+            client.query_opt(query, &[&session]).unwrap().map(|row| row.get::<_, i32>(0))
+        });
+        let kill = |signal: &str| {
+            std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
+        };
+        kill("-STOP");
+        let frozen = Instant::now();
+        let degraded = stream.next_block(PATIENCE);
+        let noticed = frozen.elapsed();
+        kill("-CONT");
+        assert_eq!(degraded.unwrap().reason(), Some("degraded"), "{session}");
+        assert!(noticed < Duration::from_secs(10), "{session}: {noticed:?}");
+        stream.system("recovered");
+        feed.database.insert(1);
+        stream.signal();
+    }
+}
+
+#[test]
+fn terminated_sessions_cost_a_notice_and_no_event() {
+    let feed = Feed::start(&[]);
+    let mut stream = feed.stream();
+    let mut seen = 0;
+    for _ in 0..3 {
+        feed.database
+            .sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'signal-feed%'");
+        feed.database.insert(2);
+        let mut back = false;
+        let mut new = 0;
+        while new < 2 || !back {
+            let block = stream.block();
+            match block.reason() {
+                // The sessions do not end all at once: it can be told more than once.
+                Some("degraded") => back = false,
+                Some("recovered") => back = true,
+                None => {
+                    assert_eq!(block.prev_seq(), Some(seen));
+                    seen = block.feed_seq().unwrap();
+                    new += 1;
+                }
+                Some(other) => panic!("{other}"),
+            }
+        }
+        feed.server.wait_ready();
+    }
+}
+
+#[test]
+fn a_request_is_held_through_a_short_outage_and_then_served() {
+    let mut feed = Feed::start(&["--degraded-hold", "30s"]);
+    feed.database.insert(2);
+    feed.cluster.stop(true).unwrap();
+    until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
+    let address = feed.server.address();
+    let mut held = Request::feed(&feed.key).last_event_id(0).post(address);
+    let mut unknown = Request::feed("sf_wrong").post(address);
+    let mut session = Request::new("POST", "/session").key("sf_wrong").post(address);
+    // Errors of form are answered at once, and so is a session for a key that is known.
+    assert_eq!(Request::get("/feed?cursor=x").send(address).status, 400);
+    assert_eq!(Request::get("/nothing").send(address).status, 404);
+    assert_eq!(Request::new("POST", "/feed").send(address).status, 405);
+    assert_eq!(Request::new("POST", "/session").key(&feed.key).send(address).status, 204);
+    for connection in [&mut held, &mut unknown, &mut session] {
+        assert!(!connection.ends_within(Duration::from_millis(300)));
+        assert!(connection.all().is_empty(), "answered during the hold");
+    }
+    feed.cluster.start_again().unwrap();
+    let mut stream = held.stream(PATIENCE);
+    stream.connected();
+    stream.signals(2);
+    assert_eq!(unknown.answer(PATIENCE).refusal(), (401, "unknown_key".into()));
+    assert_eq!(session.answer(PATIENCE).refusal(), (401, "unknown_key".into()));
+}
+
+#[test]
+fn after_the_hold_everybody_is_told_degraded_and_nobody_that_a_key_is_wrong() {
+    let feed = Feed::start(&["--degraded-hold", "2s"]);
+    feed.database.sql("update stock_market.signal_feed_api_key set last_used_at = null");
+    let began = Instant::now();
+    feed.cluster.stop(true).unwrap();
+    until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
+    let address = feed.server.address();
+    let requests = [
+        Request::feed(&feed.key),
+        Request::feed("sf_wrong"),
+        Request::get("/feed"),
+        Request::get("/feed").field("Cookie", "signal_feed_session=nonsense"),
+        Request::new("POST", "/session").key("sf_wrong"),
+    ];
+    for round in 0..2 {
+        let connections: Vec<Connection> = requests.iter().map(|request| request.post(address)).collect();
+        let mut waits = std::collections::BTreeSet::new();
+        for connection in connections {
+            let answer = connection.answer(PATIENCE);
+            assert_eq!(answer.refusal(), (503, "degraded".into()));
+            waits.insert(answer.field("Retry-After").unwrap().parse::<u64>().unwrap());
+        }
+        assert!(!waits.contains(&0), "{waits:?}");
+        let elapsed = began.elapsed();
+        assert!(elapsed > Duration::from_millis(1_900), "round {round}: {elapsed:?}");
+        // The hold counts from the outage: whoever comes later is told at once.
+        assert!(elapsed < Duration::from_secs(6), "round {round}: {elapsed:?}");
+    }
+}
+
+#[test]
+fn a_server_without_its_database_starts_holds_and_recovers_by_itself() {
+    let mut cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let key = database.mint("bot");
+    database.insert(2);
+    cluster.stop(true).unwrap();
+    let server = Server::start(&database, &["--degraded-hold", "60s"]);
+    assert!(!server.is_ready());
+    let held = Request::feed(&key).last_event_id(0).post(server.address());
+    cluster.start_again().unwrap();
+    let mut stream = held.stream(PATIENCE);
+    stream.connected();
+    stream.signals(2);
+    database.insert(1);
+    stream.signal();
+}
+
+#[test]
+fn a_database_that_is_not_there_at_start_is_told_after_the_hold() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let key = database.mint("bot");
+    cluster.stop(true).unwrap();
+    let server = Server::start(&database, &["--degraded-hold", "1s"]);
+    assert_eq!(Request::feed(&key).send(server.address()).refusal(), (503, "degraded".into()));
+    assert_eq!(Request::get("/healthz").send(server.address()).status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_healthy_server_that_starts_answers_nobody_503() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let key = database.mint("bot");
+    for _ in 0..10 {
+        let server = Server::start(&database, &["--degraded-hold", "0s"]);
+        Request::feed(&key).open(server.address()).connected();
+        server.stop();
+    }
+}
+
+#[test]
+fn held_requests_end_at_sigterm_and_leave_with_their_client() {
+    let feed = Feed::start(&["--degraded-hold", "60s"]);
+    feed.cluster.stop(true).unwrap();
+    until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
+    let address = feed.server.address();
+    let mut held: Vec<Connection> =
+        (0..20).map(|i| Request::feed(if i % 2 == 0 { &feed.key } else { "sf_wrong" }).post(address)).collect();
+    until("all are held", || (feed.server.client_threads() == 20).then_some(()));
+    held.truncate(5);
+    until("those that left are gone", || (feed.server.client_threads() == 5).then_some(()));
+    let mut server = feed.server;
+    let asked = Instant::now();
+    server.signal(Signal::TERM);
+    for mut connection in held {
+        assert!(connection.ends_within(PATIENCE));
+        assert!(connection.all().is_empty(), "a status during the stop");
+    }
+    assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn strangers_that_are_held_never_take_a_place_of_those_with_a_key() {
+    let mut feed = Feed::start(&["--degraded-hold", "60s"]);
+    feed.cluster.stop(true).unwrap();
+    until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
+    let address = feed.server.address();
+    let known = Request::feed(&feed.key).post(address);
+    let mut strangers: Vec<Connection> = (0..300).map(|_| Request::feed("sf_wrong").post(address)).collect();
+    // 256 may wait; the oldest of the others went.
+    until("the oldest strangers are sent away", || {
+        let gone =
+            strangers.iter_mut().map(|one| usize::from(one.ends_within(Duration::from_millis(1)))).sum::<usize>();
+        (gone == 44).then_some(())
+    });
+    assert!(strangers[0].ends_within(Duration::ZERO) && !strangers[299].ends_within(Duration::from_millis(1)));
+    feed.cluster.start_again().unwrap();
+    known.stream(PATIENCE).connected();
+}
+
+#[test]
+fn the_listening_session_holds_no_transaction_open() {
+    let feed = Feed::start(&[]);
+    let _stream = feed.stream();
+    let mut client = feed.database.connect();
+    for _ in 0..50 {
+        feed.database.insert(1);
+        let held: i64 = client
+            .query_one(
+                "select count(*) from pg_stat_activity \
+                 where application_name = 'signal-feed listen' and (backend_xmin is not null or state like '%in transaction%')",
+                &[],
+            )
+            .unwrap()
+            .get(0);
+        assert_eq!(held, 0);
+    }
+}
+
+#[test]
+fn no_event_is_lost_or_repeated_while_the_database_crashes_again_and_again() {
+    let mut feed = Feed::start(&[]);
+    let mut stream = feed.stream();
+    let mut cursor = 0;
+    for round in 0..4 {
+        let mut client = feed.database.connect();
+        for _ in 0..20 {
+            client.batch_execute(&insert_signals(3)).unwrap();
+        }
+        feed.cluster.stop(round % 2 == 0).unwrap();
+        feed.cluster.start_again().unwrap();
+        feed.database.insert(1);
+        let head = feed.database.head();
+        while cursor < head {
+            let block = stream.block();
+            match block.reason() {
+                Some("degraded" | "recovered") => {}
+                Some(other) => panic!("{other}"),
+                None => {
+                    assert_eq!(block.prev_seq(), Some(cursor));
+                    cursor = block.feed_seq().unwrap();
+                }
+            }
+        }
+    }
+}
