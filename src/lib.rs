@@ -1,4 +1,46 @@
 //! signal-feed: a PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events.
+//!
+//! # The way of one event
+//!
+//! ```text
+//! INSERT/UPDATE signal → triggers (sql/): outbox, numbered at commit → signal_feed_event + NOTIFY
+//!   → thread `listen`     feed::listen     a notification becomes a wake-up (bounded(1), try_send)
+//!   → thread `reader`     feed::reader     reads rows above the head in pages (feed::pages, db::event_log),
+//!                                          renders each once (feed::render) into batches (feed::batch)
+//!   → broadcast           feed::broadcast  into memory (feed::tail) and every client's queue (feed::queue), oldest dropped
+//!   → thread `client`     feed::stream     catches up, registers, then queue → socket (http::outlet)
+//! ```
+//!
+//! # Threads
+//!
+//! | thread | module | owns | woken by |
+//! |---|---|---|---|
+//! | `accept` | [`http::accept`] | listening sockets | connections, a pipe that closes at the end |
+//! | `client`, one a connection | [`http::routes`], [`feed::stream`] | one socket | its queue's bell, the heartbeat |
+//! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe |
+//! | `reader` | [`feed::reader`] | the live head, its clients, one connection | `listen`, clients' requests, `--poll-interval` |
+//! | `tier-…`, one a delay in use | [`feed::delayed`] | a delayed head and its clients | what is due, clients' requests |
+//! | `keys` | [`feed::keys`] | one connection | notifications, requests with unknown keys, a timer |
+//! | `upkeep` | [`feed::upkeep`] | one connection, which may be missing | what is to be recorded, a timer |
+//!
+//! [`serve`] starts them; a core thread (all but `client`) that ends before the server does ends the process with an error.
+//!
+//! # Shutdown
+//!
+//! A signal: the listening sockets close; nobody is answered any more; every stream gets its last block, `closing`; the
+//! process ends when the last of them is written, at the latest after `--shutdown-grace`.
+//!
+//! # Invariants
+//!
+//! * One thread moves a tier's head and its list of clients, so registering is atomic: up to the head that the answer
+//!   names, the log is the client's own to read; above it everything comes by its queue.
+//! * Every batch names the row before it. Whoever writes one checks it against its own cursor: there is no other proof of
+//!   completeness, and no other is needed.
+//! * No thread that serves many ever waits for one: the reader never blocks on a queue, a replay never holds a database
+//!   connection while its socket blocks.
+//! * Every call to the database has a deadline ([`db::Connection`]); a connection that missed one is never used again.
+//! * Nobody is refused (401, 403) from knowledge older than the request, nor while the database is away.
+//! * [`consumer`] imports nothing of the server; `db` and `http` know nothing of threads.
 
 pub mod cli;
 pub mod config;

@@ -58,7 +58,13 @@ impl EventTime {
         std::time::Duration::from_micros(u64::try_from(self.0.saturating_sub(other.0)).unwrap_or(0))
     }
 
-    /// The same instant as a library's type; `None` where it is not usable.
+    /// The last day or so of the year 9999, which the library keeps as room for offsets.
+    fn on_the_last_day(self) -> Option<jiff::civil::DateTime> {
+        let since_2000 = jiff::SignedDuration::from_micros(self.0);
+        self.is_usable().then(|| jiff::civil::date(2000, 1, 1).at(0, 0, 0, 0).checked_add(since_2000).ok()).flatten()
+    }
+
+    /// The same instant as a library's type; `None` where it is not usable, or too near to the end of time for an offset.
     pub fn timestamp(self) -> Option<Timestamp> {
         if !self.is_usable() {
             return None;
@@ -74,7 +80,13 @@ impl fmt::Display for EventTime {
             Some(timestamp) => {
                 SIX_DIGITS.print_timestamp(&timestamp, jiff::fmt::StdFmtWrite(f)).map_err(|_| fmt::Error)
             }
-            None => f.write_str("unusable"),
+            None => match self.on_the_last_day() {
+                Some(time) => {
+                    SIX_DIGITS.print_datetime(&time, jiff::fmt::StdFmtWrite(&mut *f)).map_err(|_| fmt::Error)?;
+                    f.write_str("Z")
+                }
+                None => f.write_str("unusable"),
+            },
         }
     }
 }
