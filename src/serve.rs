@@ -71,7 +71,6 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
             stop: stop_accept,
             connections: open,
             stats: &feed.stats,
-            user_timeout: feed.options.write_timeout,
             handler: move |stream: &Arc<TcpStream>, address: SocketAddr, place: &Place| {
                 routes::serve(&handler_feed, stream, address, place);
             },

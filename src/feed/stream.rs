@@ -470,6 +470,9 @@ impl<'a, 'o> Stream<'a, 'o> {
     /// Waits for the queue to ring, at most until the next thing is due.
     fn wait(&mut self) -> Step {
         let mut patience = self.feed.options.heartbeat.saturating_sub(self.outlet.silent_for());
+        if let Some(left) = self.outlet.look()? {
+            patience = patience.min(left);
+        }
         if let Some(at) = self.ends_at {
             patience = patience.min(at.saturating_duration_since(Instant::now()));
         }

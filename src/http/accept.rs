@@ -55,8 +55,6 @@ pub struct Acceptor<'a, H> {
     pub connections: Arc<Connections>,
     /// What is counted.
     pub stats: &'a Stats,
-    /// How long what was written may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482).
-    pub user_timeout: Duration,
     /// Serves one connection, on its own thread.
     pub handler: H,
 }
@@ -107,7 +105,7 @@ where
     }
 
     fn hand_on(&self, stream: TcpStream, address: SocketAddr) {
-        if let Err(error) = self.prepare(&stream) {
+        if let Err(error) = prepare(&stream) {
             log::debug!("set up the connection from {address}: {error}");
             return;
         }
@@ -128,15 +126,16 @@ where
             std::thread::sleep(ERROR_PAUSE);
         }
     }
+}
 
-    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(LOOK_EVERY))?;
-        let socket = SockRef::from(stream);
-        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
-        socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
-        socket.set_tcp_user_timeout(Some(self.user_timeout))
-    }
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(LOOK_EVERY))?;
+    let socket = SockRef::from(stream);
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
+    // No TCP_USER_TIMEOUT: the kernel lets it run on while a small window keeps opening (what counts is whether the whole
+    // first buffer fits), and would cut off a slow client. The stream watches what is acknowledged, see `Outlet`.
+    socket.set_tcp_keepalive(&keepalive.with_retries(3))
 }

@@ -31,12 +31,24 @@ pub struct Outlet<'a> {
     last_write: Instant,
     stood_still: bool,
     bytes: u64,
+    acknowledged: u64,
+    /// Since when what is on its way stands still; `None` where nothing was on its way at the last look.
+    outstanding_since: Option<Instant>,
 }
 
 impl<'a> Outlet<'a> {
     /// Writes to this socket, whose send time-out must be [`LOOK_EVERY`].
     pub fn new(stream: &'a TcpStream, is_chunked: bool, write_timeout: Duration) -> Self {
-        Self { stream, is_chunked, write_timeout, last_write: Instant::now(), stood_still: false, bytes: 0 }
+        Self {
+            stream,
+            is_chunked,
+            write_timeout,
+            last_write: Instant::now(),
+            stood_still: false,
+            bytes: 0,
+            acknowledged: 0,
+            outstanding_since: None,
+        }
     }
 
     /// Whether blocks are framed as chunks (HTTP/1.1), and a batch can be written as it is.
@@ -47,6 +59,26 @@ impl<'a> Outlet<'a> {
     /// How long nothing was written.
     pub fn silent_for(&self) -> Duration {
         self.last_write.elapsed()
+    }
+
+    /// Looks at what the client has acknowledged: a peer that has fallen silent takes nothing, though no write is stuck
+    /// while the send buffer has room. Returns how long that may go on; `None` where nothing is on its way.
+    ///
+    /// # Errors
+    /// [`Blocked::TimedOut`] where the client took nothing for `--write-timeout`.
+    pub fn look(&mut self) -> Result<Option<Duration>, Blocked> {
+        let unsent = unsent_bytes(self.stream).unwrap_or(0);
+        if unsent == 0 {
+            self.outstanding_since = None;
+            return Ok(None);
+        }
+        let acknowledged = self.bytes.saturating_sub(unsent);
+        let since = self.outstanding_since.filter(|_| acknowledged == self.acknowledged).unwrap_or_else(Instant::now);
+        (self.acknowledged, self.outstanding_since) = (acknowledged, Some(since));
+        match self.write_timeout.saturating_sub(since.elapsed()) {
+            Duration::ZERO => Err(Blocked::TimedOut),
+            left => Ok(Some(left)),
+        }
     }
 
     /// How many bytes were written.

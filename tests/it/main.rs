@@ -18,6 +18,8 @@ mod degraded;
 mod demo;
 mod keys;
 mod migrate;
+mod overload;
 mod refusals;
+mod shutdown;
 mod stream;
 mod upkeep;

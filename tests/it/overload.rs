@@ -1,0 +1,246 @@
+//! Clients that are slower than the feed: who stands still is told what it missed, who is merely slow notices nothing, and
+//! nobody else waits for either.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::database::{Database, insert_signals};
+use crate::support::server::Server;
+use crate::support::sse::{Block, Ending, Request, Stream};
+use crate::support::wait::{PATIENCE, until};
+
+/// One statement that inserts `count` signals of about ten kilobytes.
+fn insert_large(count: usize) -> String {
+    format!(
+        "insert into stock_market.signal (symbol, action, side, meta) \
+         select 'S' || i, 'entry', 'BUY', jsonb_build_object('filler', repeat(md5(i::text), 320)) \
+         from generate_series(1, {count}) as i"
+    )
+}
+
+/// A stream whose client has room for a few kilobytes and takes nothing after the first block.
+fn stalled(server: &Server, key: &str) -> Stream {
+    let mut stream = Request::feed(key).receive_buffer(2048).open(server.address());
+    stream.connected();
+    stream
+}
+
+/// Reads to the end: signals one after the other, then `dropped`, then nothing. Gives the cursor and the notice.
+fn read_to_dropped(stream: &mut Stream, mut cursor: i64) -> (i64, Block) {
+    loop {
+        let block = stream.block();
+        match block.reason() {
+            None => {
+                assert_eq!(block.prev_seq(), Some(cursor), "nothing newer comes before the hole");
+                cursor = block.feed_seq().unwrap();
+            }
+            Some("dropped") => {
+                assert_eq!(block.id, None);
+                stream.ends();
+                return (cursor, block);
+            }
+            Some(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn a_client_that_stood_still_is_told_the_hole_and_gets_exactly_the_missing_events() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--queue-capacity", "50"]);
+    let mut slow = stalled(&server, &key);
+    let mut healthy = server.stream(&key);
+    healthy.connected();
+    let mut client = database.connect();
+    let mut total = 0;
+    // Well over a second, with far more than socket and queue hold.
+    let end = Instant::now() + Duration::from_millis(2_500);
+    while Instant::now() < end || total < 400 {
+        client.batch_execute(&insert_large(10)).unwrap();
+        healthy.signals(10);
+        total += 10;
+    }
+    let (cursor, dropped) = read_to_dropped(&mut slow, 0);
+    let (from, to) = (dropped.number("from"), dropped.number("to"));
+    assert_eq!(from, cursor + 1, "{dropped:?}");
+    assert_eq!(dropped.number("dropped"), to - from + 1, "{dropped:?}");
+    assert!(to < total && to >= total - 60, "{dropped:?} of {total}");
+    assert_eq!(slow.cursor, Some(cursor), "the cursor of a standard client stands before the hole");
+    // It reconnects as every standard client does, and gets exactly the missing ones.
+    let mut again = server.stream_from(&key, cursor);
+    again.connected();
+    let rest = again.signals(usize::try_from(total - cursor).unwrap());
+    assert_eq!((rest[0].prev_seq(), rest.last().unwrap().feed_seq()), (Some(cursor), Some(total)));
+    server.wait_log(&["dropped", &format!("{from}"), &format!("{to}"), "bot"]);
+}
+
+#[test]
+fn a_client_that_keeps_taking_bytes_slowly_notices_nothing() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--queue-capacity", "20", "--write-timeout", "5s"]);
+    let mut slow = Request::feed(&key).receive_buffer(16 * 1024).open(server.address());
+    slow.connected();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = database.connect();
+            for _ in 0..20 {
+                client.batch_execute(&insert_large(20)).unwrap();
+            }
+        });
+        // 4 MB at about a megabyte a second.
+        for event in 1..=400 {
+            let signal = slow.signal();
+            assert_eq!((signal.prev_seq(), signal.feed_seq()), (Some(event - 1), Some(event)));
+            std::thread::sleep(Duration::from_millis(8));
+        }
+    });
+    assert_eq!(slow.ending(), None);
+    assert!(!server.log().iter().any(|line| line.contains("dropped ")));
+}
+
+#[test]
+fn a_link_of_a_few_kilobytes_a_second_is_slow_and_not_dead() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--queue-capacity", "5", "--write-timeout", "2s"]);
+    let slow = Request::feed(&key).receive_buffer(4096).open(server.address());
+    let mut client = database.connect();
+    client.batch_execute(&insert_large(30)).unwrap();
+    // A kilobyte at a time, ten times a second, for longer than the write time-out.
+    let mut bytes = [0; 1024];
+    let end = Instant::now() + Duration::from_secs(6);
+    slow.socket().set_read_timeout(Some(PATIENCE)).unwrap();
+    while Instant::now() < end {
+        let count = slow.socket().read(&mut bytes).unwrap();
+        assert!(count > 0, "the connection ended: {:?}", server.log());
+        client.batch_execute(&insert_signals(1)).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!server.log().iter().any(|line| line.contains("stream ended") || line.contains("dropped ")));
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut_off_after_the_write_timeout() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--write-timeout", "2s"]);
+    let mut slow = stalled(&server, &key);
+    database.sql(&insert_large(200));
+    let began = Instant::now();
+    server.wait_log(&["stream ended", "bot"]);
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(1_500) && took < Duration::from_secs(5), "{took:?}");
+    until("its thread is free", || (server.client_threads() == 0).then_some(()));
+    // What it had taken is whole; the rest of a chunk never comes.
+    let (_, ending) = slow.rest(PATIENCE);
+    assert_eq!(ending, Ending::Cut);
+}
+
+#[test]
+fn a_stopped_process_is_freed_and_misses_nothing_when_it_goes_on() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--write-timeout", "2s"]);
+    let mut curl = Command::new("curl")
+        .args([
+            "-sN",
+            "-H",
+            &format!("Authorization: Bearer {key}"),
+            &format!("http://{}/feed?cursor=0", server.address()),
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = curl.stdout.take().unwrap();
+    let mut first = [0; 4];
+    out.read_exact(&mut first).unwrap();
+    let kill = |signal: &str| Command::new("kill").args([signal, &curl.id().to_string()]).status().unwrap();
+    kill("-STOP");
+    // More than the kernel keeps for a socket that nobody reads.
+    for _ in 0..4 {
+        database.sql(&insert_large(1_000));
+    }
+    server.wait_log(&["stream ended", "bot"]);
+    until("its thread is free", || (server.client_threads() == 0).then_some(()));
+    kill("-CONT");
+    let mut text = String::from_utf8(first.to_vec()).unwrap();
+    out.read_to_string(&mut text).unwrap();
+    curl.wait().unwrap();
+    let whole = &text[..text.rfind("\n\n").unwrap() + 2];
+    let ids: Vec<i64> =
+        whole.lines().filter_map(|line| line.strip_prefix("id: ")).map(|id| id.parse().unwrap()).collect();
+    assert!(ids.iter().copied().eq(0..ids.len() as i64), "in order and without a hole up to where it broke off");
+    let mut again = server.stream_from(&key, *ids.last().unwrap());
+    again.connected();
+    assert_eq!(again.signals(4_000 - ids.len() + 1).last().unwrap().feed_seq(), Some(4_000));
+}
+
+#[test]
+fn stalled_clients_delay_nobody() {
+    let database = Database::migrated();
+    let keys: Vec<String> = (0..4).map(|i| database.mint(&format!("bot {i}"))).collect();
+    let server = Server::ready(&database, &["--queue-capacity", "20"]);
+    let mut healthy: Vec<Stream> = (0..20).map(|i| server.stream(&keys[i % 4])).collect();
+    for stream in &mut healthy {
+        stream.connected();
+    }
+    let mut client = database.connect();
+    let mut measure = |healthy: &mut Vec<Stream>, statement: &str, count: usize| -> Duration {
+        let mut took: Vec<Duration> = (0..60)
+            .map(|_| {
+                client.batch_execute(statement).unwrap();
+                let committed = Instant::now();
+                for stream in healthy.iter_mut() {
+                    stream.signals(count);
+                }
+                committed.elapsed()
+            })
+            .collect();
+        took.sort_unstable();
+        took[54]
+    };
+    let alone = measure(&mut healthy, &insert_large(3), 3);
+    let _stalled: Vec<Stream> = (0..10).map(|i| stalled(&server, &keys[i % 4])).collect();
+    // They fill up and stand still.
+    measure(&mut healthy, &insert_large(3), 3);
+    let beside = measure(&mut healthy, &insert_large(3), 3);
+    assert!(beside < alone * 3 + Duration::from_millis(50), "{alone:?} alone, {beside:?} beside stalled clients");
+}
+
+#[test]
+fn a_burst_beyond_the_queue_disturbs_nobody_who_reads() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--queue-capacity", "1"]);
+    let mut streams: Vec<Stream> = (0..6).map(|_| server.stream(&key)).collect();
+    for stream in &mut streams {
+        stream.connected();
+    }
+    for _ in 0..3 {
+        database.insert(2_000);
+    }
+    std::thread::scope(|scope| {
+        for stream in &mut streams {
+            scope.spawn(move || {
+                let signals = stream.signals(6_000);
+                assert_eq!(signals[0].prev_seq(), Some(0));
+            });
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_cut_off_also_while_no_write_is_stuck() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--write-timeout", "2s"]);
+    let _slow = stalled(&server, &key);
+    // More than the client has room for, and less than the server's own buffer: no write blocks.
+    database.sql(&insert_large(4));
+    let began = Instant::now();
+    server.wait_log(&["stream ended", "write_timeout"]);
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
