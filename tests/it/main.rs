@@ -20,6 +20,7 @@ mod keys;
 mod migrate;
 mod overload;
 mod refusals;
-mod shutdown;
+mod storm;
 mod stream;
+mod tier;
 mod upkeep;
