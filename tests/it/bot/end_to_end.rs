@@ -91,3 +91,21 @@ fn a_database_outage_costs_the_bot_nothing() {
     place.wait_paper(&[&format!("sf-{one}-entry"), &format!("sf-{two}-exit")]);
     assert_eq!(place.alerts(), []);
 }
+
+#[test]
+fn a_bot_with_two_feeds_goes_on_at_the_other_when_one_dies() {
+    let (place, market) = (Place::new(), Market::new());
+    let key = market.run(&["key", "mint", "--name", "bot"]);
+    std::fs::write(place.path("key"), &key).unwrap();
+    let mut one = market.serve(&place);
+    let two = market.serve(&place);
+    let (first, second) = (one.url(), two.url());
+    let _bot = place.start(&first, &["--feed-url", &second, "--feed-api-key-file", "key"]);
+    until("a cursor", || place.cursor());
+    let before = market.signal("BEFORE", "entry", 0);
+    place.wait_paper(&[&format!("sf-{before}-entry")]);
+    one.kill();
+    let after = market.signal("AFTER", "entry", 0);
+    place.wait_paper(&[&format!("sf-{before}-entry"), &format!("sf-{after}-entry")]);
+    assert_eq!(place.alerts(), []);
+}

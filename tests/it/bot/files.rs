@@ -150,3 +150,25 @@ fn a_state_file_that_cannot_be_written_any_more_ends_the_bot_and_the_order_is_no
     stream.insert(7, &row(2, "entry"));
     place.wait_paper(&["sf-1-entry", "sf-2-entry"]);
 }
+
+#[test]
+fn a_line_written_by_hand_settles_an_outcome_that_nobody_can_tell() {
+    let (feed, place) = (Feed::new(), Place::new());
+    place.script("broker", "echo asked >> asked; exit 1");
+    let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "exit"));
+    place.wait_alert("outcome_unknown");
+    bot.stop();
+    let line = "{\"record\":\"placed\",\"time\":\"2026-11-20T12:00:00Z\",\"signal_id\":1,\"action\":\"exit\"}\n";
+    let journal = place.read("trader-bot.journal") + line;
+    fs::write(place.path("trader-bot.journal"), journal).unwrap();
+    fs::remove_file(place.path("asked")).unwrap();
+    let _bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+    let request = feed.accept();
+    let mut stream = request.open();
+    stream.connected(5);
+    stream.insert(6, &row(1, "exit"));
+    place.wait_cursor(6);
+    assert!(!place.path("asked").exists());
+}

@@ -194,3 +194,40 @@ fn a_recovery_that_was_killed_is_repeated_and_places_each_order_once() {
     placed.dedup();
     assert_eq!(placed.len(), 400);
 }
+
+#[test]
+fn an_entry_that_an_interrupted_recovery_could_not_send_is_sent_by_the_next_one_and_blocked_without() {
+    for again in [true, false] {
+        let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+        place.script("broker", "grep -o 'sf-[^\"]*' >> asked; [ -e back ] || exit 75");
+        let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+        let mut stream = feed.accept().open();
+        stream.connected_as(&market.feed_id(), 1, 0, "null");
+        stream.system("{\"reason\":\"replay_truncated\",\"requested\":1,\"earliest\":9}");
+        place.wait_alert("replay_truncated");
+        bot.stop();
+        let id = market.signal("ENTRY", "entry", 5);
+        let bot_url = market.bot_url();
+        let options = ["--broker", "exec:./broker", "--recovery", "--database-url", &bot_url];
+        let bot = place.start(&feed.url, &options);
+        feed.accept().open().connected_as(&market.feed_id(), 1, 0, "null");
+        place.wait("the program is asked", || !place.read("asked").is_empty());
+        bot.stop();
+        assert_eq!(place.state()["mode"], "close_only");
+        std::fs::write(place.path("back"), "").unwrap();
+        std::fs::remove_file(place.path("asked")).unwrap();
+        let _bot = if again {
+            let bot = place.start(&feed.url, &options);
+            open_both(&feed, &market);
+            bot
+        } else {
+            let bot = place.start(&feed.url, &options[..2]);
+            assert_eq!(feed.accept().cursor(), Some(1));
+            bot
+        };
+        let reference = format!("sf-{id}-entry\n");
+        assert_eq!(place.read("asked"), if again { reference } else { String::new() });
+        assert_eq!(place.journal_has("blocked", id), !again);
+        assert_eq!(place.state()["mode"], if again { "normal" } else { "close_only" });
+    }
+}
