@@ -48,6 +48,20 @@ impl Database {
         Self::create(template.admin_url.clone(), &format!("template {}", template.name))
     }
 
+    /// Puts a copy of this database, changed by `change`, into its place, as a restore from backup does. Whoever is
+    /// connected is thrown out.
+    pub fn restore(&self, change: impl FnOnce(&Self)) {
+        let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
+        let throw_out =
+            format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{}'", self.name);
+        admin.batch_execute(&format!("alter database {} allow_connections false", self.name)).unwrap();
+        admin.batch_execute(&throw_out).unwrap();
+        let restored = Self::copy_of(self);
+        change(&restored);
+        admin.batch_execute(&format!("drop database {}", self.name)).unwrap();
+        admin.batch_execute(&format!("alter database {} rename to {}", restored.name, self.name)).unwrap();
+    }
+
     fn at(admin_url: String) -> Self {
         Self::create(admin_url, "")
     }

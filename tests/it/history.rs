@@ -1,0 +1,289 @@
+//! A log that is not the one a cursor was made in: restored from backup, jumped, or replaced under the running server.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::sse::{Request, Stream};
+use crate::support::wait::until;
+
+/// The next block must be `history_rewritten` with these figures; then events come from the new head on.
+fn rewritten(stream: &mut Stream, database: &Database, cursor: i64, head: i64) {
+    let notice = stream.system("history_rewritten");
+    assert_eq!(notice.data, json!({"reason": "history_rewritten", "cursor": cursor, "head": head}));
+    assert_eq!(notice.id, None);
+    let last = database.number("select coalesce(max(feed_seq), 0) from stock_market.signal_feed_event");
+    database.insert(1);
+    let signal = stream.signal();
+    assert_eq!(signal.prev_seq(), Some(last));
+}
+
+#[test]
+fn a_cursor_ahead_of_the_log_is_told_after_a_grace() {
+    let database = Database::migrated();
+    database.insert(5);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--heartbeat", "1s"]);
+    for request in [
+        Request::feed(&key).last_event_id(20),
+        Request::feed_at("/feed?cursor=20", &key),
+        Request::feed_at("/feed?cursor=20&cursor_time=2026-01-01T00:00:00Z", &key),
+    ] {
+        let head = database.head();
+        let began = Instant::now();
+        let mut stream = request.open(server.address());
+        let connected = stream.connected();
+        assert_eq!((connected.number("cursor"), connected.number("head")), (20, head));
+        assert!(began.elapsed() < Duration::from_secs(3), "connected comes at once");
+        rewritten(&mut stream, &database, 20, head);
+        let took = began.elapsed();
+        assert!(took > Duration::from_millis(4_500) && took < Duration::from_secs(8), "{took:?}");
+        server.wait_log(&["history rewritten", "bot", "20"]);
+    }
+}
+
+#[test]
+fn a_cursor_that_the_log_reaches_within_the_grace_was_only_ahead_of_this_server() {
+    let database = Database::migrated();
+    database.insert(5);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    let mut stream = server.stream_from(&key, 7);
+    stream.connected();
+    database.insert(4);
+    let signals = stream.signals(2);
+    assert_eq!((signals[0].prev_seq(), signals[1].feed_seq()), (Some(7), Some(9)));
+}
+
+#[test]
+fn a_cursor_between_head_and_counter_counts_as_the_head() {
+    let database = Database::migrated();
+    database.insert(5);
+    database.sql("update stock_market.signal_feed_counter set value = 10");
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    for cursor in [5, 6, 10] {
+        let mut stream = server.stream_from(&key, cursor);
+        let connected = stream.connected();
+        assert_eq!((connected.number("cursor"), connected.number("head")), (cursor, 5));
+        let head = database.head();
+        database.insert(1);
+        let signal = stream.signal();
+        assert_eq!((signal.prev_seq(), signal.feed_seq()), (Some(if head == 10 { 5 } else { head }), Some(head + 1)));
+        // The log as it was.
+        database.sql(
+            "alter table stock_market.signal_feed_event disable trigger user; \
+             delete from stock_market.signal_feed_event where feed_seq > 5; \
+             alter table stock_market.signal_feed_event enable trigger user; \
+             update stock_market.signal_feed_counter set value = 10",
+        );
+        until("the server has seen it", || (server.stream(&key).connected().number("head") == 5).then_some(()));
+    }
+    let mut ahead = server.stream_from(&key, 11);
+    ahead.connected();
+    rewritten(&mut ahead, &database, 11, 5);
+}
+
+#[test]
+fn a_cursor_time_is_checked_as_an_instant_where_it_belongs_to_the_cursor_in_use() {
+    let database = Database::migrated();
+    database.insert(3);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    let time = |format: &str, zone: &str| -> String {
+        let query = format!(
+            "select to_char(event_time at time zone '{zone}', '{format}') from stock_market.signal_feed_event where feed_seq = 2"
+        );
+        database.connect().query_one(&query, &[]).unwrap().get(0)
+    };
+    let utc = time("YYYY-MM-DD\"T\"HH24:MI:SS.US", "UTC");
+    // A POSIX zone of minus two hours lies two hours east.
+    let east = time("YYYY-MM-DD\"T\"HH24:MI:SS.US", "<+02>-02");
+    let same = |target: String, last_event_id: Option<i64>| {
+        let mut request = Request::feed_at(&target, &key);
+        if let Some(cursor) = last_event_id {
+            request = request.last_event_id(cursor);
+        }
+        let mut stream = request.open(server.address());
+        stream.connected();
+        (stream.block(), stream)
+    };
+    for written in [
+        format!("{utc}Z"),
+        format!("{utc}z"),
+        format!("{utc}%2B00:00"),
+        format!("{utc}000Z"),
+        format!("{east}%2B02:00"),
+        format!("{east} 02:00").replace(' ', "%20"),
+        format!("{east}+02:00"),
+    ] {
+        let (block, _stream) = same(format!("/feed?cursor=2&cursor_time={written}"), None);
+        assert_eq!(block.feed_seq(), Some(3), "{written}");
+    }
+    let wrong = "2020-01-01T00:00:00Z";
+    // Not the cursor in use, or none at all: it only has to be a time.
+    let (block, _stream) = same(format!("/feed?cursor=2&cursor_time={wrong}"), Some(1));
+    assert_eq!(block.feed_seq(), Some(2));
+    let mut from_now = Request::feed_at(&format!("/feed?cursor_time={wrong}"), &key).open(server.address());
+    from_now.connected();
+    drop(from_now);
+    for (target, header) in [
+        (format!("/feed?cursor=2&cursor_time={wrong}"), None),
+        (format!("/feed?cursor=2&cursor_time={utc}%2B02:00"), None),
+        // The header may say the same number.
+        (format!("/feed?cursor=2&cursor_time={wrong}"), Some(2)),
+    ] {
+        let head = database.head();
+        let (block, mut stream) = same(target, header);
+        assert_eq!(block.data, json!({"reason": "history_rewritten", "cursor": 2, "head": head}));
+        database.insert(1);
+        assert_eq!(stream.signal().feed_seq(), Some(head + 1));
+    }
+    // Where the log has that event no more, the time tells nothing.
+    database.prune_through(2);
+    until("the prune is known", || (server.stream(&key).connected().number("earliest") == 3).then_some(()));
+    let server = Server::ready(&database, &[]);
+    let mut stream = Request::feed_at(&format!("/feed?cursor=2&cursor_time={wrong}"), &key).open(server.address());
+    stream.connected();
+    assert_eq!(stream.signal().prev_seq(), Some(2));
+}
+
+#[test]
+fn a_cursor_in_a_skipped_range_is_known_at_once_as_one_of_a_lost_future() {
+    let database = Database::migrated();
+    database.insert(5);
+    let key = database.mint("bot");
+    crate::support::program::signal_feed(&database.url, &["restored", "--skip", "1000"]).ok();
+    let (from, to): (i64, i64) = {
+        let row =
+            database.connect().query_one("select from_seq, to_seq from stock_market.signal_feed_skipped", &[]).unwrap();
+        (row.get(0), row.get(1))
+    };
+    assert_eq!((from, to), (6, 1005));
+    let server = Server::ready(&database, &[]);
+    for cursor in [from, from + 500, to] {
+        let head = database.number("select max(feed_seq) from stock_market.signal_feed_event");
+        let began = Instant::now();
+        let mut stream = server.stream_from(&key, cursor);
+        stream.connected();
+        rewritten(&mut stream, &database, cursor, head);
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    }
+    // Numbers go on above the range, and whoever stood before it missed nothing.
+    let mut stream = server.stream_from(&key, 5);
+    stream.connected();
+    let signals = stream.signals(3);
+    assert_eq!((signals[0].prev_seq(), signals[0].feed_seq()), (Some(5), Some(1006)));
+}
+
+/// Replaces the log by these numbers, as a restore under a running server does.
+fn replace_log(database: &Database, last: i64, counter: i64) {
+    database.sql(&format!(
+        "begin; \
+         alter table stock_market.signal_feed_event disable trigger user; \
+         delete from stock_market.signal_feed_event; \
+         insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal) \
+         select i, clock_timestamp() - interval '10 minutes' + i * interval '1 s', 'INSERT', '{{\"symbol\": \"restored\"}}' \
+         from generate_series(1, {last}) as i; \
+         alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_row; \
+         alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_statement; \
+         update stock_market.signal_feed_counter set value = {counter}; \
+         notify signal_feed, '1'; commit"
+    ));
+}
+
+#[test]
+fn a_restore_under_the_running_server_is_told_to_every_open_stream() {
+    // The restored log is shorter than, as long as, and longer than the one in memory.
+    for last in [3, 10, 25] {
+        let database = Database::migrated();
+        database.insert(10);
+        let key = database.mint("bot");
+        let server = Server::ready(&database, &[]);
+        let mut at_head = server.stream(&key);
+        let mut replaying = server.stream_from(&key, 4);
+        at_head.connected();
+        replaying.connected();
+        replaying.signals(6);
+        replace_log(&database, last, last);
+        for stream in [&mut at_head, &mut replaying] {
+            let notice = stream.system("history_rewritten");
+            assert_eq!((notice.number("cursor"), notice.number("head")), (10, last), "restored to {last}");
+        }
+        database.insert(1);
+        for stream in [&mut at_head, &mut replaying] {
+            let signal = stream.signal();
+            assert_eq!((signal.prev_seq(), signal.feed_seq()), (Some(last), Some(last + 1)));
+            assert_eq!(signal.symbol(), "S1");
+        }
+        server.wait_log(&["ERROR", "replaced"]);
+        // What memory held of the old log is never sent.
+        let mut fresh = server.stream_from(&key, 0);
+        fresh.connected();
+        let signals = fresh.signals(usize::try_from(last + 1).unwrap());
+        assert!(signals[..usize::try_from(last).unwrap()].iter().all(|signal| signal.symbol() == "restored"));
+    }
+}
+
+#[test]
+fn a_stream_whose_last_event_is_in_the_restored_log_as_it_was_goes_on() {
+    let database = Database::migrated();
+    database.insert(10);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    let mut stream = server.stream(&key);
+    stream.connected();
+    // The log goes back behind the head, and one stream stands before that: it stopped reading at 4.
+    let mut lagging = server.stream_from(&key, 4);
+    lagging.connected();
+    lagging.signals(6);
+    database.sql(
+        "begin; \
+         alter table stock_market.signal_feed_event disable trigger user; \
+         delete from stock_market.signal_feed_event where feed_seq > 7; \
+         alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_row; \
+         alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_statement; \
+         update stock_market.signal_feed_counter set value = 7; commit",
+    );
+    rewritten(&mut stream, &database, 10, 7);
+    lagging.system("history_rewritten");
+    // A cursor that both logs have in common is a cursor like any other.
+    let mut common = server.stream_from(&key, 6);
+    common.connected();
+    let signals = common.signals(2);
+    assert_eq!((signals[0].prev_seq(), signals[0].feed_seq(), signals[1].feed_seq()), (Some(6), Some(7), Some(8)));
+}
+
+#[test]
+fn a_database_dropped_and_restored_under_the_same_name_is_noticed() {
+    let database = Database::migrated();
+    database.insert(10);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    let mut stream = server.stream(&key);
+    stream.connected();
+    database.restore(|restored| {
+        replace_log(restored, 12, 12);
+        restored.sql("update stock_market.signal_feed_identity set feed_id = gen_random_uuid()");
+    });
+    loop {
+        let block = stream.block();
+        match block.reason() {
+            Some("degraded" | "recovered") => {}
+            Some("history_rewritten") => {
+                assert_eq!((block.number("cursor"), block.number("head")), (10, 12));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    server.wait_ready();
+    let id: String = database
+        .connect()
+        .query_one("select feed_id::text from stock_market.signal_feed_identity", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(server.stream(&key).connected().data["feed_id"], id);
+}

@@ -1,0 +1,227 @@
+//! How the server ends and is followed by the next: nobody loses or repeats anything.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::support::database::{Database, insert_signals};
+use crate::support::program::signal_feed;
+use crate::support::server::Server;
+use crate::support::sse::{Connection, Ending, Request, Stream};
+use crate::support::wait::{PATIENCE, until};
+
+#[test]
+fn sigterm_closes_the_listener_and_tells_every_stream() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let database = Database::migrated();
+        let keys: Vec<String> = (0..20).map(|i| database.mint(&format!("bot {i}"))).collect();
+        let mut server = Server::ready(&database, &[]);
+        let address = server.address();
+        let mut streams: Vec<Stream> = (0..300).map(|i| server.stream(&keys[i % 20])).collect();
+        for stream in &mut streams {
+            stream.connected();
+        }
+        let idle = Connection::connect(address, None);
+        let asked = Instant::now();
+        server.signal(signal);
+        until("the listener is closed", || TcpStream::connect(address).is_err().then_some(()));
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        for stream in &mut streams {
+            stream.closing("shutdown");
+        }
+        drop(idle);
+        drop(streams);
+        assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    }
+}
+
+#[test]
+fn the_process_ends_as_soon_as_every_last_block_is_written() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let mut server = Server::ready(&database, &["--shutdown-grace", "20s"]);
+    let mut stream = server.stream(&key);
+    stream.connected();
+    // One that never sends a request does not hold it up, nor one that does not close its own side.
+    let _idle = Connection::connect(server.address(), None);
+    let asked = Instant::now();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    stream.closing("shutdown");
+}
+
+#[test]
+fn a_client_that_takes_nothing_holds_the_end_up_for_the_grace_and_no_longer() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let mut server = Server::ready(&database, &["--shutdown-grace", "1s", "--write-timeout", "60s"]);
+    let mut stalled = Request::feed(&key).receive_buffer(2048).open(server.address());
+    let mut healthy = server.stream(&key);
+    stalled.connected();
+    healthy.connected();
+    database.sql(
+        "insert into stock_market.signal (symbol, action, side, meta) \
+         select 'S' || i, 'entry', 'BUY', jsonb_build_object('filler', repeat(md5(i::text), 320)) \
+         from generate_series(1, 200) as i",
+    );
+    healthy.signals(200);
+    let asked = Instant::now();
+    server.signal(Signal::TERM);
+    healthy.closing("shutdown");
+    assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
+    let took = asked.elapsed();
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn events_on_their_way_at_sigterm_come_before_closing_or_after_the_restart() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let mut server = Server::ready(&database, &[]);
+    let mut cursor = 0;
+    let mut client = database.connect();
+    let mut stream = server.stream(&key);
+    stream.connected();
+    for round in 0..6 {
+        client.batch_execute(&insert_signals(700)).unwrap();
+        let head = database.head();
+        let mut told = false;
+        let (blocks, ending) = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| stream.rest(PATIENCE));
+            if round % 2 == 0 {
+                server.stop();
+            } else {
+                server.kill();
+            }
+            reading.join().unwrap()
+        });
+        server = Server::ready(&database, &[]);
+        for block in blocks {
+            assert!(!told, "after closing: {block:?}");
+            match block.reason() {
+                Some("closing") => told = true,
+                Some(other) => panic!("{other}"),
+                None => {
+                    assert_eq!(block.prev_seq(), Some(cursor));
+                    cursor = block.feed_seq().unwrap();
+                }
+            }
+        }
+        assert_eq!((told, ending == Ending::Whole), (round % 2 == 0, round % 2 == 0));
+        stream = server.stream_from(&key, cursor);
+        stream.connected();
+        while cursor < head {
+            let signal = stream.signal();
+            assert_eq!(signal.prev_seq(), Some(cursor));
+            cursor = signal.feed_seq().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_stream_of_great_age_is_ended_and_goes_on_with_the_next() {
+    let database = Database::migrated();
+    let keys = [database.mint("one"), database.mint("two")];
+    let server = Server::ready(&database, &["--max-stream-age", "2s"]);
+    let began = Instant::now();
+    let mut streams: Vec<Stream> = (0..20).map(|i| server.stream(&keys[i % 2])).collect();
+    let mut ends: Vec<Duration> = Vec::new();
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = streams
+            .iter_mut()
+            .map(|stream| {
+                scope.spawn(move || {
+                    stream.connected();
+                    stream.closing("max_age");
+                    began.elapsed()
+                })
+            })
+            .collect();
+        ends.extend(waiting.into_iter().map(|thread| thread.join().unwrap()));
+    });
+    ends.sort_unstable();
+    assert!(ends[0] >= Duration::from_millis(1_500) && ends[19] < Duration::from_secs(3), "{ends:?}");
+    assert!(ends[19] - ends[0] > Duration::from_millis(50), "not all at once: {ends:?}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_with_the_address() {
+    let database = Database::migrated();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = signal_feed(&database.url, &["serve", "--listen", &address]).failed(1);
+    let error = said.lines().last().unwrap();
+    assert!(error.contains(&address) && error.contains("in use"), "{said}");
+    assert!(!said.contains("listening"), "{said}");
+}
+
+/// A server on a socket that was passed to it as a service manager does.
+fn with_socket(database: &Database, listener: &TcpListener, options: &[&str]) -> Server {
+    let serve = Server::command(&database.url, "127.0.0.1:1");
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" 3<&0 </dev/null", "sh"]);
+    command.arg(serve.get_program()).args(serve.get_args()).args(options);
+    command.env_clear().envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
+    Server::spawn(command)
+}
+
+#[test]
+fn a_passed_socket_stays_open_from_one_server_to_the_next() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = with_socket(&database, &listener, &[]);
+    assert_eq!(server.address(), address);
+    server.wait_ready();
+    let mut streams: Vec<Stream> = (0..10).map(|_| Request::feed(&key).open(address)).collect();
+    for stream in &mut streams {
+        stream.connected();
+    }
+    database.insert(2);
+    server.stop();
+    for stream in &mut streams {
+        stream.signals(2);
+        stream.closing("shutdown");
+    }
+    // Nobody listens, and nobody is refused: who connects now waits for the next server.
+    let waiting: Vec<Connection> =
+        streams.iter().map(|stream| Request::feed(&key).last_event_id(stream.cursor.unwrap()).post(address)).collect();
+    database.insert(3);
+    let server = with_socket(&database, &listener, &[]);
+    for connection in waiting {
+        let mut stream = connection.stream(PATIENCE);
+        stream.connected();
+        let signals = stream.signals(3);
+        assert_eq!((signals[0].prev_seq(), signals[2].feed_seq()), (Some(2), Some(5)));
+    }
+    server.stop();
+}
+
+#[test]
+fn a_second_server_beside_the_first_on_one_socket_loses_nobody() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut servers = vec![with_socket(&database, &listener, &[])];
+    let mut cursor = 0;
+    for round in 0..5 {
+        servers.push(with_socket(&database, &listener, &[]));
+        let mut stream = Request::feed(&key).last_event_id(cursor).open(address);
+        stream.connected();
+        database.insert(5);
+        for signal in stream.signals(5) {
+            assert_eq!(signal.prev_seq(), Some(cursor));
+            cursor = signal.feed_seq().unwrap();
+        }
+        servers.remove(0).stop();
+        assert_eq!(cursor, 5 * (round + 1));
+    }
+}
