@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+use super::cluster::{self, Cluster};
 use super::{Connection, Error, capture, inspect, migrate};
 
 /// The newest events whose times are looked at.
@@ -347,42 +348,12 @@ fn snapshots(connection: &mut Connection) -> Result<Verdict, Error> {
 }
 
 fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
-    let row = connection.query_opt(
-        "select c.system_identifier, c.timeline, n.system_identifier, n.timeline
-            from stock_market.signal_feed_cluster as c cross join stock_market.signal_feed_cluster_now() as n",
-        &[],
-    )?;
-    let Some(row) = row else {
-        return Ok(wrong("the cluster was never recorded", MIGRATE));
-    };
-    let (known_system, known_timeline): (Option<String>, Option<i32>) = (row.get(0), row.get(1));
-    let (system, timeline): (Option<String>, Option<i32>) = (row.get(2), row.get(3));
-    let differs = |known: &Option<String>, now: &Option<String>| matches!((known, now), (Some(a), Some(b)) if a != b);
     let fix = "if anything may be lost: \"signal-feed restored\"; if surely nothing is: \"signal-feed restored --nothing-lost\"";
-    if differs(&known_system, &system) {
-        return Ok(wrong(
-            format!(
-                "the log lives on another cluster than recorded ({} and not {}): it was restored from a backup or copied",
-                system.unwrap_or_default(),
-                known_system.unwrap_or_default()
-            ),
-            fix,
-        ));
-    }
-    if differs(&known_timeline.map(|n| n.to_string()), &timeline.map(|n| n.to_string())) {
-        return Ok(wrong(
-            format!(
-                "the cluster is on timeline {} and not {}: it was recovered to a point in time, or failed over",
-                timeline.unwrap_or_default(),
-                known_timeline.unwrap_or_default()
-            ),
-            fix,
-        ));
-    }
-    Ok(well(match (system, timeline) {
-        (Some(system), Some(timeline)) => format!("cluster {system}, timeline {timeline}, as recorded"),
-        _ => "this PostgreSQL does not tell its cluster or timeline: after a restore, run \"signal-feed restored\" unasked".into(),
-    }))
+    Ok(match cluster::compare(connection)? {
+        Cluster::Unrecorded => wrong("the cluster was never recorded", MIGRATE),
+        Cluster::Changed(how) => wrong(how, fix),
+        Cluster::Same(which) => well(which),
+    })
 }
 
 fn outbox(connection: &mut Connection) -> Result<Verdict, Error> {

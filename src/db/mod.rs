@@ -3,6 +3,7 @@
 //! Nothing here owns a thread.
 
 pub mod capture;
+pub mod cluster;
 mod connection;
 pub mod doctor;
 mod error;

@@ -1,4 +1,4 @@
-//! The thread `upkeep`: whatever `serve` writes, and the watch over capture.
+//! The thread `upkeep`: whatever `serve` writes, and the watch over capture and over which cluster it is.
 //!
 //! It owns one connection, which may be missing: then records wait, bounded, and are in the log line all the same. It
 //! receives records over a bounded channel, sends nothing, and ends when the server stops.
@@ -11,6 +11,7 @@ use crossbeam_channel::Receiver;
 
 use super::Feed;
 use super::types::FeedSeq;
+use crate::db::cluster::{self, Cluster};
 use crate::db::{self, Connection, Settings};
 
 /// Records that wait to be written; one more is only in the log line.
@@ -46,6 +47,7 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
     let mut unwritten = Unwritten::default();
     let mut uses_due = Instant::now();
     let mut capture_due = Instant::now();
+    let mut cluster = None;
     let mut failing = false;
     loop {
         let stopping = feed.health.is_stopping();
@@ -59,8 +61,10 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
         }
         if !stopping && Instant::now() >= capture_due {
             capture_due = Instant::now() + CAPTURE_EVERY;
-            if let Err(error) = check_capture(feed, &mut connection, settings) {
-                log::debug!("check that capture is on: {error}");
+            let checked = check_capture(feed, &mut connection, settings)
+                .and_then(|()| check_cluster(&mut connection, settings, &mut cluster));
+            if let Err(error) = checked {
+                log::debug!("check the installation: {error}");
                 connection = None;
             }
         }
@@ -132,6 +136,22 @@ fn check_capture(feed: &Feed, connection: &mut Option<Connection>, settings: &Se
         None if !was_on => log::warn!("capture is on again"),
         None => {}
     }
+    Ok(())
+}
+
+/// Whether the database is the one that it was: a restore, or a failover that lost something, gives numbers out again.
+fn check_cluster(
+    connection: &mut Option<Connection>,
+    settings: &Settings,
+    known: &mut Option<Cluster>,
+) -> Result<(), db::Error> {
+    let cluster = cluster::compare(connected(connection, settings)?)?;
+    if let (Cluster::Changed(how), true) = (&cluster, known.as_ref() != Some(&cluster)) {
+        log::warn!(
+            "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" where surely nothing is"
+        );
+    }
+    *known = Some(cluster);
     Ok(())
 }
 

@@ -26,3 +26,4 @@ mod stream;
 mod tier;
 mod truncation;
 mod upkeep;
+mod watch;
