@@ -37,7 +37,9 @@ struct State {
     next: Next,
     /// Nothing is read and nothing answered.
     frozen: bool,
-    executions: Vec<(String, String)>,
+    /// Orders rest in the book; otherwise they are filled at once.
+    rests: bool,
+    orders: Vec<(String, String)>,
     connections: usize,
 }
 
@@ -47,7 +49,7 @@ impl Gateway {
     }
 
     fn start_at(listener: TcpListener) -> Self {
-        let state = State { next: Next::Acknowledge, frozen: false, executions: Vec::new(), connections: 0 };
+        let state = State { next: Next::Acknowledge, frozen: false, rests: false, orders: Vec::new(), connections: 0 };
         let shared = Arc::new(Shared { state: Mutex::new(state), thawed: Condvar::new() });
         let gateway = Self { address: listener.local_addr().unwrap(), shared };
         let accepting = gateway.clone();
@@ -70,7 +72,7 @@ impl Gateway {
     }
 
     fn orders(&self) -> Vec<String> {
-        self.shared.state.lock().unwrap().executions.iter().map(|(_, reference)| reference.clone()).collect()
+        self.shared.state.lock().unwrap().orders.iter().map(|(_, reference)| reference.clone()).collect()
     }
 
     fn connections(&self) -> usize {
@@ -99,11 +101,11 @@ impl Gateway {
             match fields[0] {
                 "71" => {
                     send(&mut stream, &["15", "1", "DU1"])?;
-                    let next = 1 + self.shared.state.lock().unwrap().executions.len();
+                    let next = 1 + self.shared.state.lock().unwrap().orders.len();
                     send(&mut stream, &["9", "1", &next.to_string()])?;
                 }
                 "3" => self.order(&mut stream, &fields)?,
-                "16" => send(&mut stream, &["53", "1"])?,
+                "16" => self.open_orders(&mut stream)?,
                 "99" => send(&mut stream, &["102"])?,
                 "7" => self.executions(&mut stream, fields[2])?,
                 other => panic!("the gateway does not know message {other}"),
@@ -117,7 +119,7 @@ impl Gateway {
         let mut state = self.shared.state.lock().unwrap();
         let next = std::mem::replace(&mut state.next, Next::Acknowledge);
         if !matches!(next, Next::Reject | Next::LoseAndClose) {
-            state.executions.push((id.to_owned(), (*reference).to_owned()));
+            state.orders.push((id.to_owned(), (*reference).to_owned()));
         }
         drop(state);
         match next {
@@ -131,8 +133,21 @@ impl Gateway {
         }
     }
 
+    fn open_orders(&self, stream: &mut TcpStream) -> Option<()> {
+        for (id, reference) in self.told(true) {
+            send(stream, &open_order(&id, &reference))?;
+        }
+        send(stream, &["53", "1"])
+    }
+
+    /// The orders, where they rest as it is asked; none otherwise.
+    fn told(&self, rests: bool) -> Vec<(String, String)> {
+        let state = self.shared.state.lock().unwrap();
+        if state.rests == rests { state.orders.clone() } else { Vec::new() }
+    }
+
     fn executions(&self, stream: &mut TcpStream, request: &str) -> Option<()> {
-        let executions = self.shared.state.lock().unwrap().executions.clone();
+        let executions = self.told(false);
         for (id, reference) in executions {
             let contract = [id.as_str(), "1", "ACME", "STK", "", "0", "", "", "SMART", "USD", "ACME", "NMS"];
             let fill = [
@@ -154,6 +169,32 @@ impl Gateway {
         }
         send(stream, &["55", "1", request])
     }
+}
+
+/// An open limit order, as server version 151 tells of it: the contract, the order, its state.
+fn open_order<'a>(id: &'a str, reference: &'a str) -> Vec<&'a str> {
+    let contract = ["5", id, "1", "ACME", "STK", "", "0", "", "", "SMART", "USD", "ACME", "NMS"];
+    let order =
+        ["BUY", "100", "LMT", "12.5", "", "DAY", "", "DU1", "", "0", reference, "7417", "1", "0", "0", "0", "", ""];
+    let advisor_to_auction = ["", "", "", "", "", "", "", "", "", "0", "", "0", ""];
+    let box_to_oca = ["", "", "", "", "", "", "0", "0", "0", "", "0", "", "", ""];
+    let parent_to_basis = ["0", "0", "", "", "", "", "0", "", "", "", "", ""];
+    let combo_to_solicited = ["", "0", "0", "0", "", "", "", "", "0", "", "", "0", "0", "", "0"];
+    let what_if = ["0", "Submitted", "", "", "", "", "", "", "", "", "", "", "", "", "", ""];
+    let randomize_to_adjusted = ["0", "0", "0", "None", "", "", "", "", "", "", "0"];
+    let rest = ["", "", "", "", "0", "0", "0", "0"];
+    [
+        &contract[..],
+        &order,
+        &advisor_to_auction,
+        &box_to_oca,
+        &parent_to_basis,
+        &combo_to_solicited,
+        &what_if,
+        &randomize_to_adjusted,
+        &rest,
+    ]
+    .concat()
 }
 
 fn frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
@@ -186,7 +227,7 @@ fn start(place: &Place, feed: &Feed, gateway: &Gateway) -> super::process::Bot {
 /// Serves whatever the bot asks for until its cursor stands at `last`.
 fn serve_until(feed: &Feed, place: &Place, last: i64, action: &str) {
     let mut streams = Vec::new();
-    until(&format!("cursor {last}; {}", place.read("log")), || {
+    place.wait(&format!("cursor {last}"), || {
         if let Some(request) = feed.accept_within(std::time::Duration::from_millis(20)) {
             let cursor = request.cursor().unwrap_or(5);
             let mut stream = request.open();
@@ -196,7 +237,7 @@ fn serve_until(feed: &Feed, place: &Place, last: i64, action: &str) {
             }
             streams.push(stream);
         }
-        (place.cursor() == Some(last)).then_some(())
+        place.cursor() == Some(last)
     });
 }
 
@@ -218,13 +259,16 @@ fn orders_are_placed_and_acknowledged_and_a_rejected_exit_is_an_alert() {
 
 #[test]
 fn a_connection_that_breaks_before_the_acknowledgement_ends_with_the_order_placed_once() {
-    for next in [Next::TakeAndClose, Next::LoseAndClose] {
+    for (next, rests) in [(Next::TakeAndClose, false), (Next::TakeAndClose, true), (Next::LoseAndClose, true)] {
         let (feed, place, gateway) = (Feed::new(), Place::new(), Gateway::start());
         gateway.set_next(next);
+        gateway.shared.state.lock().unwrap().rests = rests;
         let _bot = start(&place, &feed, &gateway);
         serve_until(&feed, &place, 7, "exit");
         assert_eq!(gateway.orders(), ["sf-1-exit", "sf-2-exit"]);
         assert!(gateway.connections() > 1);
+        let sent_again = place.read("log").contains("surely has not got it");
+        assert_eq!(sent_again, next == Next::LoseAndClose, "{}", place.read("log"));
     }
 }
 
