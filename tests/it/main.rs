@@ -20,6 +20,7 @@ mod history;
 mod keys;
 mod migrate;
 mod overload;
+mod poison;
 mod refusals;
 mod storm;
 mod stream;

@@ -33,6 +33,12 @@ impl Database {
         }
     }
 
+    /// An empty database in the shared cluster, made with these options of `create database`.
+    pub fn empty_of(options: &str) -> Self {
+        let beside = Self::empty();
+        Self::create(beside.admin_url.clone(), options)
+    }
+
     /// An empty database in a cluster of the test's own, which it may stop, kill and freeze.
     pub fn empty_in(cluster: &PrivatePostgres) -> Self {
         Self::at(cluster.url("postgres"))
