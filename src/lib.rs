@@ -48,6 +48,7 @@ pub mod consumer;
 pub mod db;
 pub mod demo;
 mod error;
+pub mod event;
 pub mod feed;
 pub mod http;
 pub mod serve;

@@ -8,8 +8,8 @@ use super::{DatabaseArgs, say};
 use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
+use crate::event::EventTime;
 use crate::feed::keys::new_key;
-use crate::feed::types::EventTime;
 
 /// The longest name of a key.
 const LONGEST_NAME: usize = 100;

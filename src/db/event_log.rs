@@ -3,8 +3,7 @@
 use tokio_postgres::types::{FromSql, Type};
 
 use super::{Connection, Error};
-use crate::feed::render::{LARGEST_BLOCK_BYTES, LogRow, Poison};
-use crate::feed::types::{EventTime, FeedSeq};
+use crate::event::{EventTime, FeedSeq, LARGEST_BLOCK_BYTES, LogRow, Poison};
 
 /// A row whose stored value is larger is read alone, 16 KiB: compressed values grow, and a page must not.
 const LARGE_ROW_BYTES: i32 = 16 * 1024;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Connection, Error};
-use crate::feed::types::EventTime;
+use crate::event::EventTime;
 
 /// A key's hash.
 pub type KeyHash = [u8; 32];

@@ -1,7 +1,7 @@
 //! The record of events that cannot be delivered.
 
 use super::{Connection, Error};
-use crate::feed::types::{EventTime, FeedSeq};
+use crate::event::{EventTime, FeedSeq};
 
 /// One poisoned event.
 #[derive(Debug, Clone, PartialEq, Eq)]

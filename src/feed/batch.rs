@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use super::types::{EventTime, FeedSeq};
+use crate::event::{EventTime, FeedSeq};
 
 /// Room before the blocks for an HTTP chunk's size line: eight hexadecimal digits, CR and LF.
 const CHUNK_HEAD_ROOM: usize = 10;

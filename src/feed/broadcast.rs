@@ -11,7 +11,7 @@ use super::lock;
 use super::stats::Stats;
 use super::tail::Tail;
 use super::tier::{Control, Registered, Tier};
-use super::types::{EventTime, FeedSeq};
+use crate::event::{EventTime, FeedSeq};
 
 /// Owned by the reader of a tier, and so the one place where the head moves and clients come and go.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, Weak};
 use super::lock;
 use super::queue::Queue;
 use super::reason::End;
-use super::types::{EventTime, FeedSeq};
 use crate::db::keys::Key;
+use crate::event::{EventTime, FeedSeq};
 use crate::http::outlet;
 
 /// No expiry, in [`Client::expires_at`].

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use super::lock;
-use super::types::EventTime;
+use crate::event::EventTime;
 
 /// The database's clock as it was last read, carried on by this machine's monotonic one.
 #[derive(Debug)]

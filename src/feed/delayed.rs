@@ -15,9 +15,9 @@ use super::broadcast::Broadcaster;
 use super::pages::{self, PageReader};
 use super::tail::Tail;
 use super::tier::{Control, Tier};
-use super::types::{EventTime, FeedSeq};
 use super::{Feed, lock, threads};
 use crate::db::{self, event_log};
+use crate::event::{EventTime, FeedSeq};
 
 /// What the tail of a delayed tier may take, 1 MiB.
 const TAIL_BYTES: usize = 1024 * 1024;

@@ -17,11 +17,11 @@ use sha2::{Digest, Sha256};
 
 use super::clock::DatabaseClock;
 use super::health::Health;
-use super::types::EventTime;
 use super::{Feed, lock};
 use crate::db::keys::{Key, KeyHash, KeyState};
 use crate::db::{self, Connection, Settings};
 use crate::error::Error;
+use crate::event::EventTime;
 
 /// Least time between the beginnings of two refreshes.
 const LEAST_DISTANCE: Duration = Duration::from_millis(100);

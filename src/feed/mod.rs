@@ -21,7 +21,6 @@ pub mod stream;
 pub mod tail;
 pub mod threads;
 pub mod tier;
-pub mod types;
 pub mod upkeep;
 pub mod window;
 
@@ -37,13 +36,12 @@ use self::clock::DatabaseClock;
 use self::health::Health;
 use self::keys::KeyRing;
 use self::pool::ReplayPool;
-use self::render::{LogRow, Poison};
 use self::stats::Stats;
 use self::tier::{Control, Tier};
-use self::types::FeedSeq;
 use self::upkeep::Record;
 use crate::config::ServeOptions;
 use crate::db::Settings;
+use crate::event::{FeedSeq, LogRow, Poison};
 
 /// What the tail of the live tier may take, 16 MiB: some ten thousands of usual events.
 pub const LIVE_TAIL_BYTES: usize = 16 * 1024 * 1024;

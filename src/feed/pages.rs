@@ -1,10 +1,11 @@
 //! Reading the log page by page, with a page's size found by trying: a row that cannot be read is cornered by halving.
 
 use super::batch::{Batch, BatchBuilder};
-use super::render::{self, LogRow, Poison};
-use super::types::FeedSeq;
+use super::render;
 use crate::db::event_log::{self, Page};
 use crate::db::{Connection, Error};
+use crate::event::FeedSeq;
+use crate::event::{LogRow, Poison};
 
 /// The most rows of a page.
 const PAGE_ROWS: i64 = 2_000;

@@ -12,14 +12,14 @@ use crossbeam_channel::{Receiver, select};
 use super::broadcast::Broadcaster;
 use super::health::Part;
 use super::pages::{self, PageReader};
-use super::render::LogRow;
 use super::tail::Tail;
 use super::tier::Control;
-use super::types::{EventTime, FeedSeq};
 use super::{Feed, LIVE_TAIL_BYTES};
 use crate::db::event_log::{self, LogState};
 use crate::db::{self, Connection, Settings, migrate};
 use crate::error::Error;
+use crate::event::LogRow;
+use crate::event::{EventTime, FeedSeq};
 
 /// The log is looked at this often however long `--poll-interval` is: it proves that the database is there.
 const LONGEST_POLL: Duration = Duration::from_secs(2);

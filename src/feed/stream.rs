@@ -15,10 +15,10 @@ use super::pages::{self, PageReader};
 use super::reason::End;
 use super::tail::TailRead;
 use super::tier::Tier;
-use super::types::{EventTime, FeedSeq};
 use super::window::Earliest;
 use super::{Feed, delayed, lock, random_between};
 use crate::db::{self, event_log};
+use crate::event::{EventTime, FeedSeq};
 use crate::http::outlet::{Blocked, Outlet};
 
 /// How much is written at once, and so how long an end or a notice may wait for a slow client.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::batch::SharedBatch;
-use super::types::{EventTime, FeedSeq};
+use crate::event::{EventTime, FeedSeq};
 
 /// Consecutive batches up to the head, bounded in bytes.
 #[derive(Debug)]

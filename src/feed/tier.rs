@@ -11,9 +11,9 @@ use super::clock::DatabaseClock;
 use super::lock;
 use super::pool::ReplayPool;
 use super::tail::Tail;
-use super::types::{EventTime, FeedSeq};
 use super::window::{Earliest, Window};
 use crate::db;
+use crate::event::{EventTime, FeedSeq};
 
 /// Requests that wait for a tier's reader. It takes them between two pages; who sends blocks meanwhile.
 const CONTROL_SLOTS: usize = 256;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::Feed;
-use super::types::FeedSeq;
 use crate::db::cluster::{self, Cluster};
 use crate::db::{self, Connection, Settings};
+use crate::event::FeedSeq;
 
 /// Records that wait to be written; one more is only in the log line.
 pub const RECORD_SLOTS: usize = 1024;

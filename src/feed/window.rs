@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::lock;
 use super::pool::ReplayPool;
 use super::tail::Tail;
-use super::types::{EventTime, FeedSeq};
 use crate::db::{self, event_log};
+use crate::event::{EventTime, FeedSeq};
 
 /// How many rows a look into the log reads ahead (number and time only, 16 bytes each).
 const LOOK_AHEAD_ROWS: i64 = 50_000;

@@ -11,12 +11,12 @@ use super::head::{self, Head, HeadError};
 use super::outlet::{self, Outlet};
 use super::response::{self, Code, Response};
 use crate::db::keys::Key;
+use crate::event::FeedSeq;
 use crate::feed::Feed;
 use crate::feed::client::{Client, Full, Limits};
 use crate::feed::keys::{Credential, NotLive, Refused, SESSION_LASTS};
 use crate::feed::reason::End;
 use crate::feed::stream::{Asked, Stream};
-use crate::feed::types::FeedSeq;
 
 /// The watch page.
 const WATCH_PAGE: &str = include_str!("watch.html");

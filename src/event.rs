@@ -1,4 +1,4 @@
-//! The two values that everything is about: an event's number and its time.
+//! An event of the log: its number, its time, and the row as it was read.
 
 use std::fmt;
 
@@ -112,6 +112,63 @@ impl ToSql for EventTime {
     }
 
     tokio_postgres::types::to_sql_checked!();
+}
+
+/// The largest block that is sent, 16 MiB: every consumer must take blocks of that size. A larger event is quarantined.
+pub const LARGEST_BLOCK_BYTES: usize = 16 * 1024 * 1024;
+
+/// One row of the log as it was read.
+#[derive(Debug, Clone)]
+pub struct LogRow {
+    /// Its number.
+    pub seq: FeedSeq,
+    /// Its time; unusable ones included.
+    pub time: EventTime,
+    /// `INSERT` or `UPDATE`.
+    pub op: String,
+    /// The row's JSON as PostgreSQL prints it, or why there is none.
+    pub signal: Result<Vec<u8>, Poison>,
+}
+
+/// Why one event cannot be delivered to anybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Poison {
+    /// `signal` is NULL: the row could not become jsonb, or capture was off.
+    NullSignal,
+    /// `event_time` is infinite or beyond the years 1 to 9999.
+    UnusableTime,
+    /// The block would be larger than [`LARGEST_BLOCK_BYTES`].
+    TooLarge {
+        /// The size of the row's JSON.
+        bytes: u64,
+    },
+    /// The text is not UTF-8.
+    NotUtf8,
+    /// The database cannot read the row; the SQLSTATE says how.
+    Unreadable {
+        /// The database's own code.
+        sql_state: String,
+    },
+    /// Rendering panicked.
+    Panicked,
+    /// What the quarantine already says of this event.
+    Recorded(String),
+}
+
+impl std::fmt::Display for Poison {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NullSignal => f.write_str("the row could not be converted to JSON"),
+            Self::UnusableTime => f.write_str("event_time is not a time between the years 1 and 9999"),
+            Self::TooLarge { bytes } => {
+                write!(f, "the row's {bytes} bytes do not fit into a block of {LARGEST_BLOCK_BYTES} bytes")
+            }
+            Self::NotUtf8 => f.write_str("the row's text is not valid UTF-8"),
+            Self::Unreadable { sql_state } => write!(f, "the row cannot be read (SQLSTATE {sql_state})"),
+            Self::Panicked => f.write_str("the row cannot be rendered"),
+            Self::Recorded(text) => f.write_str(text),
+        }
+    }
 }
 
 #[cfg(test)]
