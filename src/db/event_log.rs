@@ -223,7 +223,7 @@ fn read_large_row(connection: &mut Connection, seq: FeedSeq) -> Result<Result<Ve
     let limit = i64::try_from(LARGEST_BLOCK_BYTES).unwrap_or(i64::MAX);
     let row = connection.query_opt(
         "select octet_length(rendered.signal)::bigint, \
-                case when octet_length(rendered.signal) <= $2 then rendered.signal end \
+                case when octet_length(rendered.signal) <= $2::bigint then rendered.signal end \
          from (select signal::text as signal from stock_market.signal_feed_event where feed_seq = $1 offset 0) as rendered",
         &[&seq.0, &limit],
     )?;

@@ -163,7 +163,10 @@ impl Feed {
         drop(poisoned);
         log::error!("event {} is quarantined: {poison}", row.seq);
         self.stats.quarantined.add(1);
-        let _ = self.records.try_send(Record::Quarantined(row.seq, poison.to_string()));
+        if self.records.try_send(Record::Quarantined(row.seq, poison.to_string())).is_err() {
+            // Too many at once: it is recorded when it is next read.
+            lock(&self.poisoned).remove(&row.seq);
+        }
     }
 
     /// Notes that a stream was opened with a key.

@@ -16,10 +16,12 @@ use crate::event::FeedSeq;
 
 /// Records that wait to be written; one more is only in the log line.
 pub const RECORD_SLOTS: usize = 1024;
+/// Quarantined events that wait while the database does not take them.
+const UNWRITTEN_EVENTS: usize = 10_000;
 /// How often uses of keys are written.
 const USES_EVERY: Duration = Duration::from_secs(10);
-/// How often what could not be written is tried again.
-const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How often there is a look at what is to be written.
+const TURN_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is checked that capture is on.
 const CAPTURE_EVERY: Duration = Duration::from_secs(10);
@@ -49,15 +51,19 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
     let mut capture_due = Instant::now();
     let mut cluster = None;
     let mut failing = false;
+    let mut turn = Instant::now() + TURN_EVERY;
     loop {
         let stopping = feed.health.is_stopping();
-        match records.recv_timeout(if stopping { Duration::ZERO } else { RETRY_EVERY }) {
-            Ok(record) => {
+        // By the clock and not when it has become quiet, which on a busy server it never does.
+        match if stopping { records.try_recv().ok() } else { records.recv_deadline(turn).ok() } {
+            Some(record) => {
                 unwritten.add(record);
                 continue;
             }
-            Err(_) if feed.health.outage().is_some() && !stopping => continue,
-            Err(_) => {}
+            None => turn = Instant::now() + TURN_EVERY,
+        }
+        if feed.health.outage().is_some() && !stopping {
+            continue;
         }
         if !stopping && Instant::now() >= capture_due {
             capture_due = Instant::now() + CAPTURE_EVERY;
@@ -93,10 +99,10 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
 impl Unwritten {
     fn add(&mut self, record: Record) {
         match record {
-            Record::Quarantined(seq, error) if self.quarantined.len() < RECORD_SLOTS => {
+            Record::Quarantined(seq, error) if self.quarantined.len() < UNWRITTEN_EVENTS => {
                 self.quarantined.insert(seq, error);
             }
-            // It is in the log line, and found again when it is next read.
+            // It is in the log line, and found again when it is next read after a restart.
             Record::Quarantined(..) => {}
             Record::KeyUsed(id) => {
                 self.used.insert(id);
