@@ -25,7 +25,7 @@ use crate::error::Error;
 ///
 /// Every option can also be given as an environment variable SIGNAL_FEED_<OPTION>; the flag wins.
 #[derive(Debug, Parser)]
-#[command(name = "signal-feed", version, max_term_width = 100)]
+#[command(name = "signal-feed", version, propagate_version = true, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -27,4 +27,5 @@ mod stream;
 mod tier;
 mod truncation;
 mod upkeep;
+mod usage;
 mod watch;
