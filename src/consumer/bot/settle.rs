@@ -1,0 +1,136 @@
+//! Settling with the broker: before anything is sent or consumed, no order's outcome is open and the broker is there.
+
+use std::time::Duration;
+
+use super::super::alert::{Level, Reason};
+use super::super::backoff::Backoff;
+use super::super::broker::Lookup;
+use super::super::clock;
+use super::super::decide::is_younger;
+use super::super::ledger::{Line, OpenIntent, Record};
+use super::super::order::{Action, Signal};
+use super::{Acted, Bot, Halt, Trouble, Unsent};
+use crate::error::Error;
+
+/// A broker that is away is asked again after this at the latest, whatever the feed's back-off.
+const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+impl Bot<'_> {
+    /// Returns once the broker is there and no order's outcome is open (but for unsent ones that are to be kept).
+    ///
+    /// An episode of waiting raises one alert for each reason to wait.
+    pub(in crate::consumer) fn settle(&mut self, mut trouble: Option<Trouble>, unsent: Unsent) -> Result<(), Halt> {
+        let max = self.options.follow.backoff_max.min(BROKER_BACKOFF_MAX);
+        let mut backoff = Backoff::new(self.options.follow.backoff_min, max);
+        let mut told: Vec<Reason> = Vec::new();
+        let mut sent_again = false;
+        loop {
+            if let Some(Trouble { reason, why }) = trouble.take() {
+                if !told.contains(&reason) {
+                    self.tell_of_waiting(reason, &why);
+                    told.push(reason);
+                }
+                if !self.stop.sleep(backoff.next_wait()) {
+                    return Err(Halt::Stopped);
+                }
+            }
+            if self.stop.is_asked() {
+                return Err(Halt::Stopped);
+            }
+            let open = self.journal.ledger().first_open().cloned();
+            trouble = match open {
+                // Whether the broker is there shows when it is asked; that the outcome is unknown is what matters.
+                Some(intent) if !intent.unsent => {
+                    // A program may fail in this way for ever: the second time there is a wait, and an alert.
+                    self.ask(&intent)?.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
+                }
+                open => match (self.broker.connected(), open) {
+                    (Err(why), _) => Some(Trouble { reason: Reason::BrokerAway, why }),
+                    (Ok(()), Some(intent)) if unsent == Unsent::Send => {
+                        sent_again = true;
+                        self.send_again(&intent)?
+                    }
+                    (Ok(()), _) => {
+                        if !told.is_empty() {
+                            log::info!("the broker is back, every order's outcome is known");
+                        }
+                        return Ok(());
+                    }
+                },
+            };
+        }
+    }
+
+    fn tell_of_waiting(&mut self, reason: Reason, why: &str) {
+        if matches!(reason, Reason::OutcomeUnknown | Reason::SendingFails)
+            && let Some(intent) = self.journal.ledger().first_open().cloned()
+        {
+            let name = &intent.order.order_ref;
+            let message = match reason {
+                Reason::SendingFails => {
+                    format!("{name} cannot be placed, it is tried on and nothing else is sent: {why}")
+                }
+                _ => format!("whether the broker has {name} is unknown, nothing else is sent meanwhile: {why}"),
+            };
+            self.alert_about_order(reason, message, &intent.order);
+        } else {
+            self.alert(Level::Warning, reason, format!("the broker is away, nothing is consumed meanwhile: {why}"));
+        }
+    }
+
+    /// `Some` where the answer is still open.
+    fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Trouble>, Error> {
+        let order = &intent.order;
+        match self.broker.lookup(order, intent.tried_at) {
+            Lookup::Has => {
+                log::info!("{}: the broker has it", order.order_ref);
+                let line = Line::new(Record::Placed).order_key(order).why("the broker was asked and has it");
+                self.journal.append(&line, true)?;
+                Ok(None)
+            }
+            Lookup::HasNot => {
+                log::info!("{}: the broker surely has not got it", order.order_ref);
+                let line = Line::new(Record::Unsent).order_key(order).why("the broker was asked and has it not");
+                self.journal.append(&line, true)?;
+                Ok(None)
+            }
+            Lookup::Away(why) | Lookup::Unknown(why) => Ok(Some(Trouble { reason: Reason::OutcomeUnknown, why })),
+        }
+    }
+
+    fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Trouble>, Error> {
+        let order = &intent.order;
+        let name = &order.order_ref;
+        if order.action == Action::Entry && self.blocks_entries() {
+            log::warn!("{name} is blocked: close-only mode");
+            self.journal.append(&Line::new(Record::Blocked).order_key(order).why("close-only mode"), true)?;
+            return Ok(None);
+        }
+        if let Some(why) = self.is_stale_by_now(intent) {
+            log::warn!("{name} is stale: {why}");
+            self.journal.append(&Line::new(Record::Stale).order_key(order).why(why), true)?;
+            return Ok(None);
+        }
+        match self.place(order, intent.created_at.clone(), None)? {
+            Acted::Done { .. } | Acted::Ask => Ok(None),
+            Acted::Wait(trouble) => Ok(Some(trouble)),
+        }
+    }
+
+    /// `Some` where the order was sent, and the broker surely has not got it.
+    fn sending_fails(&self, intent: &OpenIntent) -> Option<Trouble> {
+        let open = self.journal.ledger().first_open()?;
+        let is_unsent = open.unsent && open.order.order_ref == intent.order.order_ref;
+        let why = "it was sent more than once, and the broker surely has not got it".to_owned();
+        is_unsent.then_some(Trouble { reason: Reason::SendingFails, why })
+    }
+
+    /// Why an entry that waited in the journal is not sent any more.
+    fn is_stale_by_now(&self, intent: &OpenIntent) -> Option<String> {
+        let limit = self.options.max_entry_age.filter(|_| intent.order.action == Action::Entry)?;
+        let row = Signal::from_row(&intent.order.signal).ok();
+        let made_at = intent.order.event_time.clone().or_else(|| row.and_then(|row| row.updated_at.or(row.created_at)));
+        let circumstances = self.circumstances(false, made_at.as_deref().and_then(clock::instant));
+        (!is_younger(&circumstances, limit)).then(|| format!("older than {}", humantime::format_duration(limit)))
+    }
+}
