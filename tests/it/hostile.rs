@@ -161,6 +161,7 @@ fn a_client_that_drips_after_its_answer_is_not_listened_to_for_long() {
             let _ = connection.socket.write_all(b"x");
         }
         assert!(began.elapsed() < Duration::from_secs(4), "{} are still listened to", feed.server.client_threads());
+        // The pace of the drip.
         std::thread::sleep(Duration::from_millis(300));
     }
     drop(connections);
