@@ -15,8 +15,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
+use super::client::Client;
 use super::clock::DatabaseClock;
 use super::health::Health;
+use super::reason::End;
 use super::{Feed, lock};
 use crate::db::keys::{Key, KeyHash, KeyState};
 use crate::db::{self, Connection, Settings};
@@ -171,8 +173,15 @@ impl KeyRing {
         self.refreshed.notify_all();
     }
 
-    fn by_id(&self, id: i64) -> Option<Arc<Key>> {
-        lock(&self.known).by_id.get(&id).cloned()
+    /// Tells a stream what has become of its key: its end, or another time at which it ends.
+    pub fn tell(&self, client: &Client, now: EventTime) {
+        let key = lock(&self.known).by_id.get(&client.key.id).cloned();
+        match key {
+            // A key that was deleted is as good as revoked.
+            None => client.end(End::KeyRevoked),
+            Some(key) if key.state(now) == KeyState::Revoked => client.end(End::KeyRevoked),
+            Some(key) => client.set_expiry(key.expires_at),
+        }
     }
 }
 
@@ -187,12 +196,7 @@ pub fn refresh(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error
     feed.clock.set(now, began);
     feed.keys.replace(keys, secret, began);
     for client in feed.clients.all() {
-        match feed.keys.by_id(client.key.id) {
-            // A key that was deleted is as good as revoked.
-            None => client.end(super::reason::End::KeyRevoked),
-            Some(key) if key.state(now) == KeyState::Revoked => client.end(super::reason::End::KeyRevoked),
-            Some(key) => client.set_expiry(key.expires_at),
-        }
+        feed.keys.tell(&client, now);
     }
     Ok(())
 }

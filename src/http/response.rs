@@ -2,15 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::feed::random_u64;
 
 /// Longest time that a short answer may take to write.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest time, and most bytes, that the rest of a request is taken in after its answer, lest a reset overtake the answer.
+/// Longest time that the rest of a request is taken in after its answer, lest a reset overtake the answer.
 const LINGER: Duration = Duration::from_millis(500);
-const LINGER_READS: usize = 64;
 
 /// The error codes of the contract's table, each with its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,14 +140,17 @@ pub fn common_fields() -> String {
 /// Ends our side, and takes in what the other side still sends for a moment: closing a socket with unread bytes resets the
 /// connection, and the reset can overtake the answer (RFC 9112 §9.6).
 pub fn close_in_order(mut stream: &TcpStream) {
-    if stream.shutdown(Shutdown::Write).is_err() || stream.set_read_timeout(Some(LINGER)).is_err() {
+    if stream.shutdown(Shutdown::Write).is_err() {
         return;
     }
+    let until = Instant::now() + LINGER;
     let mut rest = [0; 1024];
-    for _ in 0..LINGER_READS {
-        match stream.read(&mut rest) {
-            Ok(1..) => {}
-            _ => return,
+    loop {
+        // As a whole, and not a read: who sends a byte now and then would hold a thread for ever.
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() || !matches!(stream.read(&mut rest), Ok(1..))
+        {
+            return;
         }
     }
 }

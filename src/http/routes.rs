@@ -232,6 +232,8 @@ impl Request<'_> {
         if feed.health.is_stopping() {
             return;
         }
+        // And the key may have ended between its judgement and the list, where the next refresh would find it only later.
+        feed.keys.tell(&client, feed.clock.now());
         feed.key_used(&client);
         let mut outlet = Outlet::new(self.stream, self.head.is_http_11, feed.options.write_timeout);
         let end =

@@ -17,6 +17,7 @@ mod database;
 mod degraded;
 mod demo;
 mod history;
+mod hostile;
 mod keys;
 mod migrate;
 mod overload;

@@ -443,3 +443,31 @@ fn a_lost_notification_is_made_good_by_the_next_look_at_the_log() {
     );
     assert_eq!(stream.signal().symbol(), "quiet");
 }
+
+#[test]
+fn a_storm_of_reconnects_within_recent_history_costs_a_handful_of_queries() {
+    let database = Database::migrated();
+    let keys: Vec<String> = (0..40).map(|i| database.mint(&format!("bot {i}"))).collect();
+    database.insert(10_000);
+    let server = Server::ready(&database, &[]);
+    let began = Instant::now();
+    let connections: Vec<_> = (0..600)
+        .map(|i| Request::feed(&keys[i % 40]).last_event_id(10_000 - i as i64 / 6).post(server.address()))
+        .collect();
+    let mut streams: Vec<Stream> = connections.into_iter().map(|connection| connection.stream(PATIENCE)).collect();
+    for (i, stream) in streams.iter_mut().enumerate() {
+        stream.connected();
+        stream.signals(i / 6);
+    }
+    database.insert(1);
+    for stream in &mut streams {
+        stream.signal();
+    }
+    let seconds = began.elapsed().as_secs();
+    assert!(seconds < 10, "live again after {seconds} s");
+    drop(streams);
+    server.stop();
+    // The server's sessions have ended, and said what they did.
+    let queries = database.number("select xact_commit from pg_stat_database where datname = current_database()");
+    assert!(queries < 300 + 20 * seconds as i64, "{queries} transactions in {seconds} s");
+}

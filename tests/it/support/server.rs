@@ -159,6 +159,21 @@ impl Server {
         tasks.flatten().map(name).filter(|name| name.trim() == "client").count()
     }
 
+    /// How many TCP sockets it has open, the listening one included. (The database is reached by a unix socket.)
+    pub fn tcp_sockets(&self) -> usize {
+        let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.pid())).unwrap();
+        let inodes: std::collections::HashSet<&str> =
+            table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(9)).collect();
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let links = descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links
+            .filter(|link| {
+                let inode = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
+                inode.is_some_and(|inode| inodes.contains(inode))
+            })
+            .count()
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
