@@ -22,14 +22,12 @@ comment on function stock_market.signal_feed_render(record) is
 create or replace function stock_market.signal_feed_capture() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-set jit = off
 set enable_seqscan = off
 set timezone = 'UTC'
 set datestyle = 'ISO'
 set intervalstyle = 'postgres'
 set extra_float_digits = 1
 set bytea_output = 'hex'
-set lc_monetary = 'C'
 as $function$
 declare
     image jsonb := stock_market.signal_feed_render(new);
@@ -45,12 +43,12 @@ begin
             return null;
         end if;
     end if;
-    insert into stock_market.signal_feed_outbox (xact, first, op, signal)
-    values (
-        pg_current_xact_id(),
-        not exists (select from stock_market.signal_feed_outbox as o where o.xact = pg_current_xact_id()),
-        tg_op,
-        image);
+    insert into stock_market.signal_feed_outbox (xact, op, signal)
+    select pg_current_xact_id(), tg_op, image
+    where exists (select from stock_market.signal_feed_first as f where f.xact = pg_current_xact_id());
+    if not found then
+        insert into stock_market.signal_feed_first (xact, op, signal) values (pg_current_xact_id(), tg_op, image);
+    end if;
     if tg_nargs > 0 and tg_op = 'INSERT' then
         told := image::text;
         -- PostgreSQL takes payloads of less than 8000 bytes.
@@ -76,21 +74,20 @@ comment on function stock_market.signal_feed_capture() is
 create or replace function stock_market.signal_feed_gather() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-set jit = off
 set enable_seqscan = off
 as $function$
 begin
     if pg_trigger_depth() > 1 then
         set constraints stock_market.signal_feed_gather, stock_market.signal_feed_number deferred;
-        update stock_market.signal_feed_outbox as o set first = true where o.xact = new.xact and o.seq = new.seq;
-        return null;
+        update stock_market.signal_feed_first as f set seq = f.seq where f.xact = new.xact;
+    else
+        update stock_market.signal_feed_first as f set armed = true where f.xact = new.xact;
     end if;
-    insert into stock_market.signal_feed_outbox (xact, seq) values (new.xact, 0);
     return null;
 end
 $function$;
 comment on function stock_market.signal_feed_gather() is
-    'Fires among the deferred constraints of the transaction''s statements, and sets the marker whose trigger fires after all of them';
+    'Fires among the deferred constraints of the transaction''s statements, and lets signal_feed_number fire after all of them';
 
 create or replace function stock_market.signal_feed_number() returns trigger
 language plpgsql security definer
@@ -99,48 +96,53 @@ set jit = off
 set enable_seqscan = off
 as $function$
 declare
-    moved bigint;
+    kind text;
+    image jsonb;
+    more bigint;
     last bigint;
+    moment timestamptz;
 begin
     if pg_trigger_depth() > 1 then
-        set constraints stock_market.signal_feed_number deferred;
-        delete from stock_market.signal_feed_outbox as o where o.xact = new.xact and o.seq = 0;
-        insert into stock_market.signal_feed_outbox (xact, seq) values (new.xact, 0);
+        set constraints stock_market.signal_feed_gather, stock_market.signal_feed_number deferred;
+        update stock_market.signal_feed_first as f set armed = true where f.xact = new.xact;
+        return null;
+    end if;
+    delete from stock_market.signal_feed_first as f where f.xact = new.xact returning f.op, f.signal into kind, image;
+    if not found then
+        -- An earlier firing has numbered everything.
         return null;
     end if;
     -- A fair queue. Held until the transaction has committed, so numbers become visible in their order.
     lock table stock_market.signal_feed_lock in exclusive mode;
+    moment := clock_timestamp();
     -- A number that was delivered must survive a crash, or it would be given to another event.
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;
-    with taken as (
-        delete from stock_market.signal_feed_outbox as o where o.xact = new.xact returning o.seq, o.op, o.signal
-    ), numbered as (
-        select row_number() over (order by t.seq) as nth, t.op, t.signal from taken as t where t.op is not null
-    ), counted as (
-        update stock_market.signal_feed_counter as c set value = c.value + (select count(*) from numbered)
-        where c.value = (select l.value from stock_market.signal_feed_counter as l order by l.value desc limit 1)
-        returning c.value
-    ), appended as (
-        insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal)
-        select c.value - (select count(*) from numbered) + n.nth, clock_timestamp(), n.op, n.signal
-        from numbered as n cross join counted as c
-    )
-    select c.value, (select count(*) from numbered) into last, moved from counted as c;
+    update stock_market.signal_feed_counter as c set value = c.value + 1 + n.rows
+    from (select count(*) as rows from stock_market.signal_feed_outbox as o where o.xact = new.xact) as n
+    where c.value = (select l.value from stock_market.signal_feed_counter as l order by l.value desc limit 1)
+    returning c.value, n.rows into last, more;
     if last is null then
         raise exception 'the counter of the feed has no row: refused, or this event would be lost'
             using errcode = 'object_not_in_prerequisite_state',
                 hint = 'Run "signal-feed migrate".';
     end if;
-    if moved > 0 then
-        perform pg_notify('signal_feed', last::text);
+    insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal)
+    values (last - more, moment, kind, image);
+    if more > 0 then
+        insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal)
+        select last - more + row_number() over (order by o.seq), moment, o.op, o.signal
+        from stock_market.signal_feed_outbox as o where o.xact = new.xact;
+        delete from stock_market.signal_feed_outbox as o where o.xact = new.xact;
     end if;
+    -- In an expression, not a query: that is cheaper.
+    if pg_notify('signal_feed', last::text) is null then null; end if;
     return null;
 end
 $function$;
 comment on function stock_market.signal_feed_number() is
-    'At the end of a transaction: moves its events from the outbox to the log under the feed''s lock, and notifies channel signal_feed once';
+    'At the end of a transaction: moves its events to the log under the feed''s lock, and notifies channel signal_feed once';
 
 create or replace function stock_market.signal_feed_refuse() returns trigger
 language plpgsql security definer

@@ -57,7 +57,7 @@ $signal$;
 create table if not exists stock_market.signal_feed_event (
     feed_seq bigint constraint signal_feed_event_pkey primary key,
     event_time timestamptz not null,
-    op text not null constraint signal_feed_event_op_check check (op in ('INSERT', 'UPDATE')),
+    op text not null,
     signal jsonb
 );
 
@@ -162,11 +162,11 @@ begin
                     || case when told then '''signal_inserted''' else '' end || ')',
                 'signal_feed_capture', false,
                 'Appends to the log at commit; it has to fire before other AFTER triggers, hence the name'),
-            ('signal_feed_outbox', 'signal_feed_gather', 21, 0,
-                'create constraint trigger %I after insert or update on stock_market.signal_feed_outbox deferrable initially deferred for each row when (new.first) execute function stock_market.signal_feed_gather()',
+            ('signal_feed_first', 'signal_feed_gather', 21, 0,
+                'create constraint trigger %I after insert or update of seq on stock_market.signal_feed_first deferrable initially deferred for each row execute function stock_market.signal_feed_gather()',
                 'signal_feed_gather', true, 'The first round: among the deferred constraints of the transaction''s statements'),
-            ('signal_feed_outbox', 'signal_feed_number', 5, 0,
-                'create constraint trigger %I after insert on stock_market.signal_feed_outbox deferrable initially deferred for each row when (new.seq = 0) execute function stock_market.signal_feed_number()',
+            ('signal_feed_first', 'signal_feed_number', 17, 0,
+                'create constraint trigger %I after update of armed on stock_market.signal_feed_first deferrable initially deferred for each row execute function stock_market.signal_feed_number()',
                 'signal_feed_number', true, 'The second round: after all of them'),
             ('signal_feed_event', 'signal_feed_refuse_row', 27, 0,
                 'create trigger %I before update or delete on stock_market.signal_feed_event for each row execute function stock_market.signal_feed_refuse()',
@@ -181,8 +181,8 @@ begin
             where t.tgrelid = wanted.rel and t.tgname = wanted.name and t.tgtype = wanted.kind
                 and t.tgfoid = pg_catalog.to_regprocedure('stock_market.' || wanted.func || '()')
                 and t.tgnargs = wanted.args and t.tgdeferrable = wanted.deferred
-                and t.tginitdeferred = wanted.deferred and (t.tgqual is not null) = wanted.deferred
-                and t.tgattr::text = '')
+                and t.tginitdeferred = wanted.deferred and t.tgqual is null
+                and (t.tgattr::text <> '') = wanted.deferred)
         then
             execute pg_catalog.format('drop trigger if exists %I on %s', wanted.name, wanted.rel);
             execute pg_catalog.format(wanted.def, wanted.name);

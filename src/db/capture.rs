@@ -22,17 +22,17 @@ const TRIGGERS: [Trigger; 5] = [
         deferred: false,
     },
     Trigger {
-        table: "signal_feed_outbox",
+        table: "signal_feed_first",
         name: "signal_feed_gather",
         function: "signal_feed_gather",
         kind: 21,
         deferred: true,
     },
     Trigger {
-        table: "signal_feed_outbox",
+        table: "signal_feed_first",
         name: "signal_feed_number",
         function: "signal_feed_number",
-        kind: 5,
+        kind: 17,
         deferred: true,
     },
     Trigger {
@@ -72,7 +72,7 @@ pub(super) fn trigger_faults(connection: &mut Connection) -> Result<Vec<TriggerF
                 when t.oid is null then pg_catalog.format('the trigger %I on %s is missing', w.name, part.relid::regclass)
                 when p.proname <> w.func or n.nspname <> 'stock_market' or not p.prosecdef
                     or t.tgtype <> w.kind or t.tgdeferrable <> w.deferred or t.tginitdeferred <> w.deferred
-                    or (t.tgqual is not null) <> w.deferred or t.tgattr::text <> ''
+                    or t.tgqual is not null or (t.tgattr::text <> '') <> w.deferred
                     then pg_catalog.format('the trigger %I on %s is not the feed''s own', w.name, part.relid::regclass)
                 when t.tgenabled = 'D'
                     then pg_catalog.format('the trigger %I on %s is disabled', w.name, part.relid::regclass)
@@ -99,7 +99,7 @@ pub(super) fn trigger_faults(connection: &mut Connection) -> Result<Vec<TriggerF
 /// Rows that a commit left in the outbox: they were captured and never numbered. Not to be asked on a standby.
 pub(super) fn has_leftovers(connection: &mut Connection) -> Result<bool, Error> {
     // Rows of open transactions are not visible here, and a commit leaves none.
-    Ok(connection.query_one("select exists (select from stock_market.signal_feed_outbox)", &[])?.get(0))
+    Ok(connection.query_one("select exists (select from stock_market.signal_feed_first) or exists (select from stock_market.signal_feed_outbox)", &[])?.get(0))
 }
 
 /// What keeps signals from reaching the log, or the log from being immutable; `None` where capture is on.

@@ -32,7 +32,7 @@ const ROLES: [&str; 6] = [
 const OWNERS: [&str; 3] = ["signal_feed_owner", "signal_feed_capture", "signal_feed_render"];
 
 /// The feed's tables, all of the role `signal_feed_owner`.
-pub(super) const TABLES: [&str; 13] = [
+pub(super) const TABLES: [&str; 14] = [
     "signal_feed_migration",
     "signal_feed_identity",
     "signal_feed_counter",
@@ -42,6 +42,7 @@ pub(super) const TABLES: [&str; 13] = [
     "signal_feed_choice",
     "signal_feed_lock",
     "signal_feed_outbox",
+    "signal_feed_first",
     "signal_feed_api_key",
     "signal_feed_session_secret",
     "signal_feed_quarantine",
@@ -49,7 +50,7 @@ pub(super) const TABLES: [&str; 13] = [
 ];
 
 /// Table, privileges, roles; `privilege(column)` is one on a column.
-const GRANTS: [(&str, &[&str], &[&str]); 17] = [
+const GRANTS: [(&str, &[&str], &[&str]); 19] = [
     ("signal_feed_migration", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_choice", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_cluster", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
@@ -58,7 +59,9 @@ const GRANTS: [(&str, &[&str], &[&str]); 17] = [
     ("signal_feed_pruned", &["SELECT"], &["signal_feed_server", "signal_feed_admin", "signal_feed_bot"]),
     ("signal_feed_skipped", &["SELECT"], &["signal_feed_server", "signal_feed_admin", "signal_feed_bot"]),
     ("signal_feed_outbox", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
-    ("signal_feed_outbox", &["INSERT", "SELECT(xact)"], &["signal_feed_capture"]),
+    ("signal_feed_outbox", &["INSERT"], &["signal_feed_capture"]),
+    ("signal_feed_first", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
+    ("signal_feed_first", &["INSERT", "SELECT(xact)"], &["signal_feed_capture"]),
     ("signal_feed_lock", &["SELECT"], &["signal_feed_admin"]),
     ("signal_feed_api_key", &["SELECT", "UPDATE(last_used_at)"], &["signal_feed_server"]),
     ("signal_feed_api_key", &["SELECT", "INSERT", "UPDATE"], &["signal_feed_admin"]),
@@ -358,6 +361,16 @@ fn schema_faults(connection: &mut Connection) -> Result<Vec<String>, Error> {
                 and c.relnamespace = (select n.oid from pg_catalog.pg_namespace as n where n.nspname = 'stock_market')",
         &[],
     )?;
+    let order = connection.query_one(
+        "select coalesce(pg_catalog.has_sequence_privilege('signal_feed_capture', c.oid, 'usage'), true)
+            from (values (1)) as one (one)
+            left join pg_catalog.pg_class as c on c.relname = 'signal_feed_outbox_seq_seq' and c.relkind = 'S'
+                and c.relnamespace = (select n.oid from pg_catalog.pg_namespace as n where n.nspname = 'stock_market')",
+        &[],
+    )?;
+    if !order.get::<_, bool>(0) {
+        faults.push("signal_feed_capture lacks USAGE on the sequence stock_market.signal_feed_outbox_seq_seq".into());
+    }
     if !bot.get::<_, bool>(0) {
         faults.push("signal_feed_bot lacks SELECT on stock_market.signal".into());
     }

@@ -312,7 +312,8 @@ fn put_right(
             }
             if findings.faults.iter().any(|fault| fault.capture_was_off) {
                 event = Some(connection.query_one(APPEND_CAPTURE_WAS_OFF, &[])?.get::<_, i64>(0));
-                connection.batch("delete from stock_market.signal_feed_outbox")?;
+                connection
+                    .batch("delete from stock_market.signal_feed_outbox; truncate stock_market.signal_feed_first")?;
             }
             Ok(())
         })?;

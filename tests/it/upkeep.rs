@@ -123,7 +123,7 @@ fn doctor_finds_each_fault_and_says_what_to_do() {
         ),
         (
             "triggers",
-            "alter table stock_market.signal_feed_outbox disable trigger signal_feed_number",
+            "alter table stock_market.signal_feed_first disable trigger signal_feed_number",
             "signal_feed_number",
         ),
         ("immutability", "drop trigger signal_feed_refuse_row on stock_market.signal_feed_event", "can be changed"),
