@@ -1,8 +1,9 @@
 //! The thread `listen`: turns notifications into wake-ups.
 //!
-//! It owns the LISTEN connection, which never sits in a transaction. It sends at most one wake-up at a time to `reader`,
-//! rings `keys`, and notifies itself at intervals: only a notification that comes back proves that others would. It ends
-//! when the server stops.
+//! It owns the LISTEN connection, which never sits in a transaction, and a second one that notifies it at intervals: only
+//! a notification of another session that arrives proves that others would. (One's own comes back with the answer, also
+//! through a proxy that pools transactions and loses all others.) It sends at most one wake-up at a time to `reader`, and
+//! rings `keys`. It ends when the server stops.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::Feed;
 use super::health::Part;
 use crate::db::{self, Connection, Settings};
 
-/// How often it notifies itself.
+/// How often it is notified for a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long a probe may take to come back.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
@@ -28,7 +29,7 @@ pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
     while !feed.health.is_stopping() {
         let Err(error) = listen(feed, settings, reader, &mut retry) else { return };
         if retry == FIRST_RETRY {
-            log::warn!("listen for notifications: {error}");
+            log::error!("listen for notifications: {error}");
         }
         feed.health.lost(Part::Listen);
         feed.health.pause(retry);
@@ -49,8 +50,8 @@ impl std::fmt::Display for Ended {
             Self::Database(error) => error.fmt(f),
             Self::ProbeLost => write!(
                 f,
-                "a notification to itself did not come back within {}: the server must be reached directly or by a \
-                 session-pooling proxy (a PgBouncer in transaction mode loses LISTEN)",
+                "a notification from one session did not reach another within {}: PostgreSQL must be reached directly or \
+                 through a proxy that pools sessions (a PgBouncer in transaction mode loses LISTEN)",
                 humantime::format_duration(PROBE_PATIENCE)
             ),
         }
@@ -67,12 +68,13 @@ fn listen(feed: &Feed, settings: &Settings, reader: &Sender<()>, retry: &mut Dur
     let mut connection = Connection::open(settings, "signal-feed listen")?;
     let probe_channel = format!("signal_feed_probe_{:016x}", super::random_u64());
     connection.batch(&format!("listen signal_feed; listen signal_feed_key; listen {probe_channel}"))?;
+    let mut prober = Connection::open(settings, "signal-feed probe")?;
     let mut probe_sent: Option<Instant> = None;
     let mut next_probe = Instant::now();
     while !feed.health.is_stopping() {
         if probe_sent.is_none() && Instant::now() >= next_probe {
-            connection.batch(&format!("notify {probe_channel}"))?;
             probe_sent = Some(Instant::now());
+            prober.batch(&format!("notify {probe_channel}"))?;
         }
         if probe_sent.is_some_and(|sent| sent.elapsed() > PROBE_PATIENCE) {
             return Err(Ended::ProbeLost);

@@ -22,6 +22,7 @@ mod keys;
 mod migrate;
 mod overload;
 mod poison;
+mod pooler;
 mod refusals;
 mod storm;
 mod stream;

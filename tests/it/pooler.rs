@@ -1,0 +1,60 @@
+//! A PgBouncer between the feed and PostgreSQL.
+
+use std::net::TcpListener;
+use std::process::{Child, Stdio};
+
+use signal_feed::demo::postgres::PrivatePostgres;
+
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::wait::until;
+
+struct Pooler(Child);
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A PgBouncer before a database, and the connection string through it.
+fn pooler(cluster: &PrivatePostgres, database: &Database, mode: &str) -> (Pooler, String) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (dir, name) = (cluster.dir().display(), &database.name);
+    let configuration = format!(
+        "[databases]\n{name} = host={dir} port=5432 user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {port}\nauth_type = any\npool_mode = {mode}\nunix_socket_dir =\n"
+    );
+    let path = cluster.dir().join(format!("pooler-{mode}.ini"));
+    std::fs::write(&path, configuration).unwrap();
+    // It refuses root, as PostgreSQL does.
+    let child = cluster.command("/usr/sbin/pgbouncer").arg(&path).stderr(Stdio::null()).spawn().unwrap();
+    let pooler = Pooler(child);
+    until("the pooler listens", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    (pooler, format!("postgresql://postgres@127.0.0.1:{port}/{name}"))
+}
+
+#[test]
+fn a_pooler_of_transactions_is_named_at_the_start_and_nobody_is_served() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let (_pooler, url) = pooler(&cluster, &database, "transaction");
+    let server = Server::spawn(Server::command(&url, "127.0.0.1:0"));
+    server.wait_log(&["ERROR", "listen for notifications", "PgBouncer in transaction mode"]);
+    assert!(!server.is_ready());
+}
+
+#[test]
+fn a_pooler_of_sessions_does_no_harm() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let key = database.mint("bot");
+    let (_pooler, url) = pooler(&cluster, &database, "session");
+    let server = Server::spawn(Server::command(&url, "127.0.0.1:0"));
+    server.wait_ready();
+    let mut stream = server.stream(&key);
+    stream.connected();
+    database.insert(3);
+    stream.signals(3);
+}
