@@ -59,3 +59,43 @@ impl CoreThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::ServeOptions;
+    use crate::db::Settings;
+
+    #[test]
+    fn a_core_thread_that_panics_or_ends_is_the_servers_end_with_its_name() {
+        let options = ServeOptions {
+            listen: Vec::new(),
+            replay_window: Duration::from_secs(1),
+            queue_capacity: 1,
+            heartbeat: Duration::from_secs(1),
+            max_clients: 1,
+            max_clients_per_key: 1,
+            write_timeout: Duration::from_secs(1),
+            max_stream_age: None,
+            poll_interval: Duration::from_secs(1),
+            replay_connections: 1,
+            degraded_hold: Duration::ZERO,
+            shutdown_grace: Duration::ZERO,
+        };
+        let settings: Settings = "postgres://nobody@localhost/none".parse().unwrap();
+        let (fatal, died) = bounded(1);
+        let (feed, _inlets) = Feed::new(options, &settings, fatal);
+        let feed = Arc::new(feed);
+        let until = Instant::now() + Duration::from_secs(30);
+        start(&feed, "reader", |_| panic!("as if by a fault of its own")).unwrap().join_until(until).unwrap();
+        assert_eq!(died.try_recv().unwrap(), "run the thread reader: it panicked");
+        start(&feed, "keys", |_| ()).unwrap().join_until(until).unwrap();
+        assert_eq!(died.try_recv().unwrap(), "run the thread keys: it ended");
+        // While the server stops, an end is an end in order.
+        feed.stop();
+        start(&feed, "listen", |_| ()).unwrap().join_until(until).unwrap();
+        assert!(died.try_recv().is_err());
+    }
+}
