@@ -245,7 +245,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     /// Registers with the reader: from now on everything above the head comes by the queue.
     fn register(&mut self) -> Step {
         self.history = self.tier.history();
-        match self.tier.register(self.client) {
+        match self.tier.register(self.client, || self.feed.health.is_stopping()) {
             None => Err(Stop::Between(End::Shutdown)),
             Some(registered) => {
                 self.at = Position { cursor: registered.head, time: registered.head_time, row: Some(registered.head) };
@@ -346,7 +346,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                 if self.outlet.stood_still() {
                     return self.dropped(&first.clone());
                 }
-                self.tier.deregister(self.client);
+                self.tier.deregister(self.client, || self.feed.health.is_stopping());
                 self.client.queue.clear();
                 return Ok(());
             }
@@ -359,7 +359,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                 if self.outlet.stood_still() {
                     return self.dropped(&beyond);
                 }
-                self.tier.deregister(self.client);
+                self.tier.deregister(self.client, || self.feed.health.is_stopping());
                 self.client.queue.clear();
                 return Ok(());
             }
@@ -559,7 +559,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn rewritten(&mut self) -> Step {
         let cursor = self.at.cursor;
         self.feed.stats.rewritten.add(1);
-        self.tier.deregister(self.client);
+        self.tier.deregister(self.client, || self.feed.health.is_stopping());
         self.client.queue.clear();
         self.register()?;
         log::warn!(
@@ -592,7 +592,7 @@ impl<'a, 'o> Stream<'a, 'o> {
 
 impl Drop for Stream<'_, '_> {
     fn drop(&mut self) {
-        self.tier.deregister(self.client);
+        self.tier.deregister(self.client, || self.feed.health.is_stopping());
     }
 }
 

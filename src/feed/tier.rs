@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 
 use super::client::Client;
 use super::clock::DatabaseClock;
@@ -17,6 +17,9 @@ use crate::event::{EventTime, FeedSeq};
 
 /// Requests that wait for a tier's reader. It takes them between two pages; who sends blocks meanwhile.
 const CONTROL_SLOTS: usize = 256;
+
+/// Who waits for a reader looks this often whether the server ends.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What a client's thread asks of the reader of its tier.
 #[derive(Debug)]
@@ -101,15 +104,37 @@ impl Tier {
         self.window.reset();
     }
 
-    /// Asks the reader to send every batch from now on. Blocks until it answers; `None` when it has ended.
-    pub fn register(&self, client: &Arc<Client>) -> Option<Registered> {
+    /// Asks the reader to send every batch from now on. Blocks until it answers; `None` when it has ended, or the server does.
+    ///
+    /// Not by the end of the channel alone: a request that is sent at the very moment in which the reader goes stays in the
+    /// channel, and its reply is neither given nor dropped.
+    pub fn register(&self, client: &Arc<Client>, is_stopping: impl Fn() -> bool) -> Option<Registered> {
         let (reply, answer) = bounded(1);
-        self.control.send(Control::Register(client.clone(), reply)).ok()?;
-        answer.recv().ok()
+        let mut request = Control::Register(client.clone(), reply);
+        loop {
+            match self.control.send_timeout(request, LOOK_EVERY) {
+                Ok(()) => break,
+                Err(SendTimeoutError::Timeout(back)) if !is_stopping() => request = back,
+                Err(_) => return None,
+            }
+        }
+        loop {
+            match answer.recv_timeout(LOOK_EVERY) {
+                Ok(registered) => return Some(registered),
+                Err(RecvTimeoutError::Timeout) if !is_stopping() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
-    /// Asks the reader to send no more.
-    pub fn deregister(&self, client: &Client) {
-        let _ = self.control.send(Control::Deregister(client.id));
+    /// Asks the reader to send no more. Blocks while its requests are many and it is at work; gives up when the server ends.
+    pub fn deregister(&self, client: &Client, is_stopping: impl Fn() -> bool) {
+        let mut request = Control::Deregister(client.id);
+        while let Err(SendTimeoutError::Timeout(back)) = self.control.send_timeout(request, LOOK_EVERY) {
+            if is_stopping() {
+                return;
+            }
+            request = back;
+        }
     }
 }

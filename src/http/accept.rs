@@ -111,8 +111,10 @@ where
         }
         let stream = Arc::new(stream);
         let Some((place, evicted)) = self.connections.enter(&stream) else {
-            self.stats.evicted.add(1);
-            log::warn!("closed the connection from {address}: as many are open as may be");
+            if !self.connections.is_closed() {
+                self.stats.evicted.add(1);
+                log::warn!("closed the connection from {address}: as many are open as may be");
+            }
             return;
         };
         if evicted {

@@ -19,6 +19,8 @@ struct Open {
     /// Without a complete head. Ids ascend with age.
     headless: BTreeSet<u64>,
     strangers: BTreeSet<u64>,
+    /// The server ends: whoever was accepted at the last moment gets no place any more.
+    is_closed: bool,
 }
 
 /// All open connections of a listener.
@@ -49,6 +51,9 @@ impl Connections {
     pub fn enter(self: &Arc<Self>, socket: &Arc<TcpStream>) -> Option<(Place, bool)> {
         let mut open = lock(&self.open);
         let mut evicted = false;
+        if open.is_closed {
+            return None;
+        }
         if open.sockets.len() >= self.most {
             let oldest = open.headless.pop_first()?;
             open.close(oldest);
@@ -68,12 +73,18 @@ impl Connections {
         lock(&self.open).sockets.len()
     }
 
-    /// Closes every connection that has not become a stream: the server ends.
+    /// Closes every connection without a complete head, and gives no place any more: the server ends.
     pub fn close_headless(&self) {
-        let open = lock(&self.open);
+        let mut open = lock(&self.open);
+        open.is_closed = true;
         for id in &open.headless {
             open.close(*id);
         }
+    }
+
+    /// Whether the server ends.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.open).is_closed
     }
 
     /// Waits until none is open, at most `patience`.
