@@ -152,6 +152,37 @@ fn terminated_sessions_cost_a_notice_and_no_event() {
 }
 
 #[test]
+fn connections_that_are_refused_for_being_too_many_are_an_outage_like_any_other() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    database.sql("create role feed login in role signal_feed_server");
+    let key = database.mint("bot");
+    let server = Server::spawn(Server::command(&database.url_as("feed"), "127.0.0.1:0"));
+    server.wait_ready();
+    let mut stream = server.stream(&key);
+    stream.connected();
+    // SQLSTATE 53300, as `max_connections` says it too, but for this role alone.
+    database.sql(
+        "alter role feed connection limit 0; \
+         select pg_terminate_backend(pid) from pg_stat_activity where usename = 'feed'",
+    );
+    stream.system("degraded");
+    server.wait_log(&["too many connections"]);
+    database.insert(2);
+    database.sql("alter role feed connection limit -1");
+    let (mut recovered, mut seen) = (false, 0);
+    while !recovered || seen < 2 {
+        let block = stream.block();
+        match block.reason() {
+            Some(reason) => recovered = reason == "recovered",
+            None => seen += 1,
+        }
+    }
+    assert_eq!(seen, 2);
+    assert_eq!(server.log().iter().filter(|line| line.contains("quarantined")).count(), 0);
+}
+
+#[test]
 fn a_request_is_held_through_a_short_outage_and_then_served() {
     let mut feed = Feed::start(&["--degraded-hold", "30s"]);
     feed.database.insert(2);
