@@ -114,7 +114,8 @@ impl BatchBuilder {
         self.framed.len() - CHUNK_HEAD_ROOM
     }
 
-    /// Adds the event `seq`: `write` appends its block to the bytes. What it had appended is taken back when it fails.
+    /// Adds the event `seq`: `write` appends its block to the bytes. What it had appended is taken back when it fails,
+    /// and by the next push when it panicked.
     ///
     /// # Errors
     /// Whatever `write` fails with.
@@ -124,7 +125,9 @@ impl BatchBuilder {
         time: EventTime,
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let before = self.framed.len();
+        // A panic in an earlier write may have left half a block: only what has an entry counts.
+        let before = CHUNK_HEAD_ROOM + self.entries.last().map_or(0, |entry| entry.end as usize);
+        self.framed.truncate(before);
         if let Err(error) = write(&mut self.framed) {
             self.framed.truncate(before);
             return Err(error);

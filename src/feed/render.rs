@@ -8,9 +8,16 @@ use crate::event::{FeedSeq, LARGEST_BLOCK_BYTES, LogRow, Poison};
 
 /// Adds one row to a batch: its event, or the notice that it is quarantined, and then says why.
 pub fn push_row(batch: &mut BatchBuilder, row: &LogRow) -> Option<Poison> {
+    push_written_by(batch, row, write_signal)
+}
+
+fn push_written_by(
+    batch: &mut BatchBuilder,
+    row: &LogRow,
+    write: impl FnOnce(&mut Vec<u8>, FeedSeq, &LogRow) -> Result<(), Poison>,
+) -> Option<Poison> {
     let prev = batch.last();
-    let rendered =
-        catch_unwind(AssertUnwindSafe(|| batch.push(row.seq, row.time, |bytes| write_signal(bytes, prev, row))));
+    let rendered = catch_unwind(AssertUnwindSafe(|| batch.push(row.seq, row.time, |bytes| write(bytes, prev, row))));
     let poison = match rendered {
         Ok(Ok(())) => return None,
         Ok(Err(poison)) => poison,
@@ -100,6 +107,18 @@ mod tests {
     fn characters_that_some_clients_take_for_line_ends_are_escaped() {
         let (block, _) = rendered(&row(Ok("\"é\u{85}x\u{2028}\u{2029}ü\"".as_bytes().to_vec())));
         assert!(block.contains(r#""signal":"é\u0085x\u2028\u2029ü"}"#), "{block}");
+    }
+
+    #[test]
+    fn a_panic_while_an_event_is_rendered_is_its_poison_and_leaves_nothing_else() {
+        let mut batch = BatchBuilder::new(FeedSeq(5), 0);
+        let poison = push_written_by(&mut batch, &row(Ok(b"{}".to_vec())), |bytes, _, _| {
+            bytes.extend_from_slice(b"half a block");
+            panic!("as if by a fault of its own")
+        });
+        assert_eq!(poison, Some(Poison::Panicked));
+        let block = String::from_utf8(batch.finish().blocks_after(FeedSeq(0)).to_vec()).unwrap();
+        assert!(block.starts_with("id: 7\nevent: system\n") && block.ends_with("}\n\n"), "{block}");
     }
 
     #[test]
