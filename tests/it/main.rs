@@ -16,6 +16,7 @@ mod clients;
 mod database;
 mod degraded;
 mod demo;
+mod failover;
 mod history;
 mod hostile;
 mod keys;
