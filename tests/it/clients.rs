@@ -98,7 +98,7 @@ fn clients() -> BTreeMap<&'static str, Command> {
 fn nginx(scratch: &Scratch, upstream: SocketAddr) -> (Running, SocketAddr) {
     let (dir, address) = (scratch.0.display(), free_address());
     let configuration = format!(
-        "daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log;\nevents {{}}\nhttp {{\n  access_log off;\n  \
+        "daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/nginx.log;\nevents {{}}\nhttp {{\n  access_log off;\n  \
          client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi; \
          uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n  \
          server {{ listen {address}; location / {{ proxy_pass http://{upstream}; }} }}\n}}\n"
