@@ -50,9 +50,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let mut running = Vec::new();
     let database = settings.clone();
     running.push(threads::start(&feed, "reader", move |feed| {
-        let mut reader = Reader::new(feed, &database, woken, inlets.control);
-        reader.first_look();
-        reader.run();
+        Reader::new(feed, &database, woken, inlets.control).run();
     })?);
     let database = settings.clone();
     running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database, &wake))?);

@@ -142,14 +142,6 @@ pub fn check_schema(connection: &mut Connection) -> Result<(), Error> {
     }
 }
 
-/// The newest schema file that was applied to this database, if any.
-///
-/// # Errors
-/// Where the database cannot be asked.
-pub fn installed_version(connection: &mut Connection) -> Result<Option<i32>, Error> {
-    Ok(installed(connection)?.last().map(|applied| applied.version))
-}
-
 /// The newest schema that this program knows.
 pub fn known_version() -> i32 {
     KNOWN_VERSION

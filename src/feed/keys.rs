@@ -29,6 +29,8 @@ use crate::event::EventTime;
 const LEAST_DISTANCE: Duration = Duration::from_millis(100);
 /// A refresh happens at least this often, whether or not anything rang.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// After a refresh that failed, the next comes so soon.
+const RETRY_EVERY: Duration = Duration::from_millis(500);
 /// How long a session cookie lasts: 7 days.
 pub const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often who waits for a refresh looks whether the feed is still live.
@@ -207,7 +209,7 @@ pub fn run(feed: &Feed, settings: &Settings) {
     let mut last: Option<Instant> = None;
     let mut failing = false;
     while !feed.health.is_stopping() {
-        let rung = feed.keys.rung.recv_timeout(INTERVAL.min(Duration::from_millis(if failing { 500 } else { 5_000 })));
+        let rung = feed.keys.rung.recv_timeout(if failing { RETRY_EVERY } else { INTERVAL });
         if feed.health.is_stopping() {
             return;
         }

@@ -14,7 +14,6 @@ pub struct ReplayPool {
     settings: Settings,
     returned: Sender<Option<Connection>>,
     free: Receiver<Option<Connection>>,
-    connections: usize,
 }
 
 impl ReplayPool {
@@ -24,7 +23,7 @@ impl ReplayPool {
         for _ in 0..connections {
             let _ = returned.send(None);
         }
-        Self { settings, returned, free, connections }
+        Self { settings, returned, free }
     }
 
     /// Lends a connection for one piece of work. Blocks until one is free, and while the work is done: never while a socket blocks.
@@ -43,11 +42,6 @@ impl ReplayPool {
         }
         let _ = self.returned.send(slot);
         outcome
-    }
-
-    /// How many connections are lent out now.
-    pub fn in_use(&self) -> usize {
-        self.connections - self.free.len()
     }
 
     fn attempt<T>(

@@ -84,11 +84,6 @@ impl Queue {
         *lock(&self.pending) = Pending::default();
     }
 
-    /// How many events wait.
-    pub fn queued_events(&self) -> usize {
-        lock(&self.pending).events
-    }
-
     /// Waits until it rings, at most `patience`. A ring may stand for nothing new.
     pub fn wait(&self, patience: Duration) {
         let _ = self.waiting.recv_timeout(patience);

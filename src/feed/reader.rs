@@ -110,18 +110,6 @@ impl<'a> Reader<'a> {
         self.broadcaster.ring_all();
     }
 
-    /// The first attempt at the database, made before anybody is accepted.
-    pub fn first_look(&mut self) {
-        match self.look(true) {
-            Ok(()) => {}
-            Err(error) => {
-                log::warn!("read the log: {error}");
-                self.connection = None;
-                self.feed.health.lost(Part::Log);
-            }
-        }
-    }
-
     /// Connects where that is needed, checks where that is due that the log is still the same, and broadcasts what is new.
     fn look(&mut self, check: bool) -> Result<(), db::Error> {
         let (mut connection, is_new) = match self.connection.take() {

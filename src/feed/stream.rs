@@ -261,11 +261,16 @@ impl<'a, 'o> Stream<'a, 'o> {
         let mut registered = false;
         loop {
             self.attend()?;
-            if self.history != self.tier.history() {
+            // Under one lock: a tail of another log must not be read with a cursor of this one.
+            let (history, read) = {
+                let tail = lock(&self.tier.tail);
+                (self.tier.history(), tail.after(self.at.cursor, WRITE_BYTES))
+            };
+            if self.history != history {
                 registered = false;
                 self.check_history()?;
+                continue;
             }
-            let read = lock(&self.tier.tail).after(self.at.cursor, WRITE_BYTES);
             match read {
                 TailRead::Batches(batches) => self.write_batches(&batches)?,
                 TailRead::TooOld => self.write_page()?,
@@ -342,30 +347,27 @@ impl<'a, 'o> Stream<'a, 'o> {
                 self.wait()?;
                 continue;
             };
-            if first.prev() > self.at.cursor {
+            // What lies before the first hole is written; the hole itself may be at the very beginning.
+            let whole = match first.prev() > self.at.cursor {
+                true => 0,
+                false => 1 + batches.windows(2).take_while(|pair| pair[1].prev() == pair[0].last()).count(),
+            };
+            self.write_batches(&batches[..whole])?;
+            if let Some(beyond) = batches.get(whole) {
                 if self.outlet.stood_still() {
-                    return self.dropped(&first.clone());
+                    return self.dropped(beyond);
                 }
-                self.tier.deregister(self.client, || self.feed.health.is_stopping());
-                self.client.queue.clear();
+                self.leave_queue();
                 return Ok(());
             }
-            // A hole further on waits its turn: write up to it.
-            let whole = 1 + batches.windows(2).take_while(|pair| pair[1].prev() == pair[0].last()).count();
-            if whole < batches.len() {
-                let beyond = batches[whole].clone();
-                batches.truncate(whole);
-                self.write_batches(&batches)?;
-                if self.outlet.stood_still() {
-                    return self.dropped(&beyond);
-                }
-                self.tier.deregister(self.client, || self.feed.health.is_stopping());
-                self.client.queue.clear();
-                return Ok(());
-            }
-            self.write_batches(&batches)?;
             batches.clear();
         }
+    }
+
+    /// Asks for no more batches, and forgets those that wait.
+    fn leave_queue(&self) {
+        self.tier.deregister(self.client, || self.feed.health.is_stopping());
+        self.client.queue.clear();
     }
 
     fn write_batches(&mut self, batches: &[SharedBatch]) -> Step {
@@ -559,8 +561,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn rewritten(&mut self) -> Step {
         let cursor = self.at.cursor;
         self.feed.stats.rewritten.add(1);
-        self.tier.deregister(self.client, || self.feed.health.is_stopping());
-        self.client.queue.clear();
+        self.leave_queue();
         self.register()?;
         log::warn!(
             "history rewritten: key {:?} from {} stood at {cursor}, which is not in this log; it goes on from {}",

@@ -42,11 +42,6 @@ impl Tail {
         self.head_time
     }
 
-    /// How many bytes its batches take.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Adds the newest batch. The newest always stays, however large.
     pub fn push(&mut self, batch: SharedBatch) {
         self.head = batch.last();
@@ -87,12 +82,6 @@ impl Tail {
             Some(oldest) => cursor >= oldest.prev(),
             None => cursor >= self.head,
         }
-    }
-
-    /// How many events lie above the cursor, as far as the tail goes back.
-    pub fn count_after(&self, cursor: FeedSeq) -> usize {
-        let from = self.batches.partition_point(|batch| batch.last() <= cursor);
-        self.batches.range(from..).map(|batch| batch.count_after(cursor)).sum()
     }
 
     /// The number of the first event above the cursor, where the tail has it.
