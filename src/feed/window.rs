@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use super::lock;
@@ -40,12 +41,19 @@ struct Search {
 pub struct Window {
     length: Duration,
     search: Mutex<Search>,
+    /// As it was last found.
+    begins: AtomicI64,
 }
 
 impl Window {
     /// A window of this length.
     pub fn new(length: Duration) -> Self {
-        Self { length, search: Mutex::default() }
+        Self { length, search: Mutex::default(), begins: AtomicI64::new(0) }
+    }
+
+    /// Where the window began when that was last asked; 0 where it never was. Asks nobody.
+    pub fn last_known(&self) -> FeedSeq {
+        FeedSeq(self.begins.load(Ordering::Relaxed))
     }
 
     /// Where the window begins, for a tier whose clock shows `now` and whose head is `head`. May read the log.
@@ -53,6 +61,18 @@ impl Window {
     /// # Errors
     /// What reading the log failed with.
     pub fn earliest(
+        &self,
+        now: EventTime,
+        head: FeedSeq,
+        tail: &Mutex<Tail>,
+        pool: &ReplayPool,
+    ) -> Result<Earliest, db::Error> {
+        let earliest = self.find(now, head, tail, pool)?;
+        self.begins.store(earliest.seq.0, Ordering::Relaxed);
+        Ok(earliest)
+    }
+
+    fn find(
         &self,
         now: EventTime,
         head: FeedSeq,
