@@ -1,14 +1,15 @@
 //! `/metrics`: what the feed counts, and gauges of this moment, in Prometheus' text format 0.0.4.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, Gauge, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::{Operator, status};
-use crate::feed::Feed;
 use crate::feed::health::Part;
 use crate::feed::stats::registered;
+use crate::feed::{Feed, lock};
 
 /// Every word that `signal_feed_state` knows.
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
@@ -16,6 +17,8 @@ const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
 /// What is looked at when somebody asks.
 #[derive(Debug)]
 pub struct Gauges {
+    /// One scrape at a time: the gauges of the clients are emptied and filled again.
+    scrape: Mutex<()>,
     state: IntGaugeVec,
     database_up: IntGauge,
     listen_up: IntGauge,
@@ -51,6 +54,7 @@ impl Gauges {
         // Taken once: a second collector of this process would only repeat it.
         let _ = registry.register(Box::new(ProcessCollector::for_self()));
         Self {
+            scrape: Mutex::default(),
             state: by("signal_feed_state", "1 for the state that the feed is in, 0 for the others", "state"),
             database_up: int("signal_feed_database_up", "Whether the log can be read"),
             listen_up: int("signal_feed_listen_up", "Whether notifications arrive"),
@@ -124,6 +128,7 @@ impl Gauges {
 
 /// The metrics at this moment.
 pub fn text(operator: &Operator) -> String {
+    let _alone = lock(&operator.gauges.scrape);
     operator.gauges.look(&operator.feed);
     let mut text = Vec::new();
     if let Err(error) = TextEncoder::new().encode(&operator.feed.stats.registry().gather(), &mut text) {
