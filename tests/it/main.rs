@@ -25,6 +25,7 @@ mod overload;
 mod poison;
 mod pooler;
 mod refusals;
+mod shell;
 mod storm;
 mod stream;
 mod tier;

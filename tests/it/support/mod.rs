@@ -2,6 +2,7 @@
 //! and a client that is strict about bytes.
 
 pub mod database;
+pub mod directory;
 pub mod program;
 pub mod server;
 pub mod sse;
