@@ -12,6 +12,7 @@ use crate::error::Error;
 ///
 /// Needs PostgreSQL's server programs (Debian: apt-get install postgresql). Ctrl-C stops it all and leaves nothing behind.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  signal-feed demo --listen 127.0.0.1:9090 --rate 10")]
 pub(super) struct Args {
     /// Address of the feed
     #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080")]

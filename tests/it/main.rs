@@ -27,6 +27,7 @@ mod pages;
 mod poison;
 mod pooler;
 mod refusals;
+mod shell;
 mod shutdown;
 mod storm;
 mod stream;

@@ -3,6 +3,7 @@
 
 pub mod browser;
 pub mod database;
+pub mod directory;
 pub mod program;
 pub mod server;
 pub mod sse;
