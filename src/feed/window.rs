@@ -67,33 +67,21 @@ impl Window {
         tail: &Mutex<Tail>,
         pool: &ReplayPool,
     ) -> Result<Earliest, db::Error> {
-        let earliest = self.find(now, head, tail, pool)?;
-        self.begins.store(earliest.seq.0, Ordering::Relaxed);
-        Ok(earliest)
-    }
-
-    fn find(
-        &self,
-        now: EventTime,
-        head: FeedSeq,
-        tail: &Mutex<Tail>,
-        pool: &ReplayPool,
-    ) -> Result<Earliest, db::Error> {
         let begins = now.minus(self.length);
         let mut search = lock(&self.search);
-        loop {
+        let earliest = 'found: loop {
             while let Some(&(seq, time)) = search.ahead.front() {
                 if seq > head {
-                    return Ok(Earliest { seq: head.next(), prev: head });
+                    break 'found Earliest { seq: head.next(), prev: head };
                 }
                 if time.is_usable() && time >= begins {
-                    return Ok(Earliest { seq, prev: search.floor });
+                    break 'found Earliest { seq, prev: search.floor };
                 }
                 search.floor = seq;
                 search.ahead.pop_front();
             }
             if search.floor >= head {
-                return Ok(Earliest { seq: head.next(), prev: head });
+                break Earliest { seq: head.next(), prev: head };
             }
             let floor = search.floor;
             let known = lock(tail).times_after(floor, LOOK_AHEAD_EVENTS);
@@ -102,10 +90,12 @@ impl Window {
                 None => pool.with(|connection| event_log::read_times(connection, floor, LOOK_AHEAD_ROWS))?,
             };
             if rows.is_empty() {
-                return Ok(Earliest { seq: head.next(), prev: head });
+                break Earliest { seq: head.next(), prev: head };
             }
             search.ahead.extend(rows);
-        }
+        };
+        self.begins.store(earliest.seq.0, Ordering::Relaxed);
+        Ok(earliest)
     }
 
     /// Says that prune has removed everything up to a number.
