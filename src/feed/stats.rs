@@ -37,6 +37,12 @@ pub struct Stats {
     pub rewritten: Counter,
     /// Events quarantined.
     pub quarantined: Counter,
+    /// Quarantined events that are not recorded, because the database is a standby.
+    pub unrecorded_quarantined: Counter,
+    /// Uses of keys that are not recorded, because the database is a standby.
+    pub unrecorded_key_uses: Counter,
+    /// Queries that a standby cancelled for what it had to replay; each was tried again.
+    pub replay_conflicts: Counter,
     /// Times that a stream was brought up to date from the log or from memory.
     pub catch_ups: Counter,
     /// Pages read from the log for them.

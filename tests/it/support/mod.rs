@@ -5,4 +5,5 @@ pub mod database;
 pub mod program;
 pub mod server;
 pub mod sse;
+pub mod standby;
 pub mod wait;
