@@ -1,7 +1,10 @@
 //! A primary's streaming standby, by `pg_basebackup`, in the primary's own directory and on a socket of its own.
 
 use std::fs;
-use std::process::Stdio;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use postgres::{Client, NoTls};
 use signal_feed::demo::postgres::PrivatePostgres;
@@ -10,33 +13,34 @@ use super::database::Database;
 use super::wait::until;
 
 /// What every standby of the tests runs with: the README's settings, and quick attempts to find its primary again.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 4] = [
     ("wal_receiver_timeout", "8s"),
     ("wal_retrieve_retry_interval", "200ms"),
     ("hot_standby_feedback", "on"),
     ("max_connections", "200"),
-    ("fsync", "off"),
 ];
 
-/// A streaming standby. Stopped with the test.
-pub struct Standby<'a> {
-    primary: &'a PrivatePostgres,
+/// The socket's port; the primary's is 5432, in the same directory.
+const PORT: u16 = 5433;
+
+/// A streaming standby. Stopped with the test. It borrows nothing of its primary, which may be stopped and started again.
+pub struct Standby {
+    dir: PathBuf,
+    programs: PathBuf,
     data: String,
     options: String,
-    port: u16,
 }
 
-impl<'a> Standby<'a> {
+impl Standby {
     /// Copies a running primary and starts the copy as its standby, with `settings` on top of the tests' own.
-    pub fn start(primary: &'a PrivatePostgres, settings: &[(&str, &str)]) -> Self {
-        let port = 5433;
+    pub fn start(primary: &PrivatePostgres, settings: &[(&str, &str)]) -> Self {
         let data = primary.dir().join("standby").to_str().unwrap().to_owned();
         let mut options =
-            format!("-c unix_socket_directories={} -c port={port} -c listen_addresses=", primary.dir().display());
+            format!("-c unix_socket_directories={} -c port={PORT} -c listen_addresses=", primary.dir().display());
         for (name, value) in SETTINGS.iter().chain(settings) {
             options.push_str(&format!(" -c {name}={value}"));
         }
-        let standby = Self { primary, data, options, port };
+        let standby = Self { dir: primary.dir().to_owned(), programs: primary.programs().to_owned(), data, options };
         let url = primary.url("postgres");
         standby.run("pg_basebackup", &["-d", &url, "-D", &standby.data, "--checkpoint=fast", "--write-recovery-conf"]);
         standby.start_again();
@@ -45,7 +49,7 @@ impl<'a> Standby<'a> {
 
     /// Starts it again after [`stop`](Self::stop).
     pub fn start_again(&self) {
-        let log = self.primary.dir().join("standby.log");
+        let log = self.dir.join("standby.log");
         self.run("pg_ctl", &["-D", &self.data, "-o", &self.options, "-l", log.to_str().unwrap(), "-w", "start"]);
     }
 
@@ -61,7 +65,7 @@ impl<'a> Standby<'a> {
 
     /// The connection string of a database of its primary, here.
     pub fn url(&self, database: &Database) -> String {
-        database.url.replace("port=5432", &format!("port={}", self.port))
+        database.url.replace("port=5432", &format!("port={PORT}"))
     }
 
     /// A new session of the superuser.
@@ -92,24 +96,32 @@ impl<'a> Standby<'a> {
 
     /// Connection parameters that name both hosts, the primary first.
     pub fn both(&self, database: &Database, target_session_attrs: &str) -> String {
-        let (dir, name, port) = (self.primary.dir().display(), &database.name, self.port);
+        let (dir, name) = (self.dir.display(), &database.name);
         format!(
-            "host={dir},{dir} port=5432,{port} user=postgres dbname={name} target_session_attrs={target_session_attrs}"
+            "host={dir},{dir} port=5432,{PORT} user=postgres dbname={name} target_session_attrs={target_session_attrs}"
         )
     }
 
+    /// A command that runs as the user that PostgreSQL runs as: the owner of its directory.
+    fn command(&self, program: &str) -> Command {
+        let owner = fs::metadata(&self.dir).unwrap();
+        let mut command = Command::new(self.programs.join(program));
+        if rustix::process::geteuid().is_root() {
+            command.uid(owner.uid()).gid(owner.gid()).current_dir("/");
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
     fn run(&self, program: &str, arguments: &[&str]) {
-        let mut command = self.primary.command(self.primary.programs().join(program));
-        let said = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        let log = || fs::read_to_string(self.primary.dir().join("standby.log")).unwrap_or_default();
-        assert!(said.unwrap().success(), "{program} {arguments:?}: {}", log());
+        let status = self.command(program).args(arguments).status().unwrap();
+        let log = || fs::read_to_string(self.dir.join("standby.log")).unwrap_or_default();
+        assert!(status.success(), "{program} {arguments:?}: {}", log());
     }
 }
 
-impl Drop for Standby<'_> {
+impl Drop for Standby {
     fn drop(&mut self) {
-        let mut command = self.primary.command(self.primary.programs().join("pg_ctl"));
-        let stop = command.args(["-D", &self.data, "-m", "immediate", "stop"]);
-        let _ = stop.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = self.command("pg_ctl").args(["-D", &self.data, "-m", "immediate", "stop"]).status();
     }
 }
