@@ -14,6 +14,7 @@ pub mod migrate;
 pub mod prune;
 pub mod quarantine;
 pub mod restored;
+pub mod standby;
 
 pub use connection::{Connection, Notification, Settings};
 pub use error::Error;

@@ -29,6 +29,7 @@ mod pooler;
 mod refusals;
 mod shell;
 mod shutdown;
+mod standby;
 mod storm;
 mod stream;
 mod tier;
