@@ -24,6 +24,7 @@ mod migrate;
 mod ops;
 mod overload;
 mod pages;
+mod pitr;
 mod poison;
 mod pooler;
 mod refusals;
