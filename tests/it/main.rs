@@ -25,6 +25,7 @@ mod overload;
 mod poison;
 mod pooler;
 mod refusals;
+mod scale;
 mod standby;
 mod storm;
 mod stream;

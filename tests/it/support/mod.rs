@@ -1,6 +1,7 @@
 //! What the tests stand on: a private PostgreSQL, one database a test, waiting for conditions, the programs as processes,
 //! and a client that is strict about bytes.
 
+pub mod crowd;
 pub mod database;
 pub mod program;
 pub mod server;
