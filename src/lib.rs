@@ -51,6 +51,8 @@ mod error;
 pub mod event;
 pub mod feed;
 pub mod http;
+mod logging;
 pub mod serve;
+mod service;
 
 pub use error::{Doing, Error};

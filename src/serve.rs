@@ -17,6 +17,8 @@ use crate::feed::{Feed, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
 use crate::http::routes;
+use crate::logging;
+use crate::service::{self, ServiceManager};
 
 /// Longest time for a database call of `serve`: what a silent database costs before it is noticed.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,6 +45,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let feed = Arc::new(feed);
     let (wake, woken) = bounded(1);
     feed.health.wake_on_change(wake.clone());
+    let (changed_sender, changed) = bounded(1);
+    feed.health.wake_on_change(changed_sender);
 
     // The first attempt at the database ends before anybody is accepted: a healthy server answers nobody 503.
     first_attempt(&feed, &settings)?;
@@ -76,11 +80,20 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
         acceptor.run();
     })?);
 
-    let outcome = select! {
-        recv(stop) -> _ => Ok(()),
-        recv(died) -> why => Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+    let mut manager = ServiceManager::from_env();
+    manager.ready(&feed);
+    let outcome = loop {
+        select! {
+            recv(stop) -> _ => break Ok(()),
+            recv(died) -> why => break Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+            recv(changed) -> _ => {}
+            default(service::TURN_EVERY) => {}
+        }
+        manager.turn(&feed);
+        logging::turn();
     };
 
+    manager.stopping(&feed);
     log::info!("stopping: {} streams are told", feed.clients.count());
     let began = Instant::now();
     feed.stop();

@@ -74,6 +74,7 @@ impl<'a> Reader<'a> {
         let mut retry = FIRST_RETRY;
         let mut next_look = Instant::now();
         while !self.feed.health.is_stopping() {
+            self.feed.stats.reader_turns.add(1);
             let mut woken = false;
             select! {
                 recv(self.requests) -> request => if let Ok(request) = request { self.broadcaster.answer(request) },
@@ -196,6 +197,7 @@ impl<'a> Reader<'a> {
         let mut prev = event_log::read_place(connection, start)?.row_at_or_below;
         let mut tail = Tail::new(LIVE_TAIL_BYTES, prev, event_log::read_time(connection, prev)?);
         while prev < state.head {
+            self.feed.stats.reader_turns.add(1);
             let page = self.pages.read(connection, prev, state.head)?;
             let Some(last) = page.rows.last().map(|row| row.seq) else { break };
             for batch in self.render(&page.rows, prev) {
@@ -212,6 +214,7 @@ impl<'a> Reader<'a> {
 
     fn broadcast_new(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         loop {
+            self.feed.stats.reader_turns.add(1);
             let head = self.broadcaster.head();
             let page = self.pages.read(connection, head, FeedSeq(i64::MAX))?;
             if page.rows.is_empty() {

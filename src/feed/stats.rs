@@ -43,6 +43,8 @@ pub struct Stats {
     pub replay_pages: Counter,
     /// Connections closed to make room.
     pub evicted: Counter,
+    /// Turns of the reader's loop: the proof that it lives, whatever it finds.
+    pub reader_turns: Counter,
     ends: [Counter; End::ALL.len()],
 }
 

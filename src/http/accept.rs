@@ -119,6 +119,9 @@ where
         };
         if evicted {
             self.stats.evicted.add(1);
+            log::warn!(
+                "closed the oldest connection without a request for that from {address}: as many are open as may be"
+            );
         }
         let handler = self.handler.clone();
         let serve = move || handler(&stream, address, &place);
