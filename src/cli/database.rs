@@ -7,13 +7,18 @@ use crate::error::{Doing, Error};
 
 /// The options of every command that needs the database.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Database")]
 pub struct DatabaseArgs {
     /// Connection string (postgres:// or key=value); DATABASE_URL works too
-    #[arg(long, value_name = "URL", env = "SIGNAL_FEED_DATABASE_URL", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "SIGNAL_FEED_DATABASE_URL",
+        hide_env_values = true,
+        help_heading = "Database"
+    )]
     pub database_url: Option<String>,
     /// File with the connection string, for those who keep secrets out of the environment
-    #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_DATABASE_URL_FILE")]
+    #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_DATABASE_URL_FILE", help_heading = "Database")]
     pub database_url_file: Option<PathBuf>,
 }
 

@@ -13,6 +13,7 @@ use crate::logging::{self, Floods};
 ///
 /// Needs PostgreSQL's server programs (Debian: apt-get install postgresql). Ctrl-C stops it all and leaves nothing behind.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  signal-feed demo --listen 127.0.0.1:9090 --rate 10")]
 pub(super) struct Args {
     /// Address of the feed
     #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080")]
@@ -30,6 +31,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         say("");
         say(format_args!("watch page   http://{}/", ready.address));
         say(format_args!("its key      {}", ready.key));
+        say(format_args!("status page  http://{}/", ready.ops_address));
         say(format_args!("database     {}", ready.database_url));
         say("");
         say("see the stream:");

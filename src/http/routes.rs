@@ -1,7 +1,7 @@
 //! From a request to its answer: the feed listener's routes, and the order in which a request can fail.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::connections::{Place, STRANGERS};
 use super::head::{self, Head, HeadError};
 use super::outlet::{self, Outlet};
+use super::page::Page;
 use super::proxy;
 use super::response::{self, Code, Response};
 use crate::db::keys::Key;
@@ -19,11 +20,7 @@ use crate::feed::keys::{Credential, NotLive, Refused, SESSION_LASTS};
 use crate::feed::reason::End;
 use crate::feed::stream::{Asked, Stream};
 
-/// The watch page.
-const WATCH_PAGE: &str = include_str!("watch.html");
-/// What the watch page may do: nothing that is not in it, and talk to this server.
-const WATCH_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
-                            img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+static WATCH_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("watch.html")));
 /// The session cookie's name.
 const COOKIE: &str = "signal_feed_session";
 /// A held request is looked at this often: has its client left?
@@ -43,6 +40,7 @@ pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, pla
         Err(error) => {
             let response = head_error(error);
             log_refusal(&response, address, None);
+            feed.stats.answered(response.status());
             return response.send(stream, false);
         }
     };
@@ -51,10 +49,7 @@ pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, pla
     let address = proxy::client_address(&feed.options.trusted_proxies, peer, &head);
     let request = Request { feed, stream, peer, address, place, head, arrived: Instant::now() };
     match request.route() {
-        Route::Answer(response) => {
-            request.log_refusal(&response);
-            response.send(stream, request.head.method == "HEAD");
-        }
+        Route::Answer(response) => request.answer(response),
         Route::Stream(key, asked) => request.stream(key, asked),
         Route::Nothing => {}
     }
@@ -62,7 +57,7 @@ pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, pla
 
 fn count_stranger(feed: &Feed, place: &Place, address: SocketAddr) {
     if place.is_stranger() {
-        feed.stats.evicted.add(1);
+        feed.stats.evicted.inc();
         log::warn!(
             "closed the oldest of {STRANGERS} connections without a request or a known key, for that from {address}"
         );
@@ -83,7 +78,8 @@ fn log_refusal(response: &Response, address: SocketAddr, key: Option<&str>) {
     }
 }
 
-fn head_error(error: HeadError) -> Response {
+/// What is wrong with a head, told to whoever sent it.
+pub(crate) fn head_error(error: HeadError) -> Response {
     match error {
         HeadError::Version => Response::error(Code::HttpVersion, "this server speaks HTTP/1.1 and HTTP/1.0"),
         HeadError::TooLarge => Response::error(Code::HeadTooLarge, "the request head is larger than 16 KiB"),
@@ -123,6 +119,12 @@ enum Held {
 }
 
 impl Request<'_> {
+    fn answer(&self, response: Response) {
+        self.log_refusal(&response);
+        self.feed.stats.answered(response.status());
+        response.send(self.stream, self.head.method == "HEAD");
+    }
+
     fn route(&self) -> Route {
         let (allowed, answer): (&[&str], fn(&Self) -> Route) = match self.head.path.as_str() {
             "/feed" => (&["GET"], Self::feed),
@@ -156,8 +158,7 @@ impl Request<'_> {
     }
 
     fn watch_page(&self) -> Route {
-        let page = Response::with_body("200 OK", "text/html; charset=utf-8", WATCH_PAGE);
-        Route::Answer(page.with("Content-Security-Policy", WATCH_POLICY).with("Cache-Control", "no-cache"))
+        Route::Answer(WATCH_PAGE.response())
     }
 
     fn readiness(&self) -> Route {
@@ -261,8 +262,7 @@ impl Request<'_> {
                     Full::Key => Response::error(Code::TooManyStreams, "this key has as many streams as it may"),
                     Full::Server => Response::error(Code::AtCapacity, "this server has as many streams as it may"),
                 };
-                self.log_refusal(&response);
-                return response.send(self.stream, false);
+                return self.answer(response);
             }
         };
         let guard = Admitted { feed, client: &client };
@@ -275,13 +275,13 @@ impl Request<'_> {
         feed.key_used(&client);
         let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
         log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
-        let mut outlet = Outlet::new(self.stream, self.head.is_http_11, feed.options.write_timeout);
+        feed.stats.answered("200");
+        let mut outlet = Outlet::new(self.stream, self.head.is_http_11, feed.options.write_timeout, &feed.stats.bytes);
         let end =
             match outlet.write(&mut [std::io::IoSlice::new(stream_head(self.head.is_http_11).as_bytes())], || false) {
                 Ok(()) => Stream::new(feed, &client, &mut outlet).run(asked),
                 Err(_) => End::ClientGone,
             };
-        feed.stats.bytes.add(usize::try_from(outlet.bytes()).unwrap_or(usize::MAX));
         guard.finish(end);
         if end.is_told() || end == End::Dropped {
             response::close_in_order(self.stream);
@@ -303,7 +303,7 @@ impl Admitted<'_> {
 
     fn leave(&self, end: End) {
         self.feed.clients.leave(self.client);
-        self.feed.stats.ends(end).add(1);
+        self.feed.stats.ended(end);
         log::info!(
             "stream ended: {}: key {:?} from {}, at event {}, {} delivered, {} dropped",
             end.name(),
