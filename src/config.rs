@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::http::proxy::Network;
+
 /// The longest duration that is taken: a hundred years. Beyond it PostgreSQL's own arithmetic on times has an end.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -59,4 +61,6 @@ pub struct ServeOptions {
     pub degraded_hold: Duration,
     /// Longest time for streams to end after SIGTERM. Default 5 s.
     pub shutdown_grace: Duration,
+    /// Reverse proxies whose word about a client is taken. Default none.
+    pub trusted_proxies: Vec<Network>,
 }

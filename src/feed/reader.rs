@@ -88,6 +88,7 @@ impl<'a> Reader<'a> {
         let mut last_news = next_look;
         let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
+            self.feed.stats.reader_turns.inc();
             let mut woken = false;
             select! {
                 recv(self.requests) -> request => if let Ok(request) = request { self.broadcaster.answer(request) },
@@ -238,6 +239,7 @@ impl<'a> Reader<'a> {
         let mut prev = event_log::read_place(connection, start)?.row_at_or_below;
         let mut tail = Tail::new(LIVE_TAIL_BYTES, prev, event_log::read_time(connection, prev)?);
         while prev < state.head {
+            self.feed.stats.reader_turns.inc();
             let page = self.pages.read(connection, prev, state.head)?;
             let Some(last) = page.rows.last().map(|row| row.seq) else { break };
             for batch in self.render(&page.rows, prev) {
@@ -254,6 +256,7 @@ impl<'a> Reader<'a> {
 
     fn broadcast_new(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         loop {
+            self.feed.stats.reader_turns.inc();
             let head = self.broadcaster.head();
             let page = self.pages.read(connection, head, FeedSeq(i64::MAX))?;
             if page.rows.is_empty() {

@@ -20,6 +20,7 @@ mod failover;
 mod history;
 mod hostile;
 mod keys;
+mod logs;
 mod migrate;
 mod ops;
 mod overload;
