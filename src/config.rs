@@ -62,6 +62,8 @@ pub fn database_settings(url: Option<&str>, file: Option<&Path>) -> Result<Optio
 pub struct ServeOptions {
     /// Addresses of the feed listener. Default 127.0.0.1:8080.
     pub listen: Vec<SocketAddr>,
+    /// Address of the operator's port; `None` for none. Default 127.0.0.1:9464.
+    pub ops_listen: Option<SocketAddr>,
     /// How far back a consumer can replay. Default 72 h.
     pub replay_window: Duration,
     /// Events that a client's queue holds. Default 1024.

@@ -30,6 +30,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         say("");
         say(format_args!("watch page   http://{}/", ready.address));
         say(format_args!("its key      {}", ready.key));
+        say(format_args!("status page  http://{}/", ready.ops_address));
         say(format_args!("database     {}", ready.database_url));
         say("");
         say("see the stream:");

@@ -41,6 +41,9 @@ pub(super) struct ServeArgs {
         help_heading = "Feed"
     )]
     listen: Vec<SocketAddr>,
+    /// Address of the operator's port with metrics and status, without a key: keep it on loopback; `off` for none
+    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_OPS_LISTEN", default_value = "127.0.0.1:9464", value_parser = parse_ops_listen, help_heading = "Operation")]
+    ops_listen: OpsListen,
     /// How far back a consumer can replay
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration, help_heading = "Feed")]
     replay_window: Duration,
@@ -79,6 +82,10 @@ pub(super) struct ServeArgs {
     log_level: logging::Level,
 }
 
+/// The operator's address; none for `off`.
+#[derive(Debug, Clone, Copy)]
+struct OpsListen(Option<SocketAddr>);
+
 /// A stream's greatest age; none for `off`. (Clap would take a plain `Option` for an option that may be left out.)
 #[derive(Debug, Clone, Copy)]
 struct Age(Option<Duration>);
@@ -113,6 +120,7 @@ impl From<ServeArgs> for ServeOptions {
     fn from(args: ServeArgs) -> Self {
         Self {
             listen: args.listen,
+            ops_listen: args.ops_listen.0,
             replay_window: args.replay_window,
             queue_capacity: args.queue_capacity,
             heartbeat: args.heartbeat,
@@ -125,6 +133,13 @@ impl From<ServeArgs> for ServeOptions {
             degraded_hold: args.degraded_hold,
             shutdown_grace: args.shutdown_grace,
         }
+    }
+}
+
+fn parse_ops_listen(text: &str) -> Result<OpsListen, String> {
+    match text {
+        "off" => Ok(OpsListen(None)),
+        _ => text.parse().map(|address| OpsListen(Some(address))).map_err(|error| format!("{error}, or off")),
     }
 }
 

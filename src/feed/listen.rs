@@ -86,7 +86,9 @@ fn listen(feed: &Feed, settings: &Settings, reader: &Sender<()>, retry: &mut Dur
             }
             "signal_feed_key" => feed.keys.ring(),
             _ => {
-                probe_sent = None;
+                if let Some(sent) = probe_sent.take() {
+                    feed.stats.listen_probe.set(sent.elapsed().as_secs_f64());
+                }
                 next_probe = Instant::now() + PROBE_EVERY;
                 *retry = FIRST_RETRY;
                 feed.health.proven(Part::Listen);

@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
         let head = self.broadcaster.head();
         let state = event_log::read_state(connection, head)?;
         self.feed.clock.set(state.now, asked);
-        self.feed.set_log_facts(state.counter, event_log::read_skipped(connection)?);
+        self.feed.set_log_facts(&state, event_log::read_skipped(connection)?);
         self.feed.live.window.pruned(state.pruned_through);
         let first = self.feed_id.is_none();
         let mut another = first || self.is_another(&state);
@@ -222,6 +222,7 @@ impl<'a> Reader<'a> {
                 return self.check(connection, false).map(|_| ());
             }
             let batches = self.render(&page.rows, head.max(page.pruned_through));
+            self.measure(&batches);
             self.broadcaster.publish(batches, &self.feed.stats);
             while let Ok(request) = self.requests.try_recv() {
                 self.broadcaster.answer(request);
@@ -229,6 +230,14 @@ impl<'a> Reader<'a> {
             if !page.full || self.feed.health.is_stopping() {
                 return Ok(());
             }
+        }
+    }
+
+    fn measure(&self, batches: &[super::batch::Batch]) {
+        let now = self.feed.clock.now();
+        let latency = self.feed.stats.commit_to_broadcast.local();
+        for entry in batches.iter().flat_map(|batch| batch.entries()).filter(|entry| entry.time.is_usable()) {
+            latency.observe(now.since(entry.time).as_secs_f64());
         }
     }
 

@@ -134,7 +134,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
         loop {
             self.live()?;
-            self.feed.stats.catch_ups.add(1);
+            self.feed.stats.catch_ups.inc();
             self.catch_up()?;
         }
     }
@@ -183,7 +183,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         if earliest.prev > cursor {
             self.truncated(earliest)?;
         }
-        self.feed.stats.catch_ups.add(1);
+        self.feed.stats.catch_ups.inc();
         self.catch_up()
     }
 
@@ -305,7 +305,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         let page = self.query(|connection| pages.read(connection, after, upto));
         self.pages = pages;
         let page = page?;
-        self.feed.stats.replay_pages.add(1);
+        self.feed.stats.replay_pages.inc();
         let Some(first) = page.rows.first() else {
             // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which.
             let place = self.query(|connection| event_log::read_place(connection, upto))?;
@@ -353,6 +353,9 @@ impl<'a, 'o> Stream<'a, 'o> {
                 false => 1 + batches.windows(2).take_while(|pair| pair[1].prev() == pair[0].last()).count(),
             };
             self.write_batches(&batches[..whole])?;
+            if let Some(newest) = batches[..whole].last() {
+                self.feed.stats.broadcast_to_written.observe(newest.age().as_secs_f64());
+            }
             if let Some(beyond) = batches.get(whole) {
                 if self.outlet.stood_still() {
                     return self.dropped(beyond);
@@ -398,7 +401,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             };
             self.ordinal = last.ordinal() + last.entries().len() as u64;
             self.client.delivered(self.at.cursor, events);
-            self.feed.stats.deliveries.add(events);
+            self.feed.stats.deliveries.inc_by(events as u64);
         }
         Ok(())
     }
@@ -551,7 +554,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             self.client.address,
             earliest.seq
         );
-        self.feed.stats.truncated.add(1);
+        self.feed.stats.truncated.inc();
         self.at = Position { cursor: earliest.prev, time: None, row: Some(earliest.prev) };
         self.system(
             &serde_json::json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}),
@@ -560,7 +563,7 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn rewritten(&mut self) -> Step {
         let cursor = self.at.cursor;
-        self.feed.stats.rewritten.add(1);
+        self.feed.stats.rewritten.inc();
         self.leave_queue();
         self.register()?;
         log::warn!(

@@ -68,7 +68,7 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
         if !stopping && Instant::now() >= capture_due {
             capture_due = Instant::now() + CAPTURE_EVERY;
             let checked = check_capture(feed, &mut connection, settings)
-                .and_then(|()| check_cluster(&mut connection, settings, &mut cluster));
+                .and_then(|()| check_cluster(feed, &mut connection, settings, &mut cluster));
             if let Err(error) = checked {
                 log::debug!("check the installation: {error}");
                 connection = None;
@@ -147,11 +147,13 @@ fn check_capture(feed: &Feed, connection: &mut Option<Connection>, settings: &Se
 
 /// Whether the database is the one that it was: a restore, or a failover that lost something, gives numbers out again.
 fn check_cluster(
+    feed: &Feed,
     connection: &mut Option<Connection>,
     settings: &Settings,
     known: &mut Option<Cluster>,
 ) -> Result<(), db::Error> {
     let cluster = cluster::compare(connected(connection, settings)?)?;
+    feed.another_cluster.store(matches!(cluster, Cluster::Changed(_)), Ordering::Relaxed);
     if let (Cluster::Changed(how), true) = (&cluster, known.as_ref() != Some(&cluster)) {
         log::warn!(
             "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" where surely nothing is"

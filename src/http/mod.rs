@@ -5,6 +5,7 @@ pub mod accept;
 pub mod connections;
 pub mod head;
 pub mod outlet;
+pub mod page;
 pub mod response;
 pub mod routes;
 mod unsent;

@@ -26,6 +26,8 @@ pub enum Code {
     ExpiredKey,
     /// 403: the key was revoked.
     RevokedKey,
+    /// 403: on a loopback address of the operator's port, a request for a host that is none.
+    ForeignHost,
     /// 404.
     NotFound,
     /// 405.
@@ -54,6 +56,7 @@ impl Code {
             Self::UnknownKey => ("401 Unauthorized", "unknown_key"),
             Self::ExpiredKey => ("401 Unauthorized", "expired_key"),
             Self::RevokedKey => ("403 Forbidden", "revoked_key"),
+            Self::ForeignHost => ("403 Forbidden", "foreign_host"),
             Self::NotFound => ("404 Not Found", "not_found"),
             Self::MethodNotAllowed => ("405 Method Not Allowed", "method_not_allowed"),
             Self::RequestTimeout => ("408 Request Timeout", "request_timeout"),
@@ -98,6 +101,11 @@ impl Response {
             _ => {}
         }
         response
+    }
+
+    /// Its status code, as three digits.
+    pub fn status(&self) -> &'static str {
+        &self.status[..3]
     }
 
     /// Adds a header field.

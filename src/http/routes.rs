@@ -1,7 +1,7 @@
 //! From a request to its answer: the feed listener's routes, and the order in which a request can fail.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::connections::Place;
 use super::head::{self, Head, HeadError};
 use super::outlet::{self, Outlet};
+use super::page::Page;
 use super::response::{self, Code, Response};
 use crate::db::keys::Key;
 use crate::event::FeedSeq;
@@ -18,11 +19,7 @@ use crate::feed::keys::{Credential, NotLive, Refused, SESSION_LASTS};
 use crate::feed::reason::End;
 use crate::feed::stream::{Asked, Stream};
 
-/// The watch page.
-const WATCH_PAGE: &str = include_str!("watch.html");
-/// What the watch page may do: nothing that is not in it, and talk to this server.
-const WATCH_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
-                            img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+static WATCH_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("watch.html")));
 /// The session cookie's name.
 const COOKIE: &str = "signal_feed_session";
 /// A held request is looked at this often: has its client left?
@@ -32,7 +29,7 @@ const HOLD_LOOK: Duration = Duration::from_millis(250);
 pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, place: &Place) {
     let evict = || {
         if place.is_stranger() {
-            feed.stats.evicted.add(1);
+            feed.stats.evicted.inc();
         }
     };
     let outcome = head::read(stream, evict);
@@ -43,18 +40,23 @@ pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, pla
     let head = match outcome {
         Ok(head) => head,
         Err(HeadError::Gone) => return,
-        Err(error) => return head_error(error).send(stream, false),
+        Err(error) => {
+            let response = head_error(error);
+            feed.stats.answered(response.status());
+            return response.send(stream, false);
+        }
     };
     place.head_complete();
     let request = Request { feed, stream, address, place, head, arrived: Instant::now() };
     match request.route() {
-        Route::Answer(response) => response.send(stream, request.head.method == "HEAD"),
+        Route::Answer(response) => request.answer(response),
         Route::Stream(key, asked) => request.stream(key, asked),
         Route::Nothing => {}
     }
 }
 
-fn head_error(error: HeadError) -> Response {
+/// What is wrong with a head, told to whoever sent it.
+pub(crate) fn head_error(error: HeadError) -> Response {
     match error {
         HeadError::Version => Response::error(Code::HttpVersion, "this server speaks HTTP/1.1 and HTTP/1.0"),
         HeadError::TooLarge => Response::error(Code::HeadTooLarge, "the request head is larger than 16 KiB"),
@@ -91,6 +93,11 @@ enum Held {
 }
 
 impl Request<'_> {
+    fn answer(&self, response: Response) {
+        self.feed.stats.answered(response.status());
+        response.send(self.stream, self.head.method == "HEAD");
+    }
+
     fn route(&self) -> Route {
         let (allowed, answer): (&[&str], fn(&Self) -> Route) = match self.head.path.as_str() {
             "/feed" => (&["GET"], Self::feed),
@@ -124,8 +131,7 @@ impl Request<'_> {
     }
 
     fn watch_page(&self) -> Route {
-        let page = Response::with_body("200 OK", "text/html; charset=utf-8", WATCH_PAGE);
-        Route::Answer(page.with("Content-Security-Policy", WATCH_POLICY).with("Cache-Control", "no-cache"))
+        Route::Answer(WATCH_PAGE.response())
     }
 
     fn readiness(&self) -> Route {
@@ -200,7 +206,7 @@ impl Request<'_> {
             if !is_known && !is_marked && feed.keys.is_filled() {
                 is_marked = true;
                 if self.place.is_stranger() {
-                    feed.stats.evicted.add(1);
+                    feed.stats.evicted.inc();
                 }
             }
             if outlet::is_closed(self.stream) {
@@ -224,7 +230,7 @@ impl Request<'_> {
                     Full::Key => Response::error(Code::TooManyStreams, "this key has as many streams as it may"),
                     Full::Server => Response::error(Code::AtCapacity, "this server has as many streams as it may"),
                 };
-                return response.send(self.stream, false);
+                return self.answer(response);
             }
         };
         let guard = Admitted { feed, client: &client };
@@ -235,13 +241,13 @@ impl Request<'_> {
         // And the key may have ended between its judgement and the list, where the next refresh would find it only later.
         feed.keys.tell(&client, feed.clock.now());
         feed.key_used(&client);
-        let mut outlet = Outlet::new(self.stream, self.head.is_http_11, feed.options.write_timeout);
+        feed.stats.answered("200");
+        let mut outlet = Outlet::new(self.stream, self.head.is_http_11, feed.options.write_timeout, &feed.stats.bytes);
         let end =
             match outlet.write(&mut [std::io::IoSlice::new(stream_head(self.head.is_http_11).as_bytes())], || false) {
                 Ok(()) => Stream::new(feed, &client, &mut outlet).run(asked),
                 Err(_) => End::ClientGone,
             };
-        feed.stats.bytes.add(usize::try_from(outlet.bytes()).unwrap_or(usize::MAX));
         guard.finish(end);
         if end.is_told() || end == End::Dropped {
             response::close_in_order(self.stream);
@@ -263,7 +269,7 @@ impl Admitted<'_> {
 
     fn leave(&self, end: End) {
         self.feed.clients.leave(self.client);
-        self.feed.stats.ends(end).add(1);
+        self.feed.stats.ended(end);
         log::info!(
             "stream ended: {}: key {:?} from {}, at event {}, {} delivered, {} dropped",
             end.name(),

@@ -21,11 +21,14 @@ mod history;
 mod hostile;
 mod keys;
 mod migrate;
+mod ops;
 mod overload;
+mod pages;
 mod poison;
 mod pooler;
 mod refusals;
 mod shell;
+mod shutdown;
 mod storm;
 mod stream;
 mod tier;
@@ -33,3 +36,14 @@ mod truncation;
 mod upkeep;
 mod usage;
 mod watch;
+
+#[test]
+fn every_file_here_is_a_module_that_runs() {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let main = std::fs::read_to_string(here.join("main.rs")).unwrap();
+    for entry in std::fs::read_dir(here).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(name == "main" || main.contains(&format!("\nmod {name};\n")), "{path:?} is not in main.rs");
+    }
+}
