@@ -1,5 +1,8 @@
-//! What rustls does not tell of a server's certificate (X.509: RFC 5280, 4.1; encoding: ITU-T X.690).
+//! What rustls does not tell of a certificate (X.509: RFC 5280, 4.1; its encoding: ITU-T X.690).
 
+const BIT_STRING: u8 = 0x03;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_IDENTIFIER: u8 = 0x06;
@@ -8,14 +11,23 @@ const VERSION: u8 = 0xa0;
 /// id-at-commonName, 2.5.4.3.
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
-/// Parts of a certificate, each as its bytes lie in it.
+/// A certificate's parts, each as its bytes lie in it.
 pub(super) struct Certificate<'a> {
-    /// The object identifier of the algorithm that it is signed with.
+    /// Whether it is of version 1, which knows no extensions.
+    pub(super) is_version_1: bool,
+    /// What is signed.
+    pub(super) signed: &'a [u8],
+    /// The algorithm that it is signed with: the object identifier and its parameters, as two elements.
     pub(super) signature_algorithm: &'a [u8],
-    /// The holder's public key, with its algorithm.
-    pub(super) public_key: &'a [u8],
-    /// The holder's first common name.
-    pub(super) common_name: Option<&'a str>,
+    pub(super) signature: &'a [u8],
+    /// Who signed it.
+    pub(super) issuer: &'a [u8],
+    /// From when to when it is valid, as `YYYYMMDDHHMMSS` in UTC.
+    valid: (String, String),
+    /// Whose it is.
+    pub(super) subject: &'a [u8],
+    /// The holder's public key with its algorithm, as one element.
+    pub(super) public_key_info: &'a [u8],
 }
 
 impl<'a> Certificate<'a> {
@@ -23,23 +35,70 @@ impl<'a> Certificate<'a> {
     pub(super) fn read(der: &'a [u8]) -> Option<Self> {
         let (outer, _) = element(der)?;
         let (signed, rest) = element(outer.content(SEQUENCE)?)?;
-        let (algorithm, _) = element(rest)?;
-        let (signature_algorithm, _) = element(algorithm.content(SEQUENCE)?)?;
+        let (algorithm, rest) = element(rest)?;
+        let (signature, _) = element(rest)?;
         let (first, mut rest) = element(signed.content(SEQUENCE)?)?;
-        if first.tag == VERSION {
+        let is_version_1 = first.tag != VERSION;
+        if !is_version_1 {
+            // The serial number follows.
             (_, rest) = element(rest)?;
         }
-        // After the serial number: algorithm, issuer, validity, subject, public key.
-        for _ in 0..3 {
-            (_, rest) = element(rest)?;
-        }
+        let (inner_algorithm, rest) = element(rest)?;
+        let (issuer, rest) = element(rest)?;
+        let (validity, rest) = element(rest)?;
         let (subject, rest) = element(rest)?;
-        let (public_key, _) = element(rest)?;
+        let (public_key_info, _) = element(rest)?;
+        let (not_before, rest) = element(validity.content(SEQUENCE)?)?;
+        let (not_after, _) = element(rest)?;
+        // The algorithm stands inside too, so that nobody can claim another.
+        (inner_algorithm.whole == algorithm.whole).then_some(())?;
         Some(Self {
-            signature_algorithm: signature_algorithm.content(OBJECT_IDENTIFIER)?,
-            public_key: public_key.whole,
-            common_name: common_name(subject.content(SEQUENCE)?),
+            is_version_1,
+            signed: signed.whole,
+            signature_algorithm: algorithm.content(SEQUENCE)?,
+            signature: bits(&signature)?,
+            issuer: issuer.content(SEQUENCE)?,
+            valid: (time(&not_before)?, time(&not_after)?),
+            subject: subject.content(SEQUENCE)?,
+            public_key_info: public_key_info.whole,
         })
+    }
+
+    /// Whether it is valid at a time, given as `YYYYMMDDHHMMSS` in UTC.
+    pub(super) fn is_valid_at(&self, now: &str) -> bool {
+        self.valid.0.as_str() <= now && now <= self.valid.1.as_str()
+    }
+
+    /// The object identifier of the algorithm that it is signed with.
+    pub(super) fn signature_algorithm_name(&self) -> Option<&'a [u8]> {
+        element(self.signature_algorithm)?.0.content(OBJECT_IDENTIFIER)
+    }
+
+    /// The holder's public key: its algorithm (with parameters), and its bits.
+    pub(super) fn public_key(&self) -> Option<(&'a [u8], &'a [u8])> {
+        let (algorithm, rest) = element(element(self.public_key_info)?.0.content(SEQUENCE)?)?;
+        Some((algorithm.content(SEQUENCE)?, bits(&element(rest)?.0)?))
+    }
+
+    /// The holder's first common name.
+    pub(super) fn common_name(&self) -> Option<&'a str> {
+        common_name(self.subject)
+    }
+}
+
+/// The bytes of a bit string, which must be whole ones.
+fn bits<'a>(element: &Element<'a>) -> Option<&'a [u8]> {
+    element.content(BIT_STRING)?.strip_prefix(&[0])
+}
+
+/// A time as `YYYYMMDDHHMMSS` in UTC, the only way in which a certificate may write it but for the century (RFC 5280, 4.1.2.5).
+fn time(element: &Element<'_>) -> Option<String> {
+    let digits = std::str::from_utf8(element.content).ok()?.strip_suffix('Z')?;
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
+    match (element.tag, digits.len()) {
+        (UTC_TIME, 12) => Some(format!("{}{digits}", if digits < "50" { "20" } else { "19" })),
+        (GENERALIZED_TIME, 14) => Some(digits.to_owned()),
+        _ => None,
     }
 }
 

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use rustls::client::WebPkiServerVerifier;
+use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{self, CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
 };
@@ -43,16 +45,11 @@ impl Connector {
     /// Where they cannot be read, or there are none and the mode wants some; the text names the file.
     pub(super) fn new(target: &Target) -> Result<Self, String> {
         let provider = Arc::new(crypto::ring::default_provider());
-        let algorithms = provider.signature_verification_algorithms;
-        let chain = match trusted(target.ssl_mode, &target.roots)? {
-            None => None,
-            Some(roots) => Some(
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                    .build()
-                    .map_err(|error| format!("sslrootcert: {error}"))?,
-            ),
+        let verifier = Verifier {
+            trusted: trusted(target.ssl_mode, &target.roots)?,
+            wants_name: target.ssl_mode == SslMode::VerifyFull,
+            algorithms: provider.signature_verification_algorithms,
         };
-        let verifier = Verifier { chain, wants_name: target.ssl_mode == SslMode::VerifyFull, algorithms };
         let config = configure(provider, verifier).map_err(|error| format!("set up TLS: {error}"))?;
         Ok(Self { config: Arc::new(config), was_used: Arc::default() })
     }
@@ -71,8 +68,8 @@ fn configure(provider: Arc<CryptoProvider>, verifier: Verifier) -> Result<Client
         .with_no_client_auth())
 }
 
-/// Who may sign the server's certificate; `None` where anybody may: a weak mode without a file, as libpq has it.
-fn trusted(mode: SslMode, roots: &RootCertificates) -> Result<Option<RootCertStore>, String> {
+/// Whose certificates are believed; `None` where anybody's are: a weak mode without a file, as libpq has it.
+fn trusted(mode: SslMode, roots: &RootCertificates) -> Result<Option<Trusted>, String> {
     if mode == SslMode::Disable {
         return Ok(None);
     }
@@ -90,19 +87,28 @@ fn trusted(mode: SslMode, roots: &RootCertificates) -> Result<Option<RootCertSto
     }
 }
 
-fn read_file(path: &Path, file: File) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
+fn read_file(path: &Path, file: File) -> Result<Trusted, String> {
+    let mut trusted = Trusted { roots: RootCertStore::empty(), certificates: Vec::new() };
+    let now = clock(UnixTime::now());
     for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
         let certificate = certificate.map_err(|error| format!("sslrootcert: read {}: {error}", path.display()))?;
-        roots.add(certificate).map_err(|error| format!("sslrootcert: read {}: {error}", path.display()))?;
+        // rustls believes in an authority for ever, OpenSSL while its certificate is valid.
+        if Certificate::read(&certificate).is_some_and(|parts| !parts.is_valid_at(&now)) {
+            continue;
+        }
+        trusted
+            .roots
+            .add(certificate.clone())
+            .map_err(|error| format!("sslrootcert: read {}: {error}", path.display()))?;
+        trusted.certificates.push(certificate);
     }
-    if roots.is_empty() {
-        return Err(format!("sslrootcert: {} holds no certificate (PEM)", path.display()));
+    if trusted.roots.is_empty() {
+        return Err(format!("sslrootcert: {} holds no certificate (PEM) that is valid now", path.display()));
     }
-    Ok(roots)
+    Ok(trusted)
 }
 
-fn read_system() -> Result<RootCertStore, String> {
+fn read_system() -> Result<Trusted, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (usable, _) = roots.add_parsable_certificates(found.certs);
@@ -113,14 +119,67 @@ fn read_system() -> Result<RootCertStore, String> {
             causes.join("; ")
         ));
     }
-    Ok(roots)
+    Ok(Trusted { roots, certificates: Vec::new() })
+}
+
+/// A time as certificates write it.
+fn clock(now: UnixTime) -> String {
+    let now = i64::try_from(now.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    now.unwrap_or(Timestamp::MAX).strftime("%Y%m%d%H%M%S").to_string()
+}
+
+/// Whose certificates are believed.
+#[derive(Debug)]
+struct Trusted {
+    roots: RootCertStore,
+    /// The same as they were in the file; none of the system's.
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Trusted {
+    /// Whether this very certificate is trusted, signed by itself, or is one of version 1 that a trusted one has signed.
+    ///
+    /// rustls takes neither, but OpenSSL does, and PostgreSQL's documentation (18.9.5) makes just these: a server's own
+    /// self-signed certificate, and one by `openssl x509 -req`. Version 1 has no extensions, so that nothing is passed
+    /// over here but what an authority may sign at all: where that is restricted, this way is closed.
+    fn has_plain(&self, der: &CertificateDer<'_>, now: UnixTime, algorithms: &WebPkiSupportedAlgorithms) -> bool {
+        let Some(certificate) = Certificate::read(der) else { return false };
+        if !certificate.is_valid_at(&clock(now)) {
+            return false;
+        }
+        if certificate.subject == certificate.issuer && self.certificates.iter().any(|trusted| trusted == der) {
+            return true;
+        }
+        let is_restricted = self.roots.roots.iter().any(|anchor| anchor.name_constraints.is_some());
+        certificate.is_version_1
+            && !is_restricted
+            && self
+                .certificates
+                .iter()
+                .filter_map(|trusted| Certificate::read(trusted))
+                .any(|authority| has_signed(&authority, &certificate, algorithms))
+    }
+}
+
+fn has_signed(
+    authority: &Certificate<'_>,
+    certificate: &Certificate<'_>,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> bool {
+    let Some((key_algorithm, key)) = authority.public_key() else { return false };
+    authority.subject == certificate.issuer
+        && algorithms.all.iter().any(|algorithm| {
+            algorithm.public_key_alg_id().as_ref() == key_algorithm
+                && algorithm.signature_alg_id().as_ref() == certificate.signature_algorithm
+                && algorithm.verify_signature(key, certificate.signed, certificate.signature).is_ok()
+        })
 }
 
 /// Judges the server's certificate.
 #[derive(Debug)]
 struct Verifier {
-    /// Judges chain, time and name; `None` where any certificate will do.
-    chain: Option<Arc<WebPkiServerVerifier>>,
+    /// `None` where any certificate will do.
+    trusted: Option<Trusted>,
     wants_name: bool,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -131,22 +190,23 @@ impl ServerCertVerifier for Verifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
+        _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        // The name is the last that it looks at: where only the name is wrong, all else is right.
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            Err(TlsError::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.wants_name => Ok(ServerCertVerified::assertion()),
-            Err(TlsError::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. }))
-                if presented.is_empty() && has_common_name(end_entity, server_name) =>
-            {
-                Ok(ServerCertVerified::assertion())
-            }
-            judgement => judgement,
+        let Some(trusted) = &self.trusted else { return Ok(ServerCertVerified::assertion()) };
+        let chain = ParsedCertificate::try_from(end_entity).and_then(|parsed| {
+            let algorithms = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&parsed, &trusted.roots, intermediates, now, algorithms)
+        });
+        if let Err(error) = chain
+            && !trusted.has_plain(end_entity, now, &self.algorithms)
+        {
+            return Err(error);
         }
+        if self.wants_name {
+            check_name(end_entity, server_name)?;
+        }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -164,15 +224,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        match crypto::verify_tls13_signature(message, cert, dss, &self.algorithms) {
-            // A certificate of version 1, which is what `openssl x509 -req` makes: its key is as good as any.
-            Err(TlsError::InvalidCertificate(error)) if self.chain.is_none() => {
-                let parts = Certificate::read(cert).ok_or(TlsError::InvalidCertificate(error))?;
-                let key = SubjectPublicKeyInfoDer::from(parts.public_key);
-                crypto::verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
-            }
-            outcome => outcome,
-        }
+        // The certificate is judged; its key is taken as it is, because rustls reads none of version 1.
+        let parts = Certificate::read(cert).ok_or(CertificateError::BadEncoding)?;
+        let key = SubjectPublicKeyInfoDer::from(parts.public_key_info);
+        crypto::verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -180,13 +235,30 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Whether a certificate without alternative names has the host's name as its common name, where libpq then looks.
+/// The host's name among the alternative names; where there are none, as the common name, as libpq has it.
+fn check_name(certificate: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Result<(), TlsError> {
+    let judgement =
+        ParsedCertificate::try_from(certificate).and_then(|parsed| verify_server_name(&parsed, server_name));
+    let has_alternatives = match &judgement {
+        Err(TlsError::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. })) => {
+            !presented.is_empty()
+        }
+        // Version 1.
+        Err(TlsError::InvalidCertificate(CertificateError::Other(_))) => false,
+        _ => true,
+    };
+    if !has_alternatives && has_common_name(certificate, server_name) {
+        return Ok(());
+    }
+    judgement
+}
+
+/// A star stands for one label, the first.
 fn has_common_name(certificate: &CertificateDer<'_>, server_name: &ServerName<'_>) -> bool {
     let ServerName::DnsName(name) = server_name else { return false };
-    let Some(common_name) = Certificate::read(certificate).and_then(|parts| parts.common_name) else { return false };
+    let Some(common_name) = Certificate::read(certificate).and_then(|parts| parts.common_name()) else { return false };
     let name = name.as_ref().trim_end_matches('.');
     match common_name.strip_prefix("*.") {
-        // A star stands for one label.
         Some(domain) => name.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain)),
         None => name.eq_ignore_ascii_case(common_name),
     }
@@ -235,9 +307,6 @@ fn explained(error: &io::Error) -> String {
         Some(TlsError::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => "; connect by a name that the certificate has, or use sslmode=verify-ca",
-        Some(TlsError::InvalidCertificate(CertificateError::Other(_))) => {
-            "; the server needs a certificate of version 3 that is no authority's own (openssl x509 -req … -extfile …)"
-        }
         _ => "",
     };
     format!("{error}{advice}")
@@ -262,7 +331,7 @@ fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     // 1.2.840.113549.1.1.N (RSA, PKCS #1) and 1.2.840.10045.4.3.N (ECDSA).
     const RSA: [u8; 8] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
     const ECDSA: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
-    let (last, family) = Certificate::read(certificate)?.signature_algorithm.split_last()?;
+    let (last, family) = Certificate::read(certificate)?.signature_algorithm_name()?.split_last()?;
     match (family, last) {
         (family, 4 | 5 | 11) if family == RSA => Some(Sha256::digest(certificate).to_vec()),
         (family, 12) if family == RSA => Some(Sha384::digest(certificate).to_vec()),

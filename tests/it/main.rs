@@ -32,6 +32,8 @@ mod shutdown;
 mod storm;
 mod stream;
 mod tier;
+#[cfg(feature = "tls")]
+mod tls;
 mod truncation;
 mod upkeep;
 mod usage;
