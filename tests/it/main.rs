@@ -19,6 +19,7 @@ mod demo;
 mod failover;
 mod history;
 mod hostile;
+mod hosts;
 mod keys;
 mod migrate;
 mod ops;
