@@ -217,6 +217,21 @@ $function$;
 comment on function stock_market.signal_feed_cluster_now() is
     'The cluster and the timeline of this moment; NULL where this PostgreSQL does not let its users see them';
 
+-- PostgreSQL hides it from all but members of pg_read_all_stats, which the owner is and the server need not be.
+create or replace function stock_market.signal_feed_wal_receiver()
+returns table (pid integer, status text, sent timestamptz, received timestamptz, log_end pg_lsn)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+    select r.pid, r.status, r.last_msg_send_time, r.last_msg_receipt_time, r.latest_end_lsn
+    from pg_stat_wal_receiver as r
+$function$;
+comment on function stock_market.signal_feed_wal_receiver() is
+    'On a standby: whether it streams, and what its primary''s last message was; no row where there is no WAL receiver';
+alter function stock_market.signal_feed_wal_receiver() owner to signal_feed_owner;
+revoke all on function stock_market.signal_feed_wal_receiver() from public;
+grant execute on function stock_market.signal_feed_wal_receiver() to signal_feed_server, signal_feed_admin;
+
 create or replace function stock_market.signal_feed_nothing_lost() returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

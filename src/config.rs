@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::db::Settings;
 use crate::error::{Doing, Error};
+use crate::http::proxy::Network;
 
 /// The longest duration that is taken: a hundred years. Beyond it PostgreSQL's own arithmetic on times has an end.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -86,4 +87,6 @@ pub struct ServeOptions {
     pub degraded_hold: Duration,
     /// Longest time for streams to end after SIGTERM. Default 5 s.
     pub shutdown_grace: Duration,
+    /// Reverse proxies whose word about a client is taken. Default none.
+    pub trusted_proxies: Vec<Network>,
 }

@@ -52,7 +52,9 @@ mod error;
 pub mod event;
 pub mod feed;
 pub mod http;
+mod logging;
 pub mod ops;
 pub mod serve;
+mod service;
 
 pub use error::{Doing, Error};

@@ -18,7 +18,9 @@ use crate::feed::{Feed, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
 use crate::http::routes;
+use crate::logging;
 use crate::ops::{self, Operator};
+use crate::service::{self, ServiceManager};
 
 /// Longest time for a database call of `serve`: what a silent database costs before it is noticed.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
@@ -47,6 +49,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let feed = Arc::new(feed);
     let (wake, woken) = bounded(1);
     feed.health.wake_on_change(wake.clone());
+    let (changed_sender, changed) = bounded(1);
+    feed.health.wake_on_change(changed_sender);
 
     // The operator is answered from the start to the very end.
     let mut running = Vec::new();
@@ -81,11 +85,20 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let (accept, stop_accept) = accept(&feed, "accept", listeners, connections.clone(), handler)?;
     running.push(accept);
 
-    let outcome = select! {
-        recv(stop) -> _ => Ok(()),
-        recv(died) -> why => Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+    let mut manager = ServiceManager::from_env();
+    manager.ready(&feed);
+    let outcome = loop {
+        select! {
+            recv(stop) -> _ => break Ok(()),
+            recv(died) -> why => break Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+            recv(changed) -> _ => {}
+            default(service::TURN_EVERY) => {}
+        }
+        manager.turn(&feed);
+        logging::turn();
     };
 
+    manager.stopping(&feed);
     log::info!("stopping: {} streams are told", feed.clients.count());
     let began = Instant::now();
     feed.stop();
@@ -152,7 +165,7 @@ fn first_attempt(feed: &Feed, settings: &Settings) -> Result<(), Error> {
         Err(Error::Database { cause, .. }) if !cause.is_statement_error() => return Ok(()),
         Err(error) => return Err(error),
     }
-    keys::refresh(feed, &mut connection).doing("read the keys")
+    keys::fill(feed, &mut connection).doing("read the keys")
 }
 
 fn join(threads: Vec<CoreThread>) {

@@ -13,12 +13,12 @@ use super::bot::{self, BotOptions, OnQuarantined};
 use super::broker::{Broker, ExecBroker, PaperBroker};
 use super::files::with_suffix;
 use super::follow::FollowOptions;
-use super::logging;
 use super::recovery::Recovery;
 use super::stop::Stop;
 use super::stream::{ApiKey, FeedUrl};
 use crate::config::{database_settings, parse_duration, parse_positive_duration};
 use crate::error::{Doing, Error};
+use crate::logging::{self, Floods};
 
 /// Places orders from a signal feed, each at most once, and knows when it missed something
 ///
@@ -215,7 +215,8 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let options = args.options(matches)?;
-    logging::init(args.log_level);
+    // Each line of the bot may be an order's.
+    logging::start(args.log_level, Floods::Whole);
     let stop = Stop::new();
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())

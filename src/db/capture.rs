@@ -104,7 +104,8 @@ pub(super) fn has_leftovers(connection: &mut Connection) -> Result<bool, Error> 
 
 /// What keeps signals from reaching the log, or the log from being immutable; `None` where capture is on.
 ///
-/// Reads only, so it works on a hot standby too; there the outbox, which is not replicated, is left out.
+/// Reads only, so it works on a hot standby too. There the triggers alone are looked at: the outbox is not replicated, and
+/// what the counter's row is when a signal is written, only the primary knows.
 ///
 /// # Errors
 /// Where the database cannot be asked.
@@ -114,10 +115,11 @@ pub fn capture_fault(connection: &mut Connection) -> Result<Option<String>, Erro
         "select exists (select from stock_market.signal_feed_counter), pg_catalog.pg_is_in_recovery()",
         &[],
     )?;
-    if !row.get::<_, bool>(0) {
+    let is_primary = !row.get::<_, bool>(1);
+    if is_primary && !row.get::<_, bool>(0) {
         faults.push("the counter has no row: signals cannot be written".into());
     }
-    if !row.get::<_, bool>(1) && has_leftovers(connection)? {
+    if is_primary && has_leftovers(connection)? {
         faults.push("the outbox holds events that were committed and never numbered".into());
     }
     Ok(if faults.is_empty() { None } else { Some(faults.join("; ")) })

@@ -38,6 +38,12 @@ impl Error {
         }
     }
 
+    /// Whether the call was only in the way of others, and may succeed when it is tried again: class 40. On a hot standby
+    /// that is a conflict with what is replayed, which can end the session too (PostgreSQL documentation, 27.4.2).
+    pub fn is_conflict(&self) -> bool {
+        self.sql_state().is_some_and(|state| state.code().starts_with("40"))
+    }
+
     /// Whether the fault lies in the data that was read, and so stays however often the call is tried again.
     ///
     /// Never so for the classes of connection (08), concurrency (40), resources (53), operator (57) and system (58):

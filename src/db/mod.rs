@@ -17,6 +17,7 @@ pub mod migrate;
 pub mod prune;
 pub mod quarantine;
 pub mod restored;
+pub mod standby;
 #[cfg(feature = "tls")]
 mod tls;
 mod url;

@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::connections::Place;
+use super::connections::{Place, STRANGERS};
 use super::head::{self, Head, HeadError};
 use super::outlet::{self, Outlet};
 use super::page::Page;
+use super::proxy;
 use super::response::{self, Code, Response};
 use crate::db::keys::Key;
 use crate::event::FeedSeq;
 use crate::feed::Feed;
 use crate::feed::client::{Client, Full, Limits};
-use crate::feed::keys::{Credential, NotLive, Refused, SESSION_LASTS};
+use crate::feed::keys::{Credential, Refused, SESSION_LASTS, Unjudged};
 use crate::feed::reason::End;
 use crate::feed::stream::{Asked, Stream};
 
@@ -27,11 +28,7 @@ const HOLD_LOOK: Duration = Duration::from_millis(250);
 
 /// Serves one connection. Blocks for as long as it lasts.
 pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, place: &Place) {
-    let evict = || {
-        if place.is_stranger() {
-            feed.stats.evicted.inc();
-        }
-    };
+    let evict = || count_stranger(feed, place, address);
     let outcome = head::read(stream, evict);
     // On SIGTERM no status is answered any more: a refused connection is retried by everybody, a status by few.
     if feed.health.is_stopping() {
@@ -42,16 +39,42 @@ pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, pla
         Err(HeadError::Gone) => return,
         Err(error) => {
             let response = head_error(error);
+            log_refusal(&response, address, None);
             feed.stats.answered(response.status());
             return response.send(stream, false);
         }
     };
     place.head_complete();
-    let request = Request { feed, stream, address, place, head, arrived: Instant::now() };
+    let peer = address;
+    let address = proxy::client_address(&feed.options.trusted_proxies, peer, &head);
+    let request = Request { feed, stream, peer, address, place, head, arrived: Instant::now() };
     match request.route() {
         Route::Answer(response) => request.answer(response),
         Route::Stream(key, asked) => request.stream(key, asked),
         Route::Nothing => {}
+    }
+}
+
+fn count_stranger(feed: &Feed, place: &Place, address: SocketAddr) {
+    if place.is_stranger() {
+        feed.stats.evicted.inc();
+        log::warn!(
+            "closed the oldest of {STRANGERS} connections without a request or a known key, for that from {address}"
+        );
+    }
+}
+
+/// One line a refusal. Three places in the program, so that a flood of one kind hides none of another.
+fn log_refusal(response: &Response, address: SocketAddr, key: Option<&str>) {
+    let Some(code) = response.code() else { return };
+    let name = code.status_and_name().1;
+    let key = key.map(|key| format!("key {key:?} from ")).unwrap_or_default();
+    match code {
+        Code::MissingKey | Code::UnknownKey | Code::ExpiredKey | Code::RevokedKey => {
+            log::warn!("refused: {name}: {key}{address}");
+        }
+        Code::TooManyStreams | Code::Degraded | Code::AtCapacity => log::warn!("refused: {name}: {key}{address}"),
+        _ => log::info!("refused: {name}: {key}{address}"),
     }
 }
 
@@ -68,6 +91,9 @@ pub(crate) fn head_error(error: HeadError) -> Response {
 struct Request<'a> {
     feed: &'a Arc<Feed>,
     stream: &'a Arc<TcpStream>,
+    /// Who is connected: the client, or a proxy.
+    peer: SocketAddr,
+    /// The client.
     address: SocketAddr,
     place: &'a Place,
     head: Head,
@@ -94,6 +120,7 @@ enum Held {
 
 impl Request<'_> {
     fn answer(&self, response: Response) {
+        self.log_refusal(&response);
         self.feed.stats.answered(response.status());
         response.send(self.stream, self.head.method == "HEAD");
     }
@@ -142,7 +169,9 @@ impl Request<'_> {
     }
 
     fn session(&self) -> Route {
-        let attributes = "HttpOnly; SameSite=Strict; Path=/";
+        let is_https = proxy::is_https(&self.feed.options.trusted_proxies, self.peer, &self.head);
+        let attributes =
+            if is_https { "HttpOnly; SameSite=Strict; Path=/; Secure" } else { "HttpOnly; SameSite=Strict; Path=/" };
         if self.head.method == "DELETE" {
             let cookie = format!("{COOKIE}=; {attributes}; Max-Age=0");
             return Route::Answer(Response::empty("204 No Content").with("Set-Cookie", cookie));
@@ -178,13 +207,45 @@ impl Request<'_> {
             let Some(credential) = &credential else {
                 return Err(Route::Answer(refused(Code::MissingKey)));
             };
-            match feed.keys.judge(credential, self.arrived, &feed.clock, &feed.health) {
+            match self.judge_in_time(credential) {
                 Ok(Ok(key)) => return Ok(key),
                 Ok(Err(Refused::Unknown)) => return Err(Route::Answer(refused(Code::UnknownKey))),
                 Ok(Err(Refused::Expired)) => return Err(Route::Answer(refused(Code::ExpiredKey))),
                 Ok(Err(Refused::Revoked)) => return Err(Route::Answer(refused(Code::RevokedKey))),
-                Err(NotLive) => {}
+                Err(Held::Live) => {}
+                Err(Held::TooLong) => return Err(Route::Answer(not_replayed())),
+                Err(Held::Over) => return Err(Route::Nothing),
             }
+        }
+    }
+
+    /// Judges a credential, which a standby may have yet to replay: then the request is held as in an outage. Without a
+    /// judgement, says how that ended; live is whatever was interrupted.
+    fn judge_in_time(&self, credential: &Credential) -> Result<Result<Arc<Key>, Refused>, Held> {
+        let feed = self.feed;
+        let mut is_marked = false;
+        loop {
+            match feed.keys.judge(credential, self.arrived, &feed.clock, &feed.health) {
+                Ok(judgement) => {
+                    self.place.is_known();
+                    return Ok(judgement);
+                }
+                Err(Unjudged::NotLive) => return Err(Held::Live),
+                Err(Unjudged::NotReplayed) => {}
+            }
+            if self.arrived.elapsed() >= feed.options.degraded_hold {
+                return Err(Held::TooLong);
+            }
+            if !is_marked {
+                is_marked = true;
+                if self.place.is_stranger() {
+                    feed.stats.evicted.inc();
+                }
+            }
+            if outlet::is_closed(self.stream) {
+                return Err(Held::Over);
+            }
+            feed.keys.wait_refreshed(HOLD_LOOK);
         }
     }
 
@@ -205,15 +266,18 @@ impl Request<'_> {
             };
             if !is_known && !is_marked && feed.keys.is_filled() {
                 is_marked = true;
-                if self.place.is_stranger() {
-                    feed.stats.evicted.inc();
-                }
+                count_stranger(feed, self.place, self.address);
             }
             if outlet::is_closed(self.stream) {
                 return Held::Over;
             }
             feed.health.wait_change(left.min(HOLD_LOOK));
         }
+    }
+
+    fn log_refusal(&self, response: &Response) {
+        let name = credential(&self.head).and_then(|credential| self.feed.keys.name_of(&credential));
+        log_refusal(response, self.address, name.as_deref());
     }
 
     fn stream(&self, key: Arc<Key>, asked: Asked) {
@@ -241,6 +305,8 @@ impl Request<'_> {
         // And the key may have ended between its judgement and the list, where the next refresh would find it only later.
         feed.keys.tell(&client, feed.clock.now());
         feed.key_used(&client);
+        let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
+        log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
         feed.stats.answered("200");
         let mut outlet = Outlet::new(self.stream, self.head.is_http_11, feed.options.write_timeout, &feed.stats.bytes);
         let end =
@@ -305,6 +371,13 @@ fn degraded() -> Response {
     Response::error(Code::Degraded, "the database is away; nothing is missed: come again with the same cursor")
 }
 
+fn not_replayed() -> Response {
+    Response::error(
+        Code::Degraded,
+        "this key is not known here, and this server's standby is not proven to have replayed so far: come again",
+    )
+}
+
 fn refused(code: Code) -> Response {
     let message = match code {
         Code::MissingKey => "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
@@ -320,12 +393,15 @@ fn credential(head: &Head) -> Option<Credential> {
     if let Some(key) = bearer(head) {
         return Some(Credential::from_key(&key));
     }
+    if let Some(key) = head.fields("x-api-key").next() {
+        return Some(Credential::from_key(&String::from_utf8_lossy(key)));
+    }
     let cookies = head.fields("cookie").filter_map(|value| std::str::from_utf8(value).ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, token)| Credential::Session(token.to_owned()))
 }
 
-/// The key of a request in one of its two headers. One that is not text is nobody's.
+/// The key in `Authorization: Bearer`. One that is not text is nobody's.
 fn bearer(head: &Head) -> Option<String> {
     let is_bearer = |value: &&[u8]| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"));
     if let Some(value) = head.fields("authorization").find(is_bearer) {
@@ -334,7 +410,7 @@ fn bearer(head: &Head) -> Option<String> {
             return Some(String::from_utf8_lossy(rest.trim_ascii()).into_owned());
         }
     }
-    head.fields("x-api-key").next().map(|value| String::from_utf8_lossy(value).into_owned())
+    None
 }
 
 /// What the request asks for: a non-empty `Last-Event-ID`, else `?cursor=`, else from now.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
 
-use crate::support::database::{Database, insert_signals};
+use crate::support::database::{Database, insert_signals, signal_all};
 use crate::support::server::Server;
 use crate::support::sse::{Connection, Request, Stream};
 use crate::support::wait::{PATIENCE, until};
@@ -34,11 +34,7 @@ impl Feed {
 
     /// Freezes or thaws every process of the cluster.
     fn signal_all(&self, signal: &str) {
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.cluster.pid())).unwrap();
-        self.cluster.signal(signal).unwrap();
-        for child in children.split_whitespace() {
-            std::process::Command::new("kill").args([&format!("-{signal}"), child]).status().unwrap();
-        }
+        signal_all(&self.cluster, signal);
     }
 }
 

@@ -8,4 +8,5 @@ pub mod directory;
 pub mod program;
 pub mod server;
 pub mod sse;
+pub mod standby;
 pub mod wait;
