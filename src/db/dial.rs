@@ -1,7 +1,7 @@
 //! From a connection string to a session: which host, which address, with TLS or without, and whether it is the one wanted.
 //!
-//! As libpq does it (PostgreSQL documentation, 34.1.1.3): in the order given, until one succeeds. Where a server answers
-//! with an error the others are not tried, unless it says that it takes no connections now.
+//! As libpq does it (PostgreSQL documentation, 34.1.1.3): in the order given, until one succeeds; where authentication
+//! fails the others are not tried.
 
 use std::future::{Future as _, poll_fn};
 use std::net::IpAddr;
@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode as DriverMode;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, SimpleQueryMessage, Socket};
 
 use super::Error;
@@ -72,7 +71,7 @@ pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Res
     let connector = Connector;
     let mut config = target.config.clone();
     config.application_name(target.application_name.as_deref().unwrap_or(name));
-    let mut dialer = Dialer { target, config, connector, failures: Vec::new() };
+    let mut dialer = Dialer { target, config, connector, failures: Vec::new(), answers: Vec::new() };
     let wanted: &[TargetSession] = match &target.session {
         // Any will do where no standby is to be had.
         TargetSession::PreferStandby => &[TargetSession::Standby, TargetSession::Any],
@@ -88,7 +87,12 @@ pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Res
             }
         }
     }
-    Err(Error::Unreachable(dialer.failures.join("; ")))
+    Err(dialer.failed())
+}
+
+/// SQLSTATE class 28: another host would say the same, and count it as one more failed login.
+fn is_refusal_of_the_user(error: &Error) -> bool {
+    error.sql_state().is_some_and(|state| state.code().starts_with("28"))
 }
 
 /// What each of so many may take of the time until then.
@@ -103,9 +107,19 @@ struct Dialer<'a> {
     connector: Connector,
     /// What was tried, and why it gave no session.
     failures: Vec<String>,
+    /// What servers answered where that was all there is to say of them.
+    answers: Vec<Error>,
 }
 
 impl Dialer<'_> {
+    /// A server's own answer where nothing else was tried, else everything.
+    fn failed(&mut self) -> Error {
+        match (self.failures.as_slice(), self.answers.pop()) {
+            ([_], Some(answer)) => answer,
+            (failures, _) => Error::Unreachable(failures.join("; ")),
+        }
+    }
+
     /// The session, or none where another place may have it.
     async fn try_place(
         &mut self,
@@ -164,18 +178,17 @@ impl Dialer<'_> {
             Ok(Err(errors)) => errors,
             Err(_) => vec![Error::TimedOut(Duration::from_millis(u64::try_from(patience.as_millis()).unwrap_or(0)))],
         };
-        let is_answer =
-            errors.iter().any(|error| error.sql_state().is_some_and(|code| *code != SqlState::CANNOT_CONNECT_NOW));
-        if is_answer && self.failures.is_empty() && errors.len() == 1 {
-            return Err(errors.remove(0));
-        }
         let causes: Vec<String> = errors.iter().map(ToString::to_string).collect();
         self.failures.push(match causes.as_slice() {
             [clear, tls] if mode == SslMode::Allow => format!("{at}: in clear: {clear}; with TLS: {tls}"),
             [tls, clear] => format!("{at}: with TLS: {tls}; in clear: {clear}"),
             causes => format!("{at}: {}", causes.join("; ")),
         });
-        if is_answer { Err(Error::Unreachable(self.failures.join("; "))) } else { Ok(None) }
+        let is_final = errors.iter().any(is_refusal_of_the_user);
+        if errors.len() == 1 && errors[0].sql_state().is_some() {
+            self.answers.append(&mut errors);
+        }
+        if is_final { Err(self.failed()) } else { Ok(None) }
     }
 
     /// One server, with TLS or without as the mode has it; what each try failed with where none succeeded.

@@ -5,8 +5,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use signal_feed::db::{Connection, Settings};
+use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::Database;
+use crate::support::standby::Standby;
 
 /// What a session says of itself.
 const SESSION: &str = "select concat_ws(' ', current_user, current_database(), current_setting('application_name'), \
@@ -47,7 +49,7 @@ fn every_way_to_write_a_connection_string_means_what_libpq_takes_it_to_mean() {
         format!("postgres://postgres@127.0.0.1:1,{encoded}:5432/{name}"),
         format!("host=127.0.0.1,{directory} port=1,5432 user=postgres dbname={name}"),
         format!("host={directory} dbname=no_such_database user=postgres"),
-        // An answer is final: the second host, which would do, is not tried.
+        // Who is not let in is not let in: the next host is not tried.
         format!("host={directory},{directory} dbname={name} user=no_such_user"),
         format!("host={directory} port=5432,5433 dbname={name} user=postgres"),
         format!(
@@ -57,6 +59,32 @@ fn every_way_to_write_a_connection_string_means_what_libpq_takes_it_to_mean() {
         let (ours, libpq) = (ours(&string, SESSION), libpq(&string, SESSION));
         assert_eq!(ours.as_ref().ok(), libpq.as_ref().ok(), "{string}: {ours:?}, libpq: {libpq:?}");
     }
+}
+
+#[test]
+fn target_session_attrs_finds_what_libpq_finds_among_a_primary_and_its_standby() {
+    let primary = PrivatePostgres::start(&[("wal_level", "replica"), ("max_wal_senders", "4")]).unwrap();
+    let standby = Standby::start(&primary, &[]);
+    let directory = primary.dir().display().to_string();
+    let other = PrivatePostgres::start(&[("default_transaction_read_only", "on")]).unwrap();
+    let read_only = other.dir().display().to_string();
+    let port = "select current_setting('data_directory')";
+    for attribute in ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] {
+        for hosts in [
+            // The primary has port 5432, its standby 5433; the third is a primary whose sessions are read-only.
+            format!("host={directory} port=5432"),
+            format!("host={directory} port=5433"),
+            format!("host={read_only} port=5432"),
+            format!("host={directory},{directory} port=5432,5433"),
+            format!("host={directory},{directory},{read_only} port=5433,5432,5432"),
+            format!("host={read_only},/nowhere,{directory} port=5432"),
+        ] {
+            let string = format!("{hosts} user=postgres dbname=postgres target_session_attrs={attribute}");
+            let (ours, libpq) = (ours(&string, port), libpq(&string, port));
+            assert_eq!(ours.as_ref().ok(), libpq.as_ref().ok(), "{string}: {ours:?}, libpq: {libpq:?}");
+        }
+    }
+    standby.stop();
 }
 
 #[test]
