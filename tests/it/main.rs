@@ -19,6 +19,7 @@ mod demo;
 mod failover;
 mod history;
 mod hostile;
+mod hosts;
 mod keys;
 mod logs;
 mod migrate;
@@ -34,6 +35,8 @@ mod standby;
 mod storm;
 mod stream;
 mod tier;
+#[cfg(feature = "tls")]
+mod tls;
 mod truncation;
 mod upkeep;
 mod usage;

@@ -1,6 +1,7 @@
 //! What the tests stand on: a private PostgreSQL, one database a test, waiting for conditions, the programs as processes,
 //! and a client that is strict about bytes.
 
+pub mod authority;
 pub mod browser;
 pub mod database;
 pub mod directory;
