@@ -173,3 +173,12 @@ pub fn insert_signals(count: usize) -> String {
          select 'S' || i, 'entry', 'BUY', 10, 1.50 from generate_series(1, {count}) as i"
     )
 }
+
+/// Freezes (`STOP`) or thaws (`CONT`) every process of a cluster.
+pub fn signal_all(cluster: &PrivatePostgres, signal: &str) {
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", cluster.pid())).unwrap();
+    cluster.signal(signal).unwrap();
+    for child in children.split_whitespace() {
+        std::process::Command::new("kill").args([&format!("-{signal}"), child]).status().unwrap();
+    }
+}

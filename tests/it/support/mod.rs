@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod database;
 pub mod directory;
+pub mod outside;
 pub mod program;
 pub mod server;
 pub mod sse;
