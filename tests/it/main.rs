@@ -28,12 +28,14 @@ mod overload;
 mod pages;
 mod poison;
 mod pooler;
+mod proxies;
 mod refusals;
 mod shell;
 mod shutdown;
 mod standby;
 mod storm;
 mod stream;
+mod systemd;
 mod tier;
 #[cfg(feature = "tls")]
 mod tls;

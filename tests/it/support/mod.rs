@@ -5,6 +5,7 @@ pub mod authority;
 pub mod browser;
 pub mod database;
 pub mod directory;
+pub mod outside;
 pub mod program;
 pub mod server;
 pub mod sse;
