@@ -30,6 +30,7 @@ mod poison;
 mod pooler;
 mod proxies;
 mod refusals;
+mod scale;
 mod shell;
 mod shutdown;
 mod standby;
@@ -37,12 +38,12 @@ mod storm;
 mod stream;
 mod systemd;
 mod tier;
-#[cfg(feature = "tls")]
 mod tls;
 mod truncation;
 mod upkeep;
 mod usage;
 mod watch;
+#[cfg(feature = "tls")]
 
 #[test]
 fn every_file_here_is_a_module_that_runs() {

@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod browser;
+pub mod crowd;
 pub mod database;
 pub mod directory;
 pub mod outside;
