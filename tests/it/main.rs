@@ -44,7 +44,6 @@ mod upkeep;
 mod usage;
 mod watch;
 #[cfg(feature = "tls")]
-
 #[test]
 fn every_file_here_is_a_module_that_runs() {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
