@@ -70,13 +70,13 @@ impl Broadcaster {
             lock(&self.tier.tail).push(batch.clone());
             // A delayed tier broadcasts the same events again.
             if self.tier.delay().is_zero() {
-                stats.events.add(batch.entries().len());
+                stats.events.inc_by(batch.entries().len() as u64);
             }
             for client in self.clients.values() {
                 let dropped = client.queue.offer(&batch);
                 if dropped > 0 {
                     client.dropped(dropped);
-                    stats.dropped.add(dropped);
+                    stats.dropped.inc_by(dropped as u64);
                 }
             }
         }

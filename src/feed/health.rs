@@ -134,6 +134,16 @@ impl Health {
         }
     }
 
+    /// Whether a part works, and how long ago that was last proven.
+    pub fn part(&self, part: Part) -> (bool, Option<Duration>) {
+        let inner = lock(&self.inner);
+        let (up, proven) = match part {
+            Part::Log => (inner.log_up, inner.log_proven),
+            Part::Listen => (inner.listen_up, inner.listen_proven),
+        };
+        (up, proven.map(|at| at.elapsed()))
+    }
+
     /// Whether both proofs are there and fresh.
     pub fn is_ready(&self) -> bool {
         let inner = lock(&self.inner);

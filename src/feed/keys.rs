@@ -184,6 +184,19 @@ impl KeyRing {
         }
     }
 
+    /// The name of a credential's key, live or not, where memory has it. Never asks the database.
+    pub fn name_of(&self, credential: &Credential) -> Option<String> {
+        let known = lock(&self.known);
+        let key = match credential {
+            Credential::Key(hash) => known.by_hash.get(hash),
+            Credential::Session(token) => {
+                let (id, _) = read_token(token, known.secret.as_ref()?)?;
+                known.by_id.get(&id)
+            }
+        };
+        key.map(|key| key.name.clone())
+    }
+
     /// Asks for a refresh, and waits for it, at most `patience`.
     pub fn wait_refreshed(&self, patience: Duration) {
         let known = lock(&self.known);
@@ -338,7 +351,7 @@ pub fn run(feed: &Feed, settings: &Settings) {
             }
             Err(error) => {
                 if error.is_conflict() {
-                    feed.stats.replay_conflicts.add(1);
+                    feed.stats.replay_conflicts.inc();
                 } else if !failing {
                     log::warn!("read the keys: {error}");
                 }

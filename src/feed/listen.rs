@@ -40,7 +40,7 @@ pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
             // A standby has cancelled a query for what it had to replay: nothing is lost.
             Ended::Database(error) if error.is_conflict() => {
                 log::debug!("watch the standby: {error}");
-                feed.stats.replay_conflicts.add(1);
+                feed.stats.replay_conflicts.inc();
                 feed.health.pause(FIRST_RETRY);
                 continue;
             }
@@ -161,7 +161,9 @@ fn listen(
             }
             "signal_feed_key" => feed.keys.ring(),
             _ => {
-                probe_sent = None;
+                if let Some(sent) = probe_sent.take() {
+                    feed.stats.listen_probe.set(sent.elapsed().as_secs_f64());
+                }
                 next_probe = Instant::now() + PROBE_EVERY;
                 *retry = FIRST_RETRY;
                 feed.health.proven(Part::Listen);

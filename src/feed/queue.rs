@@ -79,6 +79,11 @@ impl Queue {
         }
     }
 
+    /// How many events wait in it.
+    pub fn events(&self) -> usize {
+        lock(&self.pending).events
+    }
+
     /// Empties the queue.
     pub fn clear(&self) {
         *lock(&self.pending) = Pending::default();

@@ -95,6 +95,7 @@ impl<'a> Reader<'a> {
         let mut last_news = next_look;
         let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
+            self.feed.stats.reader_turns.inc();
             let mut woken = false;
             select! {
                 recv(self.requests) -> request => if let Ok(request) = request { self.broadcaster.answer(request) },
@@ -134,7 +135,7 @@ impl<'a> Reader<'a> {
                         && conflicts_from.get_or_insert_with(Instant::now).elapsed() < CONFLICT_PATIENCE =>
                 {
                     log::debug!("read the log: {error}");
-                    self.feed.stats.replay_conflicts.add(1);
+                    self.feed.stats.replay_conflicts.inc();
                     next_look = Instant::now() + CONFLICT_RETRY;
                     next_glance = next_look;
                 }
@@ -157,8 +158,8 @@ impl<'a> Reader<'a> {
     /// reason does not always arrive; a server that is really going accepts no other.
     fn is_replay_conflict(&self, error: &db::Error, in_session: bool) -> bool {
         let is_unexplained = match error {
-            db::Error::TimedOut(_) | db::Error::Settings(_) => false,
             db::Error::Closed | db::Error::Postgres(_) => !error.is_statement_error(),
+            _ => false,
         };
         error.is_conflict() || (in_session && is_unexplained && self.feed.role() == Role::Standby)
     }
@@ -205,7 +206,7 @@ impl<'a> Reader<'a> {
         let state = event_log::read_state(connection, head)?;
         self.feed.clock.set(state.now, asked);
         self.feed.replication.found(if state.is_standby { Role::Standby } else { Role::Primary });
-        self.feed.set_log_facts(state.counter, event_log::read_skipped(connection)?);
+        self.feed.set_log_facts(&state, event_log::read_skipped(connection)?);
         self.feed.live.window.pruned(state.pruned_through);
         let first = self.feed_id.is_none();
         let mut another = first || self.is_another(&state);
@@ -249,6 +250,7 @@ impl<'a> Reader<'a> {
         let mut prev = event_log::read_place(connection, start)?.row_at_or_below;
         let mut tail = Tail::new(LIVE_TAIL_BYTES, prev, event_log::read_time(connection, prev)?);
         while prev < state.head {
+            self.feed.stats.reader_turns.inc();
             let page = self.pages.read(connection, prev, state.head)?;
             let Some(last) = page.rows.last().map(|row| row.seq) else { break };
             for batch in self.render(&page.rows, prev) {
@@ -265,6 +267,7 @@ impl<'a> Reader<'a> {
 
     fn broadcast_new(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         loop {
+            self.feed.stats.reader_turns.inc();
             let head = self.broadcaster.head();
             let page = self.pages.read(connection, head, FeedSeq(i64::MAX))?;
             if page.rows.is_empty() {
@@ -275,6 +278,7 @@ impl<'a> Reader<'a> {
                 return self.check(connection, false).map(|_| ());
             }
             let batches = self.render(&page.rows, head.max(page.pruned_through));
+            self.measure(&batches);
             self.broadcaster.publish(batches, &self.feed.stats);
             while let Ok(request) = self.requests.try_recv() {
                 self.broadcaster.answer(request);
@@ -282,6 +286,14 @@ impl<'a> Reader<'a> {
             if !page.full || self.feed.health.is_stopping() {
                 return Ok(());
             }
+        }
+    }
+
+    fn measure(&self, batches: &[super::batch::Batch]) {
+        let now = self.feed.clock.now();
+        let latency = self.feed.stats.commit_to_broadcast.local();
+        for entry in batches.iter().flat_map(|batch| batch.entries()).filter(|entry| entry.time.is_usable()) {
+            latency.observe(now.since(entry.time).as_secs_f64());
         }
     }
 

@@ -135,7 +135,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
         loop {
             self.live()?;
-            self.feed.stats.catch_ups.add(1);
+            self.feed.stats.catch_ups.inc();
             self.catch_up()?;
         }
     }
@@ -184,7 +184,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         if earliest.prev > cursor {
             self.truncated(earliest)?;
         }
-        self.feed.stats.catch_ups.add(1);
+        self.feed.stats.catch_ups.inc();
         self.catch_up()
     }
 
@@ -310,7 +310,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         let page = self.query(|connection| pages.read(connection, after, upto));
         self.pages = pages;
         let page = page?;
-        self.feed.stats.replay_pages.add(1);
+        self.feed.stats.replay_pages.inc();
         let Some(first) = page.rows.first() else {
             // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which. Or this is
             // a standby that has yet to replay what another database had.
@@ -359,6 +359,9 @@ impl<'a, 'o> Stream<'a, 'o> {
                 false => 1 + batches.windows(2).take_while(|pair| pair[1].prev() == pair[0].last()).count(),
             };
             self.write_batches(&batches[..whole])?;
+            if let Some(newest) = batches[..whole].last() {
+                self.feed.stats.broadcast_to_written.observe(newest.age().as_secs_f64());
+            }
             if let Some(beyond) = batches.get(whole) {
                 if self.outlet.stood_still() {
                     return self.dropped(beyond);
@@ -404,7 +407,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             };
             self.ordinal = last.ordinal() + last.entries().len() as u64;
             self.client.delivered(self.at.cursor, events);
-            self.feed.stats.deliveries.add(events);
+            self.feed.stats.deliveries.inc_by(events as u64);
         }
         Ok(())
     }
@@ -510,7 +513,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn retry_later(&mut self, error: &db::Error) -> Step {
         log::debug!("replay for key {:?}: {error}", self.client.key.name);
         if error.is_conflict() {
-            self.feed.stats.replay_conflicts.add(1);
+            self.feed.stats.replay_conflicts.inc();
         }
         let until = Instant::now() + LOOK_AGAIN;
         while Instant::now() < until {
@@ -560,7 +563,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             self.client.address,
             earliest.seq
         );
-        self.feed.stats.truncated.add(1);
+        self.feed.stats.truncated.inc();
         self.at = Position { cursor: earliest.prev, time: None, row: Some(earliest.prev) };
         self.system(
             &serde_json::json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}),
@@ -569,7 +572,7 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn rewritten(&mut self) -> Step {
         let cursor = self.at.cursor;
-        self.feed.stats.rewritten.add(1);
+        self.feed.stats.rewritten.inc();
         self.leave_queue();
         self.register()?;
         log::warn!(

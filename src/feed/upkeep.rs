@@ -71,7 +71,7 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
         if !stopping && Instant::now() >= capture_due {
             capture_due = Instant::now() + CAPTURE_EVERY;
             let checked = check_capture(feed, &mut connection, settings)
-                .and_then(|()| check_cluster(&mut connection, settings, &mut cluster));
+                .and_then(|()| check_cluster(feed, &mut connection, settings, &mut cluster));
             if let Err(error) = checked {
                 log::debug!("check the installation: {error}");
                 connection = None;
@@ -125,9 +125,9 @@ fn write(
     let connection = connected(connection, settings)?;
     if db::standby::is_standby(connection)? {
         // The quarantined wait for a promotion. A use would then be recorded with a time that is not its own.
-        feed.stats.unrecorded_quarantined.add(unwritten.quarantined.len() - unwritten.counted);
+        feed.stats.unrecorded_quarantined.inc_by((unwritten.quarantined.len() - unwritten.counted) as u64);
         unwritten.counted = unwritten.quarantined.len();
-        feed.stats.unrecorded_key_uses.add(unwritten.used.len());
+        feed.stats.unrecorded_key_uses.inc_by(unwritten.used.len() as u64);
         unwritten.used.clear();
         return Ok(());
     }
@@ -161,15 +161,18 @@ fn check_capture(feed: &Feed, connection: &mut Option<Connection>, settings: &Se
 /// Whether the database is the one that it was: a restore, or a failover that lost something, gives numbers out again.
 /// Not asked of a standby: its primary is where that is put right.
 fn check_cluster(
+    feed: &Feed,
     connection: &mut Option<Connection>,
     settings: &Settings,
     known: &mut Option<Cluster>,
 ) -> Result<(), db::Error> {
     let connection = connected(connection, settings)?;
     if db::standby::is_standby(connection)? {
+        feed.another_cluster.store(false, Ordering::Relaxed);
         return Ok(());
     }
     let cluster = cluster::compare(connection)?;
+    feed.another_cluster.store(matches!(cluster, Cluster::Changed(_)), Ordering::Relaxed);
     if let (Cluster::Changed(how), true) = (&cluster, known.as_ref() != Some(&cluster)) {
         log::warn!(
             "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" where surely nothing is"

@@ -4,6 +4,8 @@ use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
+
 use super::unsent::unsent_bytes;
 
 /// A blocked write is looked at this often.
@@ -31,14 +33,16 @@ pub struct Outlet<'a> {
     last_write: Instant,
     stood_still: bool,
     bytes: u64,
+    /// Every stream's bytes, for the metrics.
+    sent: &'a IntCounter,
     acknowledged: u64,
     /// Since when what is on its way stands still; `None` where nothing was on its way at the last look.
     outstanding_since: Option<Instant>,
 }
 
 impl<'a> Outlet<'a> {
-    /// Writes to this socket, whose send time-out must be [`LOOK_EVERY`].
-    pub fn new(stream: &'a TcpStream, is_chunked: bool, write_timeout: Duration) -> Self {
+    /// Writes to this socket, whose send time-out must be [`LOOK_EVERY`], and adds what it has written to `sent`.
+    pub fn new(stream: &'a TcpStream, is_chunked: bool, write_timeout: Duration, sent: &'a IntCounter) -> Self {
         Self {
             stream,
             is_chunked,
@@ -46,6 +50,7 @@ impl<'a> Outlet<'a> {
             last_write: Instant::now(),
             stood_still: false,
             bytes: 0,
+            sent,
             acknowledged: 0,
             outstanding_since: None,
         }
@@ -79,11 +84,6 @@ impl<'a> Outlet<'a> {
             Duration::ZERO => Err(Blocked::TimedOut),
             left => Ok(Some(left)),
         }
-    }
-
-    /// How many bytes were written.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Whether the client took nothing for a second or longer since this was last forgotten.
@@ -128,6 +128,7 @@ impl<'a> Outlet<'a> {
                 Ok(0) => return Err(Blocked::Gone),
                 Ok(count) => {
                     self.bytes += count as u64;
+                    self.sent.inc_by(count as u64);
                     IoSlice::advance_slices(&mut pieces, count);
                     if let Some(stuck) = &mut stuck {
                         stuck.moved();

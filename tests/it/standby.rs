@@ -28,7 +28,7 @@ fn as_feed(url: &str) -> String {
 /// A feed on the standby.
 fn on_standby(standby: &Standby, database: &Database, options: &[&str]) -> Server {
     let mut command = Server::command(&as_feed(&standby.url(database)), "127.0.0.1:0");
-    command.args(options);
+    command.args(["--ops-listen", "127.0.0.1:0"]).args(options);
     let server = Server::spawn(command);
     server.wait_ready();
     server
@@ -201,14 +201,18 @@ fn a_key_that_is_not_replayed_yet_is_never_called_unknown() {
     let held = Request::feed(&new).post(server.address());
     // It is the same for one whom nobody knows, and with a primary that goes on: nothing of it is replayed.
     meanwhile(|| database.insert(1), || assert_eq!(Request::feed("sf_wrong").send(server.address()).refusal().0, 503));
-    // Known keys and open streams are as ever.
+    // Known keys and open streams are as ever, and the operator is told how far behind it is.
     let mut known = open(&server, &old);
+    let lag = || server.status()["standby_lag_seconds"].as_f64().unwrap();
+    until("it is known to be behind", || (lag() > 1.0).then_some(()));
+    assert!(signal_feed(&standby.url(&database), &["doctor"]).ok().contains("it is behind"));
     let late = Request::feed(&new).post(server.address());
     standby.sql(&database, "select pg_wal_replay_resume()");
     late.stream(PATIENCE).connected();
     drop(held);
     assert_eq!(known.signal().feed_seq(), Some(1));
     stream.signal();
+    until("it is not behind any more", || (lag() == 0.0).then_some(()));
     // With commits to be replayed, a wrong key is known as such soon.
     meanwhile(|| database.insert(1), || wrong_key_is_refused(&server));
     // A revocation reaches it as replication does.
@@ -287,6 +291,13 @@ fn a_promoted_standby_is_a_primary_to_the_same_server() {
     let recorded = "select count(*) from stock_market.signal_feed_quarantine";
     let used = "select count(*) from stock_market.signal_feed_api_key where last_used_at is not null";
     assert_eq!((standby.number(&database, recorded), standby.number(&database, used)), (0, 0));
+    for figure in ["signal_feed_unrecorded_quarantined_events_total 1\n", "signal_feed_unrecorded_key_uses_total 1\n"] {
+        until(&format!("{figure:?} is told"), || {
+            let metrics = Request::get("/metrics").host("localhost").send(server.ops_address()).body;
+            String::from_utf8(metrics).unwrap().contains(figure).then_some(())
+        });
+    }
+    assert_eq!(server.status()["role"], "standby");
     standby.wait_replayed(&database);
     primary.stop(false).unwrap();
     stream.system("degraded");
@@ -306,6 +317,8 @@ fn a_promoted_standby_is_a_primary_to_the_same_server() {
     }
     assert_eq!(ahead.system("history_rewritten").number("cursor"), 100);
     server.wait_log(&["WARN", "primary now"]);
+    let status = server.status();
+    assert_eq!((&status["role"], &status["standby_lag_seconds"]), (&"primary".into(), &serde_json::Value::Null));
     server.wait_log(&["WARN", "timeline", "restored --nothing-lost"]);
 }
 
