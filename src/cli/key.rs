@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::table::{minute, say_rows};
 use super::{DatabaseArgs, say};
 use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::keys::{self, Key};
@@ -141,19 +142,18 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
         say("no keys yet: signal-feed key mint --name NAME");
         return Ok(());
     }
-    let width = keys.iter().map(|key| key.name.chars().count()).max().unwrap_or(0).max(4);
-    say(format_args!("{:width$}  {:7}  {:27}  {:27}  {:>7}  LAST USED", "NAME", "STATE", "CREATED", "ENDS", "DELAY"));
-    for key in &keys {
-        say(format_args!(
-            "{:width$}  {:7}  {:27}  {:27}  {:>7}  {}",
-            key.name,
-            key.state(now).name(),
-            key.created_at.to_string(),
-            key.revoked_at.or(key.expires_at).map_or("never".into(), |at| at.to_string()),
-            humantime::format_duration(key.delay).to_string(),
-            key.last_used_at.map_or("never".into(), |at| at.to_string()),
-        ));
-    }
+    let mut rows = vec![["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"].map(str::to_owned)];
+    rows.extend(keys.iter().map(|key| {
+        [
+            key.name.clone(),
+            key.state(now).name().to_owned(),
+            minute(key.created_at),
+            key.revoked_at.or(key.expires_at).map_or("never".to_owned(), minute),
+            if key.delay.is_zero() { "none".to_owned() } else { humantime::format_duration(key.delay).to_string() },
+            key.last_used_at.map_or("never".to_owned(), minute),
+        ]
+    }));
+    say_rows(&rows);
     Ok(())
 }
 
