@@ -55,7 +55,7 @@ impl ServiceManager {
 
     /// Says that the server ends.
     pub(crate) fn stopping(&mut self, feed: &Feed) {
-        let status = format!("stopping: {} streams are told", feed.clients.count());
+        let status = format!("stopping: streams {}", feed.clients.count());
         self.tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);
     }
 
@@ -70,7 +70,7 @@ impl ServiceManager {
 }
 
 fn status(feed: &Feed) -> String {
-    let figures = format!("{} streams, head {}", feed.clients.count(), feed.live.head());
+    let figures = format!("streams {}, head {}", feed.clients.count(), feed.live.head());
     let outage = feed.health.outage().unwrap_or_default().as_secs();
     match feed.health.state() {
         State::Starting => format!("starting: no answer from the database for {outage} s; {figures}"),

@@ -464,7 +464,7 @@ fn lock_holders(connection: &mut Connection) -> Result<Vec<(String, i32, String)
                 coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, '?')),
             coalesce(l.pid, 0), coalesce(a.xact_start::text, '')
             from pg_catalog.pg_locks as l left join pg_catalog.pg_stat_activity as a on a.pid = l.pid
-            where l.granted and l.locktype = 'relation' and l.mode = 'ExclusiveLock'
+            where l.granted and l.locktype = 'relation' and l.mode = 'ShareUpdateExclusiveLock'
                 and l.relation = 'stock_market.signal_feed_lock'::regclass
                 and l.database = (select d.oid from pg_catalog.pg_database as d where d.datname = current_database())",
         &[],

@@ -61,7 +61,7 @@ const GRANTS: [(&str, &[&str], &[&str]); 19] = [
     ("signal_feed_outbox", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_outbox", &["INSERT"], &["signal_feed_capture"]),
     ("signal_feed_first", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
-    ("signal_feed_first", &["INSERT", "SELECT(xact)"], &["signal_feed_capture"]),
+    ("signal_feed_first", &["INSERT", "SELECT(xact)", "SELECT(round)"], &["signal_feed_capture"]),
     ("signal_feed_lock", &["SELECT"], &["signal_feed_admin"]),
     ("signal_feed_api_key", &["SELECT", "UPDATE(last_used_at)"], &["signal_feed_server"]),
     ("signal_feed_api_key", &["SELECT", "INSERT", "UPDATE"], &["signal_feed_admin"]),

@@ -512,6 +512,9 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn retry_later(&mut self, error: &db::Error) -> Step {
         log::debug!("replay for key {:?}: {error}", self.client.key.name);
+        if error.is_conflict() {
+            self.feed.stats.replay_conflicts.inc();
+        }
         let until = Instant::now() + LOOK_AGAIN;
         while Instant::now() < until {
             self.pause(until.saturating_duration_since(Instant::now()))?;

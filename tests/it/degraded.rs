@@ -31,11 +31,6 @@ impl Feed {
         stream.connected();
         stream
     }
-
-    /// Freezes or thaws every process of the cluster.
-    fn signal_all(&self, signal: &str) {
-        signal_all(&self.cluster, signal);
-    }
 }
 
 #[test]
@@ -77,12 +72,12 @@ fn a_database_that_is_frozen_is_noticed_within_ten_seconds() {
     let feed = Feed::start(&["--heartbeat", "1s"]);
     let mut stream = feed.stream();
     let frozen = Instant::now();
-    feed.signal_all("STOP");
+    signal_all(&feed.cluster, "STOP");
     let degraded = stream.next_block(PATIENCE);
     let noticed = frozen.elapsed();
     let ready = feed.server.is_ready();
     let refused = Request::feed(&feed.key).send(feed.server.address());
-    feed.signal_all("CONT");
+    signal_all(&feed.cluster, "CONT");
     assert_eq!(degraded.unwrap().reason(), Some("degraded"));
     assert!(noticed < Duration::from_secs(10), "{noticed:?}");
     assert!(!ready);

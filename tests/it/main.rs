@@ -28,20 +28,22 @@ mod overload;
 mod pages;
 mod poison;
 mod pooler;
+mod proxies;
 mod refusals;
+mod scale;
 mod shell;
 mod shutdown;
 mod standby;
 mod storm;
 mod stream;
+mod systemd;
 mod tier;
-#[cfg(feature = "tls")]
 mod tls;
 mod truncation;
 mod upkeep;
 mod usage;
 mod watch;
-
+#[cfg(feature = "tls")]
 #[test]
 fn every_file_here_is_a_module_that_runs() {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");

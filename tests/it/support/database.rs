@@ -174,7 +174,7 @@ pub fn insert_signals(count: usize) -> String {
     )
 }
 
-/// Sends a signal (`STOP`, `CONT`) to every process of a cluster.
+/// Freezes (`STOP`) or thaws (`CONT`) every process of a cluster.
 pub fn signal_all(cluster: &PrivatePostgres, signal: &str) {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", cluster.pid())).unwrap();
     cluster.signal(signal).unwrap();

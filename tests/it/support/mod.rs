@@ -3,8 +3,10 @@
 
 pub mod authority;
 pub mod browser;
+pub mod crowd;
 pub mod database;
 pub mod directory;
+pub mod outside;
 pub mod program;
 pub mod server;
 pub mod sse;
