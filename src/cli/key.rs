@@ -54,7 +54,7 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// An array for scripts
-        #[arg(long)]
+        #[arg(long, env = "SIGNAL_FEED_JSON")]
         json: bool,
     },
     /// End every live key of a name, at once, and its streams within a second
@@ -109,7 +109,7 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
     let (key, hash) = new_key()?;
     let mut connection = database.connect()?;
     if !keys::rotate(&mut connection, name, &hash, overlap, expires_in).doing("rotate a key")? {
-        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}")));
+        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}; key list shows them")));
     }
     say(key);
     Ok(())
@@ -118,7 +118,7 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
 fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
     let mut connection = database.connect()?;
     match keys::revoke(&mut connection, name).doing("revoke a key")? {
-        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}"))),
+        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}; key list shows them"))),
         1 => {
             say(format_args!("revoked {name}"));
             Ok(())

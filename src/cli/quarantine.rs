@@ -25,7 +25,7 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// An array for scripts
-        #[arg(long)]
+        #[arg(long, env = "SIGNAL_FEED_JSON")]
         json: bool,
     },
 }

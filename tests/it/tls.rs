@@ -140,6 +140,19 @@ fn every_sslmode_with_every_certificate_does_what_libpq_does() {
 }
 
 #[test]
+fn roots_that_cannot_be_read_are_found_out_before_anything_is_tried() {
+    for (string, words) in [
+        ("host=h sslmode=verify-full", "none is given"),
+        ("host=h sslmode=verify-ca sslrootcert=/nowhere/root.crt", "/nowhere/root.crt: No such file"),
+        ("host=h sslmode=prefer sslrootcert=/dev/null", "/dev/null holds no certificate"),
+        ("host=h sslmode=require sslrootcert=/", "read /: "),
+    ] {
+        let said = signal_feed(string, &["serve"]).failed(2);
+        assert!(said.starts_with("error: --database-url: sslrootcert: ") && said.contains(words), "{said}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_certificate_is_said_with_what_to_do() {
     let secured = Secured::start();
     let say = |mode: &str, root: &str| {
