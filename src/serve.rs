@@ -165,7 +165,7 @@ fn first_attempt(feed: &Feed, settings: &Settings) -> Result<(), Error> {
         Err(Error::Database { cause, .. }) if !cause.is_statement_error() => return Ok(()),
         Err(error) => return Err(error),
     }
-    keys::refresh(feed, &mut connection).doing("read the keys")
+    keys::fill(feed, &mut connection).doing("read the keys")
 }
 
 fn join(threads: Vec<CoreThread>) {

@@ -16,7 +16,7 @@ const PROOF_LASTS: Duration = Duration::from_secs(10);
 pub enum Part {
     /// The log can be read.
     Log,
-    /// Notifications arrive.
+    /// Notifications arrive; on a standby, what its primary writes.
     Listen,
 }
 
@@ -108,9 +108,11 @@ impl Health {
         inner.since = Instant::now();
         drop(inner);
         if live {
-            log::info!("live: the log is read and notifications arrive (after {:.1} s)", lasted.as_secs_f64());
+            log::info!("live: the log is read and news arrive (after {:.1} s)", lasted.as_secs_f64());
         } else {
-            log::error!("degraded: the database was lost; streams stay open, new ones are held");
+            log::error!(
+                "degraded: the database, or the primary of a standby, was lost; streams stay open, new ones are held"
+            );
         }
         self.changed.notify_all();
         for wake in lock(&self.wakes).iter() {

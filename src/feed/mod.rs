@@ -16,6 +16,7 @@ pub mod queue;
 pub mod reader;
 pub mod reason;
 pub mod render;
+pub mod standby;
 pub mod stats;
 pub mod stream;
 pub mod tail;
@@ -37,6 +38,7 @@ use self::clock::DatabaseClock;
 use self::health::Health;
 use self::keys::KeyRing;
 use self::pool::ReplayPool;
+use self::standby::{Replication, Role};
 use self::stats::Stats;
 use self::tier::{Control, Tier};
 use self::upkeep::Record;
@@ -59,6 +61,8 @@ pub struct Feed {
     pub clock: DatabaseClock,
     /// Whether delivery works.
     pub health: Health,
+    /// Which role the database has.
+    pub replication: Replication,
     /// API keys.
     pub keys: KeyRing,
     /// All streams.
@@ -104,6 +108,7 @@ impl Feed {
         let feed = Self {
             clock: DatabaseClock::default(),
             health: Health::default(),
+            replication: Replication::default(),
             keys: KeyRing::default(),
             clients: Clients::default(),
             live,
@@ -133,6 +138,16 @@ impl Feed {
 
     fn set_feed_id(&self, id: &str) {
         id.clone_into(&mut lock(&self.feed_id));
+    }
+
+    /// What the database is that the log is read from: it can change while the feed runs.
+    pub fn role(&self) -> Role {
+        self.replication.role()
+    }
+
+    /// How far the database is behind its primary; `None` where it is one.
+    pub fn standby_lag(&self) -> Option<Duration> {
+        self.replication.lag()
     }
 
     /// The last number that was allocated, as last read.

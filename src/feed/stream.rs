@@ -13,6 +13,7 @@ use super::batch::SharedBatch;
 use super::client::Client;
 use super::pages::{self, PageReader};
 use super::reason::End;
+use super::standby::Role;
 use super::tail::TailRead;
 use super::tier::Tier;
 use super::window::Earliest;
@@ -23,7 +24,7 @@ use crate::http::outlet::{Blocked, Outlet};
 
 /// How much is written at once, and so how long an end or a notice may wait for a slow client.
 const WRITE_BYTES: usize = 256 * 1024;
-/// How long a cursor that is ahead of the log may be so before it is said: another feed, or a standby, may have seen more.
+/// How long a cursor that is ahead of a primary's log may be so before it is said: another feed may have seen more.
 const AHEAD_GRACE: Duration = Duration::from_secs(5);
 /// How often it is looked at meanwhile, and how long a failed look into the database is followed by the next.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -189,8 +190,12 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     /// Whether the cursor is not ahead of the log; waits a little where it is.
     fn is_in_log(&mut self, cursor: FeedSeq) -> Step<bool> {
-        let until = Instant::now() + AHEAD_GRACE;
+        let mut until = Instant::now() + AHEAD_GRACE;
         loop {
+            // What a standby has not got may be on its way, however long that takes: only a primary knows that it is not.
+            if self.feed.role() == Role::Standby {
+                until = Instant::now() + AHEAD_GRACE;
+            }
             let head = self.tier.head();
             if cursor <= head {
                 return Ok(true);
@@ -307,9 +312,10 @@ impl<'a, 'o> Stream<'a, 'o> {
         let page = page?;
         self.feed.stats.replay_pages.inc();
         let Some(first) = page.rows.first() else {
-            // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which.
+            // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which. Or this is
+            // a standby that has yet to replay what another database had.
             let place = self.query(|connection| event_log::read_place(connection, upto))?;
-            if place.row_at_or_below > after {
+            if place.is_pruned {
                 self.truncated(Earliest { seq: upto.next(), prev: place.row_at_or_below })?;
             } else {
                 self.pause(LOOK_AGAIN)?;
@@ -506,6 +512,9 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn retry_later(&mut self, error: &db::Error) -> Step {
         log::debug!("replay for key {:?}: {error}", self.client.key.name);
+        if error.is_conflict() {
+            self.feed.stats.replay_conflicts.inc();
+        }
         let until = Instant::now() + LOOK_AGAIN;
         while Instant::now() < until {
             self.pause(until.saturating_duration_since(Instant::now()))?;

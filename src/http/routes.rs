@@ -16,7 +16,7 @@ use crate::db::keys::Key;
 use crate::event::FeedSeq;
 use crate::feed::Feed;
 use crate::feed::client::{Client, Full, Limits};
-use crate::feed::keys::{Credential, NotLive, Refused, SESSION_LASTS};
+use crate::feed::keys::{Credential, Refused, SESSION_LASTS, Unjudged};
 use crate::feed::reason::End;
 use crate::feed::stream::{Asked, Stream};
 
@@ -207,13 +207,45 @@ impl Request<'_> {
             let Some(credential) = &credential else {
                 return Err(Route::Answer(refused(Code::MissingKey)));
             };
-            match feed.keys.judge(credential, self.arrived, &feed.clock, &feed.health) {
+            match self.judge_in_time(credential) {
                 Ok(Ok(key)) => return Ok(key),
                 Ok(Err(Refused::Unknown)) => return Err(Route::Answer(refused(Code::UnknownKey))),
                 Ok(Err(Refused::Expired)) => return Err(Route::Answer(refused(Code::ExpiredKey))),
                 Ok(Err(Refused::Revoked)) => return Err(Route::Answer(refused(Code::RevokedKey))),
-                Err(NotLive) => {}
+                Err(Held::Live) => {}
+                Err(Held::TooLong) => return Err(Route::Answer(not_replayed())),
+                Err(Held::Over) => return Err(Route::Nothing),
             }
+        }
+    }
+
+    /// Judges a credential, which a standby may have yet to replay: then the request is held as in an outage. Without a
+    /// judgement, says how that ended; live is whatever was interrupted.
+    fn judge_in_time(&self, credential: &Credential) -> Result<Result<Arc<Key>, Refused>, Held> {
+        let feed = self.feed;
+        let mut is_marked = false;
+        loop {
+            match feed.keys.judge(credential, self.arrived, &feed.clock, &feed.health) {
+                Ok(judgement) => {
+                    self.place.is_known();
+                    return Ok(judgement);
+                }
+                Err(Unjudged::NotLive) => return Err(Held::Live),
+                Err(Unjudged::NotReplayed) => {}
+            }
+            if self.arrived.elapsed() >= feed.options.degraded_hold {
+                return Err(Held::TooLong);
+            }
+            if !is_marked {
+                is_marked = true;
+                if self.place.is_stranger() {
+                    feed.stats.evicted.inc();
+                }
+            }
+            if outlet::is_closed(self.stream) {
+                return Err(Held::Over);
+            }
+            feed.keys.wait_refreshed(HOLD_LOOK);
         }
     }
 
@@ -337,6 +369,13 @@ fn text(status: &'static str, body: &'static str) -> Response {
 
 fn degraded() -> Response {
     Response::error(Code::Degraded, "the database is away; nothing is missed: come again with the same cursor")
+}
+
+fn not_replayed() -> Response {
+    Response::error(
+        Code::Degraded,
+        "this key is not known here, and this server's standby is not proven to have replayed so far: come again",
+    )
 }
 
 fn refused(code: Code) -> Response {

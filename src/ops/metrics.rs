@@ -8,6 +8,7 @@ use prometheus::{Encoder, Gauge, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry
 
 use super::{Operator, status};
 use crate::feed::health::Part;
+use crate::feed::standby::Role;
 use crate::feed::stats::registered;
 use crate::feed::{Feed, lock};
 
@@ -22,6 +23,8 @@ pub struct Gauges {
     state: IntGaugeVec,
     database_up: IntGauge,
     listen_up: IntGauge,
+    standby: IntGauge,
+    standby_lag: Gauge,
     log_read_age: Gauge,
     log_lag: IntGauge,
     outage: Gauge,
@@ -58,6 +61,8 @@ impl Gauges {
             state: by("signal_feed_state", "1 for the state that the feed is in, 0 for the others", "state"),
             database_up: int("signal_feed_database_up", "Whether the log can be read"),
             listen_up: int("signal_feed_listen_up", "Whether notifications arrive"),
+            standby: int("signal_feed_standby", "Whether the database is a hot standby"),
+            standby_lag: float("signal_feed_standby_lag_seconds", "How far a standby is behind its primary; 0 on one"),
             log_read_age: float("signal_feed_log_read_age_seconds", "How long ago the log was last read"),
             log_lag: int("signal_feed_log_lag_events", "Numbers in the log that were not broadcast yet"),
             outage: float("signal_feed_outage_seconds", "How long the feed has not been live; 0 while it is"),
@@ -91,6 +96,8 @@ impl Gauges {
         let (log_up, log_read) = feed.health.part(Part::Log);
         self.database_up.set(i64::from(log_up));
         self.listen_up.set(i64::from(feed.health.part(Part::Listen).0));
+        self.standby.set(i64::from(feed.role() == Role::Standby));
+        self.standby_lag.set(feed.standby_lag().unwrap_or_default().as_secs_f64());
         // Never read: as old as the server.
         self.log_read_age.set(log_read.unwrap_or_else(|| feed.age()).as_secs_f64());
         self.log_lag.set(count(feed.log_lag_events()));

@@ -99,8 +99,8 @@ pub fn json(operator: &Operator) -> String {
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         instance: &operator.instance,
-        role: "primary",
-        standby_lag_seconds: None,
+        role: feed.role().name(),
+        standby_lag_seconds: feed.standby_lag().map(|lag| lag.as_secs_f64()),
         started_at: feed.started_at.to_string(),
         feed_id: feed.feed_id(),
         state: state(feed),

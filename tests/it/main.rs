@@ -19,6 +19,7 @@ mod demo;
 mod failover;
 mod history;
 mod hostile;
+mod hosts;
 mod keys;
 mod logs;
 mod migrate;
@@ -29,17 +30,20 @@ mod poison;
 mod pooler;
 mod proxies;
 mod refusals;
+mod scale;
 mod shell;
 mod shutdown;
+mod standby;
 mod storm;
 mod stream;
 mod systemd;
 mod tier;
+mod tls;
 mod truncation;
 mod upkeep;
 mod usage;
 mod watch;
-
+#[cfg(feature = "tls")]
 #[test]
 fn every_file_here_is_a_module_that_runs() {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
