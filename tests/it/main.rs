@@ -26,6 +26,7 @@ mod migrate;
 mod ops;
 mod overload;
 mod pages;
+mod pitr;
 mod poison;
 mod pooler;
 mod proxies;
