@@ -20,6 +20,7 @@
 //! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe |
 //! | `reader` | [`feed::reader`] | the live head, its clients, one connection | `listen`, clients' requests, `--poll-interval` |
 //! | `tier-…`, one a delay in use | [`feed::delayed`] | a delayed head and its clients | what is due, clients' requests |
+//! | `replay-…`, one a replay connection | [`feed::ahead`] | nothing | streams that read the log page by page |
 //! | `keys` | [`feed::keys`] | one connection | notifications, requests with unknown keys, a timer |
 //! | `upkeep` | [`feed::upkeep`] | one connection, which may be missing | what is to be recorded, a timer |
 //!

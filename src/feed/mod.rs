@@ -2,6 +2,7 @@
 //! (`tail`, `queue`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
 //! `health`, `clock`, `keys`, `client`, `upkeep`.
 
+pub mod ahead;
 pub mod batch;
 pub mod broadcast;
 pub mod client;
@@ -68,6 +69,8 @@ pub struct Feed {
     /// Connections for replay.
     pub replay: ReplayPool,
     /// What is counted.
+    /// Who reads pages ahead for streams that replay.
+    pub ahead: ahead::Readers,
     pub stats: Stats,
     /// Whether what is written to `signal` reaches the log, as last checked.
     pub capture_on: AtomicBool,
@@ -86,6 +89,8 @@ pub struct Inlets {
     /// For `reader`: what clients ask.
     pub control: Receiver<Control>,
     /// For `upkeep`: what is to be written.
+    /// For `replay-…`: pages to be read ahead.
+    pub pages: Receiver<ahead::Request>,
     pub records: Receiver<Record>,
 }
 
@@ -95,6 +100,7 @@ impl Feed {
         let (live, control) = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
         let feed = Self {
+        let (ahead, pages) = ahead::Readers::new();
             clock: DatabaseClock::default(),
             health: Health::default(),
             keys: KeyRing::default(),
@@ -102,6 +108,7 @@ impl Feed {
             live,
             tiers: Mutex::default(),
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
+            ahead,
             stats: Stats::default(),
             capture_on: AtomicBool::new(true),
             feed_id: Mutex::default(),
@@ -112,7 +119,7 @@ impl Feed {
             poisoned: Mutex::default(),
             options,
         };
-        (feed, Inlets { control, records })
+        (feed, Inlets { control, pages, records })
     }
 
     /// The identity of the log.

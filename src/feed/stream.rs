@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::batch::SharedBatch;
+use super::ahead::Ahead;
 use super::client::Client;
 use super::pages::{self, PageReader};
 use super::reason::End;
@@ -89,6 +90,8 @@ impl<'a, 'o> Stream<'a, 'o> {
         let age = feed.options.max_stream_age.map(|most| random_between(most * 4 / 5, most));
         Self {
             feed,
+    /// The next page, where it is being read already.
+    ahead: Option<Ahead>,
             client,
             tier: feed.live.clone(),
             outlet,
@@ -121,6 +124,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             // So that a stuck write is given up for a key's end that nobody asked for too.
             self.client.end(end);
             self.system(&serde_json::json!({"reason": "closing", "cause": end.name()}))?;
+            ahead: None,
         }
         let asked = self.stuck_end();
         Ok(self.outlet.finish(asked)?)
@@ -298,13 +302,23 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn write_page(&mut self) -> Step {
         let (after, upto) = (self.at.cursor, self.tier.head());
         let row = match self.at.row {
+                    self.ahead = None;
             Some(row) => row,
             None => self.find_place(after)?,
         };
-        let mut pages = std::mem::take(&mut self.pages);
-        let page = self.query(|connection| pages.read(connection, after, upto));
-        self.pages = pages;
-        let page = page?;
+        let ahead = self.ahead.take().and_then(|ahead| ahead.wait(after, self.history));
+        let page = match ahead {
+            Some((pages, page)) => {
+                self.pages = pages;
+                page
+            }
+            None => {
+                let mut pages = self.pages;
+                let page = self.query(|connection| pages.read(connection, after, upto));
+                self.pages = pages;
+                page?
+            }
+        };
         self.feed.stats.replay_pages.add(1);
         let Some(first) = page.rows.first() else {
             // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which.
@@ -345,8 +359,15 @@ impl<'a, 'o> Stream<'a, 'o> {
             let Some(first) = batches.first() else {
                 self.outlet.forget_standstill();
                 self.wait()?;
+        if page.full
+            && let Some(last) = page.rows.last()
+            && !lock(&self.tier.tail).covers(last.seq)
+        {
+            self.ahead = self.feed.ahead.ask(self.pages, last.seq, self.tier.head(), self.history);
+        }
                 continue;
             };
+        drop(page);
             // What lies before the first hole is written; the hole itself may be at the very beginning.
             let whole = match first.prev() > self.at.cursor {
                 true => 0,
