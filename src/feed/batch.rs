@@ -41,6 +41,11 @@ impl Batch {
         self.prev
     }
 
+    /// The number of the first event.
+    pub fn first(&self) -> FeedSeq {
+        self.entries.first().map_or(self.prev, |entry| entry.seq)
+    }
+
     /// The number of the last event.
     pub fn last(&self) -> FeedSeq {
         self.entries.last().map_or(self.prev, |entry| entry.seq)
@@ -64,6 +69,11 @@ impl Batch {
     /// The whole batch as one HTTP chunk.
     pub fn as_chunk(&self) -> &[u8] {
         &self.framed[self.framed_from..]
+    }
+
+    /// The bytes of the whole batch, as one HTTP chunk or without framing.
+    pub fn whole(&self, is_chunked: bool) -> &[u8] {
+        if is_chunked { self.as_chunk() } else { self.blocks_after(self.prev) }
     }
 
     /// The blocks of the events above `cursor`, without HTTP framing.

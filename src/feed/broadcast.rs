@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
 use super::batch::{Batch, SharedBatch};
 use super::client::Client;
 use super::lock;
+use super::queue::Offered;
 use super::stats::Stats;
 use super::tail::Tail;
 use super::tier::{Control, Registered, Tier};
@@ -72,11 +74,15 @@ impl Broadcaster {
             if self.tier.delay().is_zero() {
                 stats.events.add(batch.entries().len());
             }
+            let now = Instant::now();
             for client in self.clients.values() {
-                let dropped = client.queue.offer(&batch);
-                if dropped > 0 {
-                    client.dropped(dropped);
-                    stats.dropped.add(dropped);
+                match client.queue.offer(&batch, now) {
+                    Offered::Written => client.delivered(batch.last(), batch.entries().len(), stats),
+                    Offered::Queued { dropped: 0 } => {}
+                    Offered::Queued { dropped } => {
+                        client.dropped(dropped);
+                        stats.dropped.add(dropped);
+                    }
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `broadcast`
-//! (`tail`, `queue`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
-//! `health`, `clock`, `keys`, `client`, `upkeep`.
+//! (`tail`, `queue`, `loan`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
+//! `health`, `clock`, `keys`, `client`, `upkeep`; and for replay `pool` and `ahead`.
 
 pub mod ahead;
 pub mod batch;
@@ -11,6 +11,7 @@ pub mod delayed;
 pub mod health;
 pub mod keys;
 pub mod listen;
+pub mod loan;
 pub mod pages;
 pub mod pool;
 pub mod queue;
@@ -68,9 +69,9 @@ pub struct Feed {
     tiers: Mutex<HashMap<Duration, Arc<Tier>>>,
     /// Connections for replay.
     pub replay: ReplayPool,
-    /// What is counted.
     /// Who reads pages ahead for streams that replay.
     pub ahead: ahead::Readers,
+    /// What is counted.
     pub stats: Stats,
     /// Whether what is written to `signal` reaches the log, as last checked.
     pub capture_on: AtomicBool,
@@ -88,9 +89,9 @@ pub struct Feed {
 pub struct Inlets {
     /// For `reader`: what clients ask.
     pub control: Receiver<Control>,
-    /// For `upkeep`: what is to be written.
     /// For `replay-…`: pages to be read ahead.
     pub pages: Receiver<ahead::Request>,
+    /// For `upkeep`: what is to be written.
     pub records: Receiver<Record>,
 }
 
@@ -99,16 +100,16 @@ impl Feed {
     pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
         let (live, control) = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
-        let feed = Self {
         let (ahead, pages) = ahead::Readers::new();
+        let feed = Self {
             clock: DatabaseClock::default(),
             health: Health::default(),
             keys: KeyRing::default(),
             clients: Clients::default(),
             live,
             tiers: Mutex::default(),
-            replay: ReplayPool::new(settings.clone(), options.replay_connections),
             ahead,
+            replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
             capture_on: AtomicBool::new(true),
             feed_id: Mutex::default(),

@@ -3,19 +3,21 @@
 //! A stream is always in one of two modes. Catching up, it reads above its cursor, from memory where it can and else page
 //! by page from the log, until it stands at the head and registers with the reader. Live, it writes what its queue holds.
 //! A hole in the queue (`prev` above the cursor) leads back to catching up, or to the end for a client that stood still.
+//! While it sleeps, the reader writes to its socket (see `loan`); it wakes for whatever the reader cannot do.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::batch::SharedBatch;
 use super::ahead::Ahead;
+use super::batch::SharedBatch;
 use super::client::Client;
+use super::loan::Loan;
 use super::pages::{self, PageReader};
 use super::reason::End;
 use super::tail::TailRead;
-use super::tier::Tier;
+use super::tier::{Registered, Tier};
 use super::window::Earliest;
 use super::{Feed, delayed, lock, random_between};
 use crate::db::{self, event_log};
@@ -44,13 +46,37 @@ pub struct Asked {
 
 /// Where a stream stands.
 #[derive(Debug, Clone, Copy)]
-struct Position {
+pub struct Place {
     /// Everything up to here was sent, or is not to be.
     cursor: FeedSeq,
     /// The time of the event with that number, where it is known: it tells whether the log is still the same.
     time: Option<EventTime>,
     /// The number of the last log row at or below the cursor, where it is known.
     row: Option<FeedSeq>,
+    /// Events broadcast up to the cursor, as the reader counts them; for counting what was dropped.
+    ordinal: u64,
+}
+
+impl Place {
+    /// Behind a cursor of which nothing else is known.
+    fn at(cursor: FeedSeq) -> Self {
+        Self { cursor, time: None, row: None, ordinal: 0 }
+    }
+
+    /// Behind the last event of a batch.
+    pub fn after(batch: &SharedBatch) -> Self {
+        Self {
+            cursor: batch.last(),
+            time: batch.entries().last().map(|entry| entry.time),
+            row: Some(batch.last()),
+            ordinal: batch.ordinal() + batch.entries().len() as u64,
+        }
+    }
+
+    /// The number behind which it is.
+    pub fn cursor(&self) -> FeedSeq {
+        self.cursor
+    }
 }
 
 /// One client's stream.
@@ -59,13 +85,13 @@ pub struct Stream<'a, 'o> {
     client: &'a Arc<Client>,
     tier: Arc<Tier>,
     outlet: &'a mut Outlet<'o>,
-    at: Position,
-    /// Events broadcast up to the cursor, as the reader counts them; for counting what was dropped.
-    ordinal: u64,
+    at: Place,
     history: u64,
     told_epoch: u64,
     ends_at: Option<Instant>,
     pages: PageReader,
+    /// The next page, where it is being read already.
+    ahead: Option<Ahead>,
 }
 
 /// Why a stream left its loop.
@@ -90,17 +116,15 @@ impl<'a, 'o> Stream<'a, 'o> {
         let age = feed.options.max_stream_age.map(|most| random_between(most * 4 / 5, most));
         Self {
             feed,
-    /// The next page, where it is being read already.
-    ahead: Option<Ahead>,
             client,
             tier: feed.live.clone(),
             outlet,
-            at: Position { cursor: FeedSeq(0), time: None, row: None },
-            ordinal: 0,
+            at: Place::at(FeedSeq(0)),
             history: feed.live.history(),
             told_epoch: feed.health.epoch(),
             ends_at: age.and_then(|age| Instant::now().checked_add(age)),
             pages: PageReader::default(),
+            ahead: None,
         }
     }
 
@@ -124,7 +148,6 @@ impl<'a, 'o> Stream<'a, 'o> {
             // So that a stuck write is given up for a key's end that nobody asked for too.
             self.client.end(end);
             self.system(&serde_json::json!({"reason": "closing", "cause": end.name()}))?;
-            ahead: None,
         }
         let asked = self.stuck_end();
         Ok(self.outlet.finish(asked)?)
@@ -169,8 +192,8 @@ impl<'a, 'o> Stream<'a, 'o> {
     }
 
     fn begin_at(&mut self, cursor: FeedSeq, time: Option<Timestamp>) -> Step {
-        self.at = Position { cursor, time: None, row: None };
-        self.client.delivered(cursor, 0);
+        self.at = Place::at(cursor);
+        self.client.stands_at(cursor);
         self.connected(cursor)?;
         // Nothing that a delayed key is told may depend on what its tier has not reached.
         let is_skipped = |stream: &Self| stream.feed.is_skipped(cursor);
@@ -252,9 +275,9 @@ impl<'a, 'o> Stream<'a, 'o> {
         match self.tier.register(self.client, || self.feed.health.is_stopping()) {
             None => Err(Stop::Between(End::Shutdown)),
             Some(registered) => {
-                self.at = Position { cursor: registered.head, time: registered.head_time, row: Some(registered.head) };
-                self.ordinal = registered.ordinal;
-                self.client.delivered(registered.head, 0);
+                let Registered { head, head_time, ordinal } = registered;
+                self.at = Place { cursor: head, time: head_time, row: Some(head), ordinal };
+                self.client.stands_at(head);
                 Ok(())
             }
         }
@@ -279,6 +302,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                 TailRead::Batches(batches) => self.write_batches(&batches)?,
                 TailRead::TooOld => self.write_page()?,
                 TailRead::AtHead if registered => {
+                    self.ahead = None;
                     self.outlet.forget_standstill();
                     return Ok(());
                 }
@@ -291,7 +315,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                         self.at = cursor;
                     } else if cursor.cursor > self.at.cursor {
                         self.at.cursor = cursor.cursor;
-                        self.client.delivered(cursor.cursor, 0);
+                        self.client.stands_at(cursor.cursor);
                     }
                 }
             }
@@ -302,7 +326,6 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn write_page(&mut self) -> Step {
         let (after, upto) = (self.at.cursor, self.tier.head());
         let row = match self.at.row {
-                    self.ahead = None;
             Some(row) => row,
             None => self.find_place(after)?,
         };
@@ -336,8 +359,15 @@ impl<'a, 'o> Stream<'a, 'o> {
         if page.pruned_through > after {
             self.truncated(Earliest { seq: first.seq, prev: page.pruned_through })?;
         }
+        if page.full
+            && let Some(last) = page.rows.last()
+            && !lock(&self.tier.tail).covers(last.seq)
+        {
+            self.ahead = self.feed.ahead.ask(self.pages, last.seq, self.tier.head(), self.history);
+        }
         let prev = row.max(page.pruned_through);
         let batches = pages::render(&page.rows, prev, 0, usize::MAX, |row, poison| self.feed.quarantine(row, poison));
+        drop(page);
         for batch in batches {
             self.attend()?;
             self.write_batches(&[Arc::new(batch)])?;
@@ -359,15 +389,8 @@ impl<'a, 'o> Stream<'a, 'o> {
             let Some(first) = batches.first() else {
                 self.outlet.forget_standstill();
                 self.wait()?;
-        if page.full
-            && let Some(last) = page.rows.last()
-            && !lock(&self.tier.tail).covers(last.seq)
-        {
-            self.ahead = self.feed.ahead.ask(self.pages, last.seq, self.tier.head(), self.history);
-        }
                 continue;
             };
-        drop(page);
             // What lies before the first hole is written; the hole itself may be at the very beginning.
             let whole = match first.prev() > self.at.cursor {
                 true => 0,
@@ -412,14 +435,8 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
         self.write_pieces(&mut slices)?;
         if let Some(last) = batches.last() {
-            self.at = Position {
-                cursor: last.last(),
-                time: last.entries().last().map(|entry| entry.time),
-                row: Some(last.last()),
-            };
-            self.ordinal = last.ordinal() + last.entries().len() as u64;
-            self.client.delivered(self.at.cursor, events);
-            self.feed.stats.deliveries.add(events);
+            self.at = Place::after(last);
+            self.client.delivered(self.at.cursor, events, &self.feed.stats);
         }
         Ok(())
     }
@@ -490,20 +507,30 @@ impl<'a, 'o> Stream<'a, 'o> {
         Ok(())
     }
 
-    /// Waits for the queue to ring, at most until the next thing is due.
+    /// Waits for the queue to ring, at most until the next thing is due. Meanwhile the reader writes, where it can.
     fn wait(&mut self) -> Step {
+        let now = Instant::now();
+        let key_ends = self.client.expires_at().and_then(|at| now.checked_add(at.since(self.feed.clock.now())));
+        let until = self.ends_at.into_iter().chain(key_ends).min();
         let mut patience = self.feed.options.heartbeat.saturating_sub(self.outlet.silent_for());
-        if let Some(left) = self.outlet.look()? {
-            patience = patience.min(left);
+        // Also where nothing is on its way: what the reader writes from now on is looked at in time.
+        patience = patience.min(self.outlet.look()?.unwrap_or(self.feed.options.write_timeout));
+        if let Some(until) = until {
+            patience = patience.min(until.saturating_duration_since(now));
         }
-        if let Some(at) = self.ends_at {
-            patience = patience.min(at.saturating_duration_since(Instant::now()));
-        }
-        if let Some(at) = self.client.expires_at() {
-            patience = patience.min(at.since(self.feed.clock.now()));
-        }
+        let loan = Loan::new(self.outlet.lend(), self.at, until);
         // A little later than due rather than a little before: who wakes too early waits again for nothing.
-        self.client.queue.wait(patience + Duration::from_millis(1));
+        let Some(loan) = self.client.queue.wait_lending(loan, patience + Duration::from_millis(1)) else {
+            return Ok(());
+        };
+        self.at = loan.place();
+        self.outlet.take_back(loan.outlet());
+        if let Some((batch, rest)) = loan.rest() {
+            let asked = self.stuck_end();
+            self.outlet.write(&mut [std::io::IoSlice::new(rest)], asked)?;
+            self.at = Place::after(batch);
+            self.client.delivered(self.at.cursor, batch.entries().len(), &self.feed.stats);
+        }
         Ok(())
     }
 
@@ -534,7 +561,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     /// The log was replaced under the running server: goes on where the last event is in the new one, as it was sent.
     fn check_history(&mut self) -> Step {
         self.history = self.tier.history();
-        let Position { cursor, time, .. } = self.at;
+        let Place { cursor, time, .. } = self.at;
         let now = self.query(|connection| event_log::read_time(connection, cursor))?;
         let is_same = match time {
             Some(time) => now == Some(time),
@@ -573,7 +600,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             earliest.seq
         );
         self.feed.stats.truncated.add(1);
-        self.at = Position { cursor: earliest.prev, time: None, row: Some(earliest.prev) };
+        self.at = Place { cursor: earliest.prev, time: None, row: Some(earliest.prev), ordinal: self.at.ordinal };
         self.system(
             &serde_json::json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}),
         )
@@ -597,7 +624,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn dropped(&mut self, next: &SharedBatch) -> Step {
         let from = lock(&self.tier.tail).first_after(self.at.cursor).unwrap_or(self.at.cursor.next());
         let to = next.prev();
-        let dropped = next.ordinal().saturating_sub(self.ordinal);
+        let dropped = next.ordinal().saturating_sub(self.at.ordinal);
         log::warn!(
             "dropped {dropped} events ({from} to {to}): key {:?} from {} took nothing for a second and its queue overflowed",
             self.client.key.name,
