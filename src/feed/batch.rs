@@ -165,6 +165,8 @@ impl BatchBuilder {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn batch(prev: i64, seqs: &[i64]) -> Batch {
@@ -202,5 +204,21 @@ mod tests {
             Err("no")
         });
         assert_eq!((outcome, builder.bytes(), builder.len()), (Err("no"), 0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_cursor_exactly_what_lies_above_it_is_left(
+            gaps in prop::collection::vec(1_i64..4, 1..30),
+            cursor in 0_i64..130,
+        ) {
+            let seqs: Vec<i64> = gaps.iter().scan(4, |seq, gap| { *seq += gap; Some(*seq) }).collect();
+            let batch = batch(4, &seqs);
+            let above: Vec<i64> = seqs.iter().copied().filter(|&seq| seq > cursor).collect();
+            let expected: String = above.iter().map(|seq| format!("id: {seq}\n\n")).collect();
+            prop_assert_eq!(batch.blocks_after(FeedSeq(cursor)), expected.as_bytes());
+            prop_assert_eq!(batch.count_after(FeedSeq(cursor)), above.len());
+            prop_assert_eq!(batch.whole(false), batch.blocks_after(batch.prev()));
+        }
     }
 }
