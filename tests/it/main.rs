@@ -25,6 +25,7 @@ mod overload;
 mod poison;
 mod pooler;
 mod refusals;
+mod soak;
 mod storm;
 mod stream;
 mod tier;
