@@ -4,48 +4,84 @@
 -- EXECUTE is taken from PUBLIC. Every name in them is found in pg_catalog or is written with its schema.
 
 -- Its owner has no rights at all, for a column's type can have a cast to json, which is then the writer's own code.
-create or replace function stock_market.signal_feed_render(signal_row record) returns jsonb
+-- One call an event, for each enters a security context and a subtransaction.
+create or replace function stock_market.signal_feed_render(now record, before record) returns jsonb
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
+declare
+    image jsonb;
+    earlier jsonb;
 begin
-    return to_jsonb(signal_row);
+    image := to_jsonb(now);
+    -- Not "is null", which a row of nothing but NULLs is too.
+    if before is not distinct from null then
+        return image;
+    end if;
+    earlier := to_jsonb(before) - 'updated_at';
+    -- As text too: jsonb finds 1.0 and 1.00 equal.
+    if image - 'updated_at' = earlier and (image - 'updated_at')::text = earlier::text then
+        return 'false';
+    end if;
+    return image;
 exception
     when others then
         -- No row's content makes a write fail: this one is logged without its content.
-        return null;
+        if before is not distinct from null then
+            return null;
+        end if;
+        image := stock_market.signal_feed_render(now, null);
+        -- Two rows that both cannot become jsonb differ unless they are the same bytes.
+        if image is null and now operator(pg_catalog.*=) before then
+            return 'false';
+        end if;
+        return image;
 end
 $function$;
-comment on function stock_market.signal_feed_render(record) is
-    'A row as jsonb; NULL where it cannot become that (a json column with \u0000)';
+comment on function stock_market.signal_feed_render(record, record) is
+    'A row as jsonb; NULL where it cannot become that (a json column with \u0000); false where it was the same before, but for updated_at';
 
-create or replace function stock_market.signal_feed_capture() returns trigger
-language plpgsql security definer
+create or replace function stock_market.signal_feed_render_pinned(now record, before record) returns jsonb
+language plpgsql
 set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
 set timezone = 'UTC'
 set datestyle = 'ISO'
 set intervalstyle = 'postgres'
 set extra_float_digits = 1
 set bytea_output = 'hex'
+set lc_monetary = 'C'
+as $function$
+begin
+    return stock_market.signal_feed_render(now, before);
+end
+$function$;
+comment on function stock_market.signal_feed_render_pinned(record, record) is
+    'The same for a writer whose own settings would render it differently';
+
+create or replace function stock_market.signal_feed_capture() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $function$
 declare
-    image jsonb := stock_market.signal_feed_render(new);
-    earlier jsonb;
+    image jsonb;
     told text;
 begin
-    if tg_op = 'UPDATE' then
-        earlier := stock_market.signal_feed_render(old);
-        -- As text: jsonb finds 1.0 and 1.00 equal. Two rows that both cannot be rendered differ unless they are the same bytes.
-        if (image - 'updated_at')::text is not distinct from (earlier - 'updated_at')::text
-            and (image is not null or new operator(pg_catalog.*=) old)
-        then
-            return null;
-        end if;
+    -- To look at the writer's settings costs less than to replace them. Money is looked at in its effect: locales have
+    -- many names. OLD is NULL for an INSERT.
+    if current_setting('TimeZone') in ('UTC', 'Etc/UTC', 'GMT') and current_setting('DateStyle') like 'ISO%'
+        and current_setting('IntervalStyle') = 'postgres' and current_setting('extra_float_digits') in ('1', '2', '3')
+        and current_setting('bytea_output') = 'hex' and (-1234.5)::money::text = '-$1,234.50'
+    then
+        image := stock_market.signal_feed_render(new, old);
+    else
+        image := stock_market.signal_feed_render_pinned(new, old);
     end if;
-    insert into stock_market.signal_feed_outbox (xact, op, signal)
-    select pg_current_xact_id(), tg_op, image
-    where exists (select from stock_market.signal_feed_first as f where f.xact = pg_current_xact_id());
+    if image = 'false' then
+        return null;
+    end if;
+    insert into stock_market.signal_feed_outbox (round, op, signal)
+    select f.round, tg_op, image from stock_market.signal_feed_first as f where f.xact = pg_current_xact_id();
     if not found then
         insert into stock_market.signal_feed_first (xact, op, signal) values (pg_current_xact_id(), tg_op, image);
     end if;
@@ -80,16 +116,17 @@ as $function$
 begin
     if pg_trigger_depth() > 1 then
         set constraints stock_market.signal_feed_gather, stock_market.signal_feed_number deferred;
-        update stock_market.signal_feed_first as f set seq = f.seq where f.xact = new.xact;
+        update stock_market.signal_feed_first as f set round = f.round where f.xact = new.xact;
     else
-        update stock_market.signal_feed_first as f set armed = true where f.xact = new.xact;
+        delete from stock_market.signal_feed_first as f where f.xact = new.xact;
     end if;
     return null;
 end
 $function$;
 comment on function stock_market.signal_feed_gather() is
-    'Fires among the deferred constraints of the transaction''s statements, and lets signal_feed_number fire after all of them';
+    'Fires among the deferred constraints of the transaction''s statements, and takes the first event away: so signal_feed_number fires after all of them';
 
+-- A transaction has one round at a time: a signal that is written after the first event was taken away begins another.
 create or replace function stock_market.signal_feed_number() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -97,52 +134,65 @@ set jit = off
 set enable_seqscan = off
 as $function$
 declare
-    kind text;
-    image jsonb;
-    more bigint;
+    other bigint;
+    more bigint := 0;
     last bigint;
     moment timestamptz;
 begin
-    if pg_trigger_depth() > 1 then
+    if pg_trigger_depth() > 1 and not old.put_off then
         set constraints stock_market.signal_feed_gather, stock_market.signal_feed_number deferred;
-        update stock_market.signal_feed_first as f set armed = true where f.xact = new.xact;
+        -- Back to where it was taken from. Another round may have begun meanwhile: the two become one.
+        select f.round into other from stock_market.signal_feed_first as f where f.xact = old.xact;
+        if other is null then
+            insert into stock_market.signal_feed_first (xact, round, put_off, op, signal)
+            values (old.xact, old.round, true, old.op, old.signal);
+        elsif other < old.round then
+            insert into stock_market.signal_feed_outbox (round, seq, op, signal)
+            values (other, old.round, old.op, old.signal);
+            update stock_market.signal_feed_outbox as o set round = other where o.round = old.round;
+        else
+            insert into stock_market.signal_feed_outbox (round, seq, op, signal)
+            select old.round, f.round, f.op, f.signal from stock_market.signal_feed_first as f where f.xact = old.xact;
+            update stock_market.signal_feed_outbox as o set round = old.round where o.round = other;
+            update stock_market.signal_feed_first as f
+            set round = old.round, put_off = true, op = old.op, signal = old.signal where f.xact = old.xact;
+        end if;
         return null;
     end if;
-    delete from stock_market.signal_feed_first as f where f.xact = new.xact returning f.op, f.signal into kind, image;
-    if not found then
-        -- An earlier firing has numbered everything.
-        return null;
+    -- The sequence tells without a look at the outbox that this session has written nothing after the first event.
+    if nextval('stock_market.signal_feed_outbox_seq_seq') <> old.round + 1 then
+        select count(*) into more from stock_market.signal_feed_outbox as o where o.round = old.round;
     end if;
-    -- A fair queue. Held until the transaction has committed, so numbers become visible in their order.
-    lock table stock_market.signal_feed_lock in exclusive mode;
-    moment := clock_timestamp();
     -- A number that was delivered must survive a crash, or it would be given to another event.
     if current_setting('synchronous_commit') in ('off', 'local') then
         perform set_config('synchronous_commit', 'on', true);
     end if;
-    update stock_market.signal_feed_counter as c set value = c.value + 1 + n.rows
-    from (select count(*) as rows from stock_market.signal_feed_outbox as o where o.xact = new.xact) as n
-    where c.value = (select l.value from stock_market.signal_feed_counter as l order by l.value desc limit 1)
-    returning c.value, n.rows into last, more;
+    -- A fair queue. Held until the transaction has committed, so numbers become visible in their order. The weakest mode
+    -- that conflicts with itself: the stronger ones make PostgreSQL look through the locks of every session.
+    lock table stock_market.signal_feed_lock in share update exclusive mode;
+    moment := clock_timestamp();
+    update stock_market.signal_feed_counter as c set value = c.value + 1 + more
+    where c.ctid = (select l.ctid from stock_market.signal_feed_counter as l order by l.value desc limit 1)
+    returning c.value into last;
     if last is null then
         raise exception 'the counter of the feed has no row: refused, or this event would be lost'
             using errcode = 'object_not_in_prerequisite_state',
                 hint = 'Run "signal-feed migrate".';
     end if;
     insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal)
-    values (last - more, moment, kind, image);
+    values (last - more, moment, old.op, old.signal);
     if more > 0 then
         insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal)
         select last - more + row_number() over (order by o.seq), moment, o.op, o.signal
-        from stock_market.signal_feed_outbox as o where o.xact = new.xact;
-        delete from stock_market.signal_feed_outbox as o where o.xact = new.xact;
+        from stock_market.signal_feed_outbox as o where o.round = old.round;
+        delete from stock_market.signal_feed_outbox as o where o.round = old.round;
     end if;
     if pg_notify('signal_feed', last::text) is null then null; end if;
     return null;
 end
 $function$;
 comment on function stock_market.signal_feed_number() is
-    'At the end of a transaction: moves its events to the log under the feed''s lock, and notifies channel signal_feed once';
+    'At the end of a transaction: moves a round of its events to the log under the feed''s lock, and notifies channel signal_feed';
 
 create or replace function stock_market.signal_feed_refuse() returns trigger
 language plpgsql security definer
@@ -217,6 +267,21 @@ $function$;
 comment on function stock_market.signal_feed_cluster_now() is
     'The cluster and the timeline of this moment; NULL where this PostgreSQL does not let its users see them';
 
+-- PostgreSQL hides it from all but members of pg_read_all_stats, which the owner is and the server need not be.
+create or replace function stock_market.signal_feed_wal_receiver()
+returns table (pid integer, status text, sent timestamptz, received timestamptz, log_end pg_lsn)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+    select r.pid, r.status, r.last_msg_send_time, r.last_msg_receipt_time, r.latest_end_lsn
+    from pg_stat_wal_receiver as r
+$function$;
+comment on function stock_market.signal_feed_wal_receiver() is
+    'On a standby: whether it streams, and what its primary''s last message was; no row where there is no WAL receiver';
+alter function stock_market.signal_feed_wal_receiver() owner to signal_feed_owner;
+revoke all on function stock_market.signal_feed_wal_receiver() from public;
+grant execute on function stock_market.signal_feed_wal_receiver() to signal_feed_server, signal_feed_admin;
+
 create or replace function stock_market.signal_feed_nothing_lost() returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -240,7 +305,7 @@ begin
     if skip is null or skip < 1 then
         raise exception 'cannot skip % numbers', skip using errcode = 'invalid_parameter_value';
     end if;
-    lock table stock_market.signal_feed_lock in exclusive mode;
+    lock table stock_market.signal_feed_lock in share update exclusive mode;
     perform set_config('synchronous_commit', 'on', true)
         where current_setting('synchronous_commit') in ('off', 'local');
     select greatest(
@@ -275,7 +340,8 @@ $function$;
 comment on function stock_market.signal_feed_touch() is
     'Sets updated_at of a signal table that migrate made, where an UPDATE leaves it alone';
 
-alter function stock_market.signal_feed_render(record) owner to signal_feed_render;
+alter function stock_market.signal_feed_render(record, record) owner to signal_feed_render;
+alter function stock_market.signal_feed_render_pinned(record, record) owner to signal_feed_capture;
 alter function stock_market.signal_feed_capture() owner to signal_feed_capture;
 alter function stock_market.signal_feed_gather() owner to signal_feed_owner;
 alter function stock_market.signal_feed_number() owner to signal_feed_owner;
@@ -287,12 +353,13 @@ alter function stock_market.signal_feed_restored(bigint) owner to signal_feed_ow
 alter function stock_market.signal_feed_touch() owner to signal_feed_owner;
 
 revoke all on function
-    stock_market.signal_feed_render(record), stock_market.signal_feed_capture(), stock_market.signal_feed_gather(),
-    stock_market.signal_feed_number(), stock_market.signal_feed_refuse(), stock_market.signal_feed_prune_to(bigint),
+    stock_market.signal_feed_render(record, record), stock_market.signal_feed_render_pinned(record, record),
+    stock_market.signal_feed_capture(), stock_market.signal_feed_gather(), stock_market.signal_feed_number(),
+    stock_market.signal_feed_refuse(), stock_market.signal_feed_prune_to(bigint),
     stock_market.signal_feed_cluster_now(), stock_market.signal_feed_nothing_lost(),
     stock_market.signal_feed_restored(bigint), stock_market.signal_feed_touch()
     from public;
-grant execute on function stock_market.signal_feed_render(record) to signal_feed_capture;
+grant execute on function stock_market.signal_feed_render(record, record) to signal_feed_capture;
 grant execute on function stock_market.signal_feed_cluster_now() to signal_feed_server, signal_feed_admin;
 grant execute on function stock_market.signal_feed_prune_to(bigint), stock_market.signal_feed_nothing_lost(),
     stock_market.signal_feed_restored(bigint) to signal_feed_admin;

@@ -163,10 +163,10 @@ begin
                 'signal_feed_capture', false,
                 'Appends to the log at commit; it has to fire before other AFTER triggers, hence the name'),
             ('signal_feed_first', 'signal_feed_gather', 21, 0,
-                'create constraint trigger %I after insert or update of seq on stock_market.signal_feed_first deferrable initially deferred for each row execute function stock_market.signal_feed_gather()',
+                'create constraint trigger %I after insert or update of round on stock_market.signal_feed_first deferrable initially deferred for each row execute function stock_market.signal_feed_gather()',
                 'signal_feed_gather', true, 'The first round: among the deferred constraints of the transaction''s statements'),
-            ('signal_feed_first', 'signal_feed_number', 17, 0,
-                'create constraint trigger %I after update of armed on stock_market.signal_feed_first deferrable initially deferred for each row execute function stock_market.signal_feed_number()',
+            ('signal_feed_first', 'signal_feed_number', 9, 0,
+                'create constraint trigger %I after delete on stock_market.signal_feed_first deferrable initially deferred for each row execute function stock_market.signal_feed_number()',
                 'signal_feed_number', true, 'The second round: after all of them'),
             ('signal_feed_event', 'signal_feed_refuse_row', 27, 0,
                 'create trigger %I before update or delete on stock_market.signal_feed_event for each row execute function stock_market.signal_feed_refuse()',
@@ -182,7 +182,7 @@ begin
                 and t.tgfoid = pg_catalog.to_regprocedure('stock_market.' || wanted.func || '()')
                 and t.tgnargs = wanted.args and t.tgdeferrable = wanted.deferred
                 and t.tginitdeferred = wanted.deferred and t.tgqual is null
-                and (t.tgattr::text <> '') = wanted.deferred)
+                and (t.tgattr::text <> '') = (wanted.kind = 21 and wanted.deferred))
         then
             execute pg_catalog.format('drop trigger if exists %I on %s', wanted.name, wanted.rel);
             execute pg_catalog.format(wanted.def, wanted.name);

@@ -38,6 +38,23 @@ exception
 end
 $monitor$;
 
+-- With it a feed on a standby sees when its primary was last heard; without it only whether there is a connection.
+do $receiver$
+begin
+    if not pg_catalog.pg_has_role('signal_feed_owner', 'pg_read_all_stats', 'member') then
+        grant pg_read_all_stats to signal_feed_owner;
+    end if;
+exception
+    when insufficient_privilege then
+        raise notice 'signal_feed_owner is not a member of pg_read_all_stats: a feed on a standby cannot tell a silent primary';
+    when others then
+        -- Another database's migrate granted it in the same moment.
+        if not pg_catalog.pg_has_role('signal_feed_owner', 'pg_read_all_stats', 'member') then
+            raise;
+        end if;
+end
+$receiver$;
+
 -- Whoever runs migrate without being a superuser must be able to hand objects over to the feed's own roles.
 -- Here that is the owner of the database in which this runs; for another role add a grant of your own:
 --   grant signal_feed_owner, signal_feed_capture, signal_feed_render to "the role that runs migrate";

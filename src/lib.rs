@@ -16,8 +16,9 @@
 //!
 //! | thread | module | owns | woken by |
 //! |---|---|---|---|
-//! | `accept` | [`http::accept`] | listening sockets | connections, a pipe that closes at the end |
-//! | `client`, one a connection | [`http::routes`], [`feed::stream`] | one socket | its queue's bell, the heartbeat |
+//! | `accept` | [`http::accept`] | the feed's listening sockets | connections, a pipe that closes when the server stops |
+//! | `ops` | [`http::accept`] for [`ops`] | the operator's listening socket | the same, but to the very end |
+//! | `client`, one a connection | [`http::routes`], [`feed::stream`], [`ops::routes`] | one socket | its queue's bell, the heartbeat |
 //! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe |
 //! | `reader` | [`feed::reader`] | the live head, its clients, one connection | `listen`, clients' requests, `--poll-interval` |
 //! | `replay-…`, one a replay connection | [`feed::ahead`] | nothing | streams that read the log page by page |
@@ -54,6 +55,9 @@ mod error;
 pub mod event;
 pub mod feed;
 pub mod http;
+mod logging;
+pub mod ops;
 pub mod serve;
+mod service;
 
 pub use error::{Doing, Error};

@@ -1,6 +1,7 @@
 //! `serve`, wired together: the threads, what connects them, and the order in which they begin and end.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ use crate::feed::{Feed, ahead, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
 use crate::http::routes;
+use crate::logging;
+use crate::ops::{self, Operator};
+use crate::service::{self, ServiceManager};
 
 /// Longest time for a database call of `serve`: what a silent database costs before it is noticed.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
@@ -38,16 +42,31 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
             log::info!("listening on {address}{}", if inherited { " (passed by the service manager)" } else { "" });
         }
     }
+    let operator_listener = operator_listener(options.ops_listen)?;
+    let address = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (fatal, died) = bounded(1);
     let (feed, inlets) = Feed::new(options, &settings, fatal);
     let feed = Arc::new(feed);
     let (wake, woken) = bounded(1);
     feed.health.wake_on_change(wake.clone());
+    let (changed_sender, changed) = bounded(1);
+    feed.health.wake_on_change(changed_sender);
+
+    // The operator is answered from the start to the very end.
+    let mut running = Vec::new();
+    let mut stop_operator = None;
+    if let Some(listener) = operator_listener {
+        let operator = Arc::new(Operator::new(feed.clone(), address));
+        let handler = move |stream: &Arc<TcpStream>, _: SocketAddr, _: &Place| ops::routes::serve(&operator, stream);
+        let connections = Connections::new(ops::MOST_CONNECTIONS);
+        let (thread, stop) = accept(&feed, "ops", vec![listener], connections, handler)?;
+        running.push(thread);
+        stop_operator = Some(stop);
+    }
 
     // The first attempt at the database ends before anybody is accepted: a healthy server answers nobody 503.
     first_attempt(&feed, &settings)?;
 
-    let mut running = Vec::new();
     let database = settings.clone();
     running.push(threads::start(&feed, "reader", move |feed| {
         Reader::new(feed, &database, woken, inlets.control).run();
@@ -62,33 +81,32 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     running.push(threads::start(&feed, "keys", move |feed| keys::run(feed, &database))?);
     running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, &settings, &inlets.records))?);
     feed.health.wait_tried(DATABASE_DEADLINE * 2);
-    let connections = Connections::new(feed.options.max_clients);
-    let (stop_accept, stop_accept_writer) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;
-    let open = connections.clone();
-    running.push(threads::start(&feed, "accept", move |feed| {
-        let handler_feed = feed.clone();
-        let acceptor = Acceptor {
-            listeners,
-            stop: stop_accept,
-            connections: open,
-            stats: &feed.stats,
-            handler: move |stream: &Arc<TcpStream>, address: SocketAddr, place: &Place| {
-                routes::serve(&handler_feed, stream, address, place);
-            },
-        };
-        acceptor.run();
-    })?);
+    let connections = Connections::new(feed.options.max_clients.saturating_add(BESIDE_CLIENTS));
+    let handler_feed = feed.clone();
+    let handler = move |stream: &Arc<TcpStream>, address: SocketAddr, place: &Place| {
+        routes::serve(&handler_feed, stream, address, place);
+    };
+    let (accept, stop_accept) = accept(&feed, "accept", listeners, connections.clone(), handler)?;
+    running.push(accept);
 
-    let outcome = select! {
-        recv(stop) -> _ => Ok(()),
-        recv(died) -> why => Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+    let mut manager = ServiceManager::from_env();
+    manager.ready(&feed);
+    let outcome = loop {
+        select! {
+            recv(stop) -> _ => break Ok(()),
+            recv(died) -> why => break Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+            recv(changed) -> _ => {}
+            default(service::TURN_EVERY) => {}
+        }
+        manager.turn(&feed);
+        logging::turn();
     };
 
+    manager.stopping(&feed);
     log::info!("stopping: {} streams are told", feed.clients.count());
     let began = Instant::now();
     feed.stop();
-    drop(stop_accept_writer);
+    drop(stop_accept);
     connections.close_headless();
     for client in feed.clients.all() {
         client.end(End::Shutdown);
@@ -97,9 +115,44 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     if connections.count() > 0 {
         log::warn!("{} connections did not take their last block within the grace", connections.count());
     }
+    drop(stop_operator);
     join(running);
     log::info!("stopped after {:.2} s", began.elapsed().as_secs_f64());
     outcome
+}
+
+/// Starts a thread that accepts; it ends when the other value is dropped.
+fn accept<H>(
+    feed: &Arc<Feed>,
+    name: &str,
+    listeners: Vec<TcpListener>,
+    connections: Arc<Connections>,
+    handler: H,
+) -> Result<(CoreThread, OwnedFd), Error>
+where
+    H: Fn(&Arc<TcpStream>, SocketAddr, &Place) + Clone + Send + 'static,
+{
+    let (stop, stopper) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;
+    let thread = threads::start(feed, name, move |feed| {
+        let (evicted, errors) = (&feed.stats.evicted, &feed.stats.accept_errors);
+        Acceptor { listeners, stop, connections, evicted, errors, handler }.run();
+    })?;
+    Ok((thread, stopper))
+}
+
+/// The operator's socket, where there is to be one.
+fn operator_listener(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = bind(address)?;
+    let address = listener.local_addr().unwrap_or(address);
+    log::info!("status page and metrics at http://{address}/");
+    if !address.ip().to_canonical().is_loopback() {
+        log::warn!(
+            "--ops-listen {address} is not a loopback address: whoever reaches it sees keys' names and addresses"
+        );
+    }
+    Ok(Some(listener))
 }
 
 /// Checks the schema and fills the memory of keys, where the database is there.
@@ -116,7 +169,7 @@ fn first_attempt(feed: &Feed, settings: &Settings) -> Result<(), Error> {
         Err(Error::Database { cause, .. }) if !cause.is_statement_error() => return Ok(()),
         Err(error) => return Err(error),
     }
-    keys::refresh(feed, &mut connection).doing("read the keys")
+    keys::fill(feed, &mut connection).doing("read the keys")
 }
 
 fn join(threads: Vec<CoreThread>) {

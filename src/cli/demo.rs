@@ -2,16 +2,18 @@
 
 use std::net::SocketAddr;
 
+use super::say;
 use super::serve::{ServeArgs, signals};
-use super::{logging, say};
 use crate::config::ServeOptions;
 use crate::demo;
 use crate::error::Error;
+use crate::logging::{self, Floods};
 
 /// Run the whole system with nothing configured: a private PostgreSQL, schema, key, server and a screener
 ///
 /// Needs PostgreSQL's server programs (Debian: apt-get install postgresql). Ctrl-C stops it all and leaves nothing behind.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  signal-feed demo --listen 127.0.0.1:9090 --rate 10")]
 pub(super) struct Args {
     /// Address of the feed
     #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080")]
@@ -22,13 +24,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    logging::start(logging::Level::Warn);
+    logging::start(log::LevelFilter::Warn, Floods::Summarised);
     let options = ServeOptions { listen: vec![args.listen], ..ServeArgs::defaults().into() };
     demo::run(options, args.rate, &signals()?, |ready| {
         say(format_args!("signal-feed demo: {} signals a second; Ctrl-C ends it and leaves nothing behind", args.rate));
         say("");
         say(format_args!("watch page   http://{}/", ready.address));
         say(format_args!("its key      {}", ready.key));
+        say(format_args!("status page  http://{}/", ready.ops_address));
         say(format_args!("database     {}", ready.database_url));
         say("");
         say("see the stream:");

@@ -5,7 +5,12 @@ use crate::db::{doctor, migrate};
 use crate::error::Error;
 
 /// Check the installation end to end; exit 1 if anything fails
+///
+/// One line a check: the verdict, what was looked at, what was found and what to do. Needs the role signal_feed_admin.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  signal-feed doctor
+  signal-feed doctor --json | jq '.[] | select(.ok | not)'")]
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,

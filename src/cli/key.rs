@@ -15,7 +15,12 @@ use crate::feed::keys::new_key;
 const LONGEST_NAME: usize = 100;
 
 /// Mint, list, revoke and rotate API keys
+///
+/// The database keeps the SHA-256 of a key, never the key. A running server takes every change within a second.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  signal-feed key mint --name bot-1
+  signal-feed key list")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -24,20 +29,26 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Print a new key, alone on one line; it is never shown again
+    #[command(after_help = "Examples:
+  signal-feed key mint --name bot-1 > bot-1.key
+  signal-feed key mint --name guest --expires-in 90d --delay 15m")]
     Mint {
         #[command(flatten)]
         database: DatabaseArgs,
         /// Whose key it is; no two live keys have one name
-        #[arg(long, env = "SIGNAL_FEED_NAME", value_parser = parse_name)]
+        #[arg(long, value_name = "NAME", env = "SIGNAL_FEED_NAME", value_parser = parse_name)]
         name: String,
-        /// It ends by itself after this time; without it, never
+        /// It ends by itself after this time [default: never]
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
         /// The key lives so long in the past: every event reaches it that much later
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DELAY", default_value = "0s", value_parser = parse_duration)]
         delay: Duration,
     },
-    /// Show live, expired and revoked keys
+    /// Show live, expired and revoked keys, times in UTC
+    #[command(after_help = "Examples:
+  signal-feed key list
+  signal-feed key list --json | jq -r '.[] | select(.state == \"live\") | .name'")]
     List {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -45,7 +56,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// End every live key of a name, at once
+    /// End every live key of a name, at once, and its streams within a second
+    #[command(after_help = "Example:\n  signal-feed key revoke bot-1")]
     Revoke {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -54,6 +66,7 @@ enum Action {
         name: String,
     },
     /// Print a new key for a name, and let the old one end after an overlap
+    #[command(after_help = "Example:\n  signal-feed key rotate bot-1 --overlap 2h > bot-1.key")]
     Rotate {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -63,7 +76,7 @@ enum Action {
         /// How long the old key still opens the feed
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_OVERLAP", default_value = "24h", value_parser = parse_duration)]
         overlap: Duration,
-        /// The new key ends after this time; without it, as long after now as the old one was made for
+        /// The new key ends after this time [default: as long after now as the old one was made for]
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
     },

@@ -9,7 +9,13 @@ use crate::db::migrate::{self, Options, ROLES_SQL, SignalInserted};
 use crate::error::{Doing, Error};
 
 /// Install, upgrade or repair the feed's schema; safe to run again
+///
+/// Prints what it did. The first run is a superuser's, or that of the owner of the database and of signal with CREATEROLE.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  signal-feed migrate --check               # before an upgrade: what would be done
+  signal-feed migrate
+  signal-feed migrate --roles-sql | psql    # for a DBA: the roles alone")]
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,

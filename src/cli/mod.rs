@@ -3,8 +3,8 @@
 mod database;
 mod demo;
 mod doctor;
+mod generate;
 mod key;
-mod logging;
 mod migrate;
 mod prune;
 mod quarantine;
@@ -20,12 +20,25 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::logging;
 
-/// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events.
+/// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
 ///
-/// Every option can also be given as an environment variable SIGNAL_FEED_<OPTION>; the flag wins.
+/// Every option can also be given as an environment variable SIGNAL_FEED_<OPTION>; the flag wins. Durations are written
+/// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage, and of tail 77 where the key is not accepted.
 #[derive(Debug, Parser)]
-#[command(name = "signal-feed", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "signal-feed",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Examples:
+  signal-feed demo                            # everything on this machine, to look at
+  export DATABASE_URL=postgres://owner@localhost/market
+  signal-feed migrate                         # install the schema, or bring it up to date
+  signal-feed key mint --name bot-1           # a key for a consumer
+  signal-feed serve --listen 0.0.0.0:8080     # run the feed"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,6 +55,7 @@ enum Command {
     Doctor(doctor::Args),
     Restored(restored::Args),
     Demo(demo::Args),
+    Generate(generate::Args),
 }
 
 /// Parses the command line, runs the command, and says how the process ends.
@@ -69,6 +83,7 @@ impl Command {
             Self::Doctor(args) => doctor::run(&args),
             Self::Restored(args) => restored::run(&args),
             Self::Demo(args) => demo::run(&args),
+            Self::Generate(args) => generate::run(&args),
         }
     }
 }
@@ -89,7 +104,7 @@ pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            let _ = writeln!(std::io::stderr(), "error: {line}");
+            let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));
             ExitCode::from(error.exit_code())
         }
     }

@@ -8,7 +8,12 @@ use crate::db::{migrate, prune};
 use crate::error::{Doing, Error};
 
 /// Remove old events from the log, without ever being in a writer's way
+///
+/// Deletes from the old end, in batches; one that was interrupted is finished by the next. Needs the role signal_feed_admin.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  signal-feed prune --older-than 30d --dry-run
+  signal-feed prune --older-than 30d          # from cron or a systemd timer")]
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,

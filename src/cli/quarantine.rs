@@ -8,6 +8,7 @@ use crate::error::{Doing, Error};
 
 /// Show the events that cannot be delivered
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  signal-feed quarantine list")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -15,7 +16,10 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Show every quarantined event, and why
+    /// Show every quarantined event, when that was found out (UTC), and why
+    #[command(after_help = "Examples:
+  signal-feed quarantine list
+  signal-feed quarantine list --json | jq '.[-1]'")]
     List {
         #[command(flatten)]
         database: DatabaseArgs,

@@ -5,7 +5,12 @@ use crate::db::{migrate, restored};
 use crate::error::{Doing, Error};
 
 /// After a restore from backup, or a failover that lost something: let the numbers go on above the lost ones
+///
+/// Every cursor from the lost future, of any client, then gets history_rewritten. Needs the role signal_feed_admin.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  signal-feed restored                   # after a restore: events may be lost
+  signal-feed restored --nothing-lost    # after a switchover to a standby that had everything")]
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,

@@ -5,18 +5,25 @@ use std::time::Duration;
 
 use clap::{Args as _, FromArgMatches as _};
 use crossbeam_channel::{Receiver, bounded};
+use log::LevelFilter;
 
-use super::{DatabaseArgs, logging};
+use super::DatabaseArgs;
 use crate::config::{ServeOptions, parse_duration, parse_positive_duration};
 use crate::error::Error;
+use crate::http::proxy::Network;
+use crate::logging::{self, Floods};
 
 /// The most that a count may be: an `Instant`'s arithmetic and a thread a stream end long before.
 const MOST: u64 = 1_000_000;
 
 /// Run the feed until SIGTERM or SIGINT
 ///
-/// Example: signal-feed serve --database-url postgres://feed@localhost/market --listen 0.0.0.0:8080
+/// It starts with the database away too, and refuses to start where the schema is not the one it knows. Needs the role
+/// signal_feed_server.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  signal-feed serve --database-url postgres://feed@localhost/market --listen 0.0.0.0:8080
+  signal-feed serve --database-url-file /etc/signal-feed/database-url --listen '[::]:8080'")]
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
@@ -33,55 +40,92 @@ pub(super) struct ServeArgs {
         value_name = "ADDRESS",
         env = "SIGNAL_FEED_LISTEN",
         default_value = "127.0.0.1:8080",
-        value_delimiter = ','
+        value_delimiter = ',',
+        help_heading = "Feed"
     )]
     listen: Vec<SocketAddr>,
+    /// Address of the operator's port with metrics and status, without a key: keep it on loopback; `off` for none
+    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_OPS_LISTEN", default_value = "127.0.0.1:9464", value_parser = parse_ops_listen, help_heading = "Operation")]
+    ops_listen: OpsListen,
     /// How far back a consumer can replay
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration)]
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration, help_heading = "Feed")]
     replay_window: Duration,
     /// Events that wait for one client; beyond them the oldest are dropped from its queue
-    #[arg(long, value_name = "EVENTS", env = "SIGNAL_FEED_QUEUE_CAPACITY", default_value = "1024", value_parser = parse_count)]
+    #[arg(long, value_name = "EVENTS", env = "SIGNAL_FEED_QUEUE_CAPACITY", default_value = "1024", value_parser = parse_count, help_heading = "Clients")]
     queue_capacity: usize,
     /// Longest silence on a stream; then a comment line is sent
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_HEARTBEAT", default_value = "15s", value_parser = parse_positive_duration)]
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_HEARTBEAT", default_value = "15s", value_parser = parse_positive_duration, help_heading = "Feed")]
     heartbeat: Duration,
     /// Streams in all
-    #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS", default_value = "1024", value_parser = parse_count)]
+    #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS", default_value = "1024", value_parser = parse_count, help_heading = "Clients")]
     max_clients: usize,
     /// Streams of one key
-    #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS_PER_KEY", default_value = "16", value_parser = parse_count)]
+    #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS_PER_KEY", default_value = "16", value_parser = parse_count, help_heading = "Clients")]
     max_clients_per_key: usize,
     /// A client that takes nothing for so long is cut off
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_WRITE_TIMEOUT", default_value = "20s", value_parser = parse_positive_duration)]
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_WRITE_TIMEOUT", default_value = "20s", value_parser = parse_positive_duration, help_heading = "Clients")]
     write_timeout: Duration,
     /// A stream ends at a random 80–100 % of it, so that proxies cannot keep dead ones for ever; `off` for never
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_MAX_STREAM_AGE", default_value = "24h", value_parser = parse_age)]
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_MAX_STREAM_AGE", default_value = "24h", value_parser = parse_age, help_heading = "Feed")]
     max_stream_age: Age,
     /// The log is read so often also without a notification
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_POLL_INTERVAL", default_value = "1s", value_parser = parse_positive_duration)]
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_POLL_INTERVAL", default_value = "1s", value_parser = parse_positive_duration, help_heading = "Database")]
     poll_interval: Duration,
     /// Database connections for replay
-    #[arg(long, value_name = "CONNECTIONS", env = "SIGNAL_FEED_REPLAY_CONNECTIONS", default_value = "4", value_parser = parse_connections)]
+    #[arg(long, value_name = "CONNECTIONS", env = "SIGNAL_FEED_REPLAY_CONNECTIONS", default_value = "4", value_parser = parse_connections, help_heading = "Database")]
     replay_connections: usize,
     /// How long requests are held in an outage before they are told of it (many standard clients give up for ever on a 503)
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DEGRADED_HOLD", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DEGRADED_HOLD", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     degraded_hold: Duration,
     /// Longest time for streams to end after SIGTERM
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     shutdown_grace: Duration,
+    /// A reverse proxy (network or address; can be repeated): it tells the client's address by X-Forwarded-For, and https by X-Forwarded-Proto
+    #[arg(long, value_name = "CIDR", env = "SIGNAL_FEED_TRUSTED_PROXY", value_delimiter = ',', help_heading = "Feed")]
+    trusted_proxy: Vec<Network>,
     /// How much is logged
-    #[arg(long, value_name = "LEVEL", env = "SIGNAL_FEED_LOG_LEVEL", default_value = "info")]
-    log_level: logging::Level,
+    #[arg(long, value_name = "LEVEL", env = "SIGNAL_FEED_LOG_LEVEL", default_value = "info", help_heading = "Log")]
+    log_level: Level,
 }
+
+/// The operator's address; none for `off`.
+#[derive(Debug, Clone, Copy)]
+struct OpsListen(Option<SocketAddr>);
 
 /// A stream's greatest age; none for `off`. (Clap would take a plain `Option` for an option that may be left out.)
 #[derive(Debug, Clone, Copy)]
 struct Age(Option<Duration>);
 
+/// How much is logged.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Level {
+    /// What needs somebody.
+    Error,
+    /// Also what may.
+    Warn,
+    /// Also what happens.
+    Info,
+    /// Also what is only of use to whoever looks for a fault.
+    Debug,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::Error,
+            Level::Warn => Self::Warn,
+            Level::Info => Self::Info,
+            Level::Debug => Self::Debug,
+        }
+    }
+}
+
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    logging::start(args.options.log_level);
+    logging::start(LevelFilter::from(args.options.log_level), Floods::Summarised);
     let settings = args.database.settings()?;
-    crate::serve::serve(args.options.into(), &settings, &signals()?)
+    let outcome = crate::serve::serve(args.options.into(), &settings, &signals()?);
+    logging::finish();
+    outcome
 }
 
 /// A channel that says something at SIGTERM and SIGINT.
@@ -108,6 +152,7 @@ impl From<ServeArgs> for ServeOptions {
     fn from(args: ServeArgs) -> Self {
         Self {
             listen: args.listen,
+            ops_listen: args.ops_listen.0,
             replay_window: args.replay_window,
             queue_capacity: args.queue_capacity,
             heartbeat: args.heartbeat,
@@ -119,7 +164,15 @@ impl From<ServeArgs> for ServeOptions {
             replay_connections: args.replay_connections,
             degraded_hold: args.degraded_hold,
             shutdown_grace: args.shutdown_grace,
+            trusted_proxies: args.trusted_proxy,
         }
+    }
+}
+
+fn parse_ops_listen(text: &str) -> Result<OpsListen, String> {
+    match text {
+        "off" => Ok(OpsListen(None)),
+        _ => text.parse().map(|address| OpsListen(Some(address))).map_err(|error| format!("{error}, or off")),
     }
 }
 

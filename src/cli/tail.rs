@@ -14,9 +14,9 @@ use crate::error::Error;
 /// Notices go to standard error. It reconnects like trader-bot, so nothing is missed or printed twice. Exit code 1 where
 /// the feed said that events are lost for good, 77 where it does not accept the key. It ends well when its reader does.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n  signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file key | jq .signal.symbol"
-)]
+#[command(after_help = "Examples:
+  signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key | jq .signal.symbol
+  signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key --cursor 0 | head -n 5")]
 pub(super) struct Args {
     /// Address of the stream; repeat it for more feeds of the same log, tried in turn
     #[arg(long, value_name = "URL", env = "SIGNAL_FEED_FEED_URL", required = true, value_delimiter = ',')]

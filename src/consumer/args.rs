@@ -13,23 +13,26 @@ use super::bot::{self, BotOptions, OnQuarantined};
 use super::broker::{Broker, ExecBroker, PaperBroker};
 use super::files::with_suffix;
 use super::follow::FollowOptions;
-use super::logging;
 use super::recovery::Recovery;
 use super::stop::Stop;
 use super::stream::{ApiKey, FeedUrl};
-use crate::config::{parse_duration, parse_positive_duration};
+use crate::config::{database_settings, parse_duration, parse_positive_duration};
 use crate::error::{Doing, Error};
+use crate::logging::{self, Floods};
 
-/// Places orders from a signal feed, each at most once, and knows when it missed something.
+/// Places orders from a signal feed, each at most once, and knows when it missed something
 ///
-/// Every option can also be given as an environment variable TRADER_BOT_<OPTION>; the flag wins.
-/// Exit codes: 0 stopped by a signal, 1 failure, 2 wrong usage, 77 the feed does not accept the key.
+/// Every option can also be given as an environment variable TRADER_BOT_<OPTION>; the flag wins. Durations are written
+/// 500ms, 15s, 5m or 72h. Exit codes: 0 stopped by a signal, 1 failure, 2 wrong usage, 77 the feed does not accept the key.
 #[derive(Debug, Parser)]
 #[command(
     name = "trader-bot",
     version,
     max_term_width = 100,
-    after_help = "Example:\n  trader-bot --feed-url http://feed:8080/feed --feed-api-key-file key --broker exec:./broker.py"
+    after_help = "Examples:
+  trader-bot --feed-url http://feed:8080/feed --feed-api-key-file bot.key
+  trader-bot --feed-url http://feed:8080/feed --feed-api-key-file bot.key --broker exec:./broker.py
+  trader-bot --feed-url http://feed:8080/feed --feed-api-key-file bot.key --recovery --database-url postgres://bot@db/market"
 )]
 struct Args {
     /// Address of the stream; repeat it for more feeds of the same log, tried in turn
@@ -49,15 +52,15 @@ struct Args {
     #[arg(long, value_name = "FILE", env = "TRADER_BOT_FEED_API_KEY_FILE", help_heading = "Feed")]
     feed_api_key_file: Option<PathBuf>,
     /// Longest silence of the feed before the connection counts as dead
-    #[arg(long, value_name = "D", env = "TRADER_BOT_READ_TIMEOUT", default_value = "35s",
+    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_READ_TIMEOUT", default_value = "35s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     read_timeout: Duration,
     /// Limit of the first wait after a failure; it doubles with each, and each wait is random below it
-    #[arg(long, value_name = "D", env = "TRADER_BOT_BACKOFF_MIN", default_value = "1s",
+    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BACKOFF_MIN", default_value = "1s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     backoff_min: Duration,
     /// Limit of every wait
-    #[arg(long, value_name = "D", env = "TRADER_BOT_BACKOFF_MAX", default_value = "60s",
+    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BACKOFF_MAX", default_value = "60s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     backoff_max: Duration,
 
@@ -65,13 +68,13 @@ struct Args {
     #[arg(long, value_name = "BROKER", env = "TRADER_BOT_BROKER", default_value = "paper", help_heading = "Orders")]
     broker: BrokerChoice,
     /// Longest time for one order, or one look-up
-    #[arg(long, value_name = "D", env = "TRADER_BOT_BROKER_TIMEOUT", default_value = "30s",
+    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BROKER_TIMEOUT", default_value = "30s",
           value_parser = parse_positive_duration, help_heading = "Orders")]
     broker_timeout: Duration,
     /// Entries older than this are never placed (a duration, or off); exits always are
     #[arg(
         long,
-        value_name = "D|off",
+        value_name = "DURATION|off",
         env = "TRADER_BOT_MAX_ENTRY_AGE",
         default_value = "off",
         help_heading = "Orders"
@@ -117,7 +120,7 @@ struct Args {
     #[arg(long, value_name = "FILE", env = "TRADER_BOT_DATABASE_URL_FILE", help_heading = "Recovery")]
     database_url_file: Option<PathBuf>,
     /// Rows created or updated this long ago or later are looked at
-    #[arg(long, value_name = "D", env = "TRADER_BOT_RECOVERY_LOOKBACK", default_value = "72h",
+    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_RECOVERY_LOOKBACK", default_value = "72h",
           value_parser = parse_duration, help_heading = "Recovery")]
     recovery_lookback: Duration,
 
@@ -191,10 +194,14 @@ fn parse_level(text: &str) -> Result<log::LevelFilter, String> {
     text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
 }
 
+/// The description of the command line, for help, completions and the manual page.
+pub(crate) fn command() -> clap::Command {
+    Args::command()
+}
+
 /// Parses the command line, runs the bot, and says how the process ends.
 pub fn main() -> ExitCode {
-    let command = Args::command();
-    let parsed = command.try_get_matches().and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
+    let parsed = command().try_get_matches().and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
     match parsed {
         Ok((args, matches)) => crate::cli::finish(run(&args, &matches)),
         Err(error) if !error.use_stderr() => {
@@ -208,7 +215,8 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let options = args.options(matches)?;
-    logging::init(args.log_level);
+    // Each line of the bot may be an order's.
+    logging::start(args.log_level, Floods::Whole);
     let stop = Stop::new();
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
@@ -262,15 +270,8 @@ impl Args {
     }
 
     fn recovery(&self) -> Result<Recovery, Error> {
-        let url = match (&self.database_url, &self.database_url_file, std::env::var("DATABASE_URL")) {
-            (Some(url), _, _) => url.clone(),
-            (None, Some(file), _) => {
-                fs::read_to_string(file).doing(format!("read --database-url-file {}", file.display()))?
-            }
-            (None, None, Ok(url)) => url,
-            (None, None, Err(_)) => return Err(Error::Usage("--recovery needs --database-url".to_owned())),
-        };
-        let database = url.trim().parse().map_err(|error| Error::Usage(format!("--database-url: {error}")))?;
+        let database = database_settings(self.database_url.as_deref(), self.database_url_file.as_deref())?
+            .ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
         Ok(Recovery { database, lookback: self.recovery_lookback })
     }
 

@@ -60,7 +60,6 @@ mod files;
 pub mod follow;
 mod journal;
 mod ledger;
-mod logging;
 pub mod message;
 pub mod order;
 mod program;
@@ -70,5 +69,5 @@ pub mod state;
 pub mod stop;
 pub mod stream;
 
-pub(crate) use args::key_from_file;
 pub use args::main;
+pub(crate) use args::{command, key_from_file};

@@ -32,7 +32,7 @@ const TRIGGERS: [Trigger; 5] = [
         table: "signal_feed_first",
         name: "signal_feed_number",
         function: "signal_feed_number",
-        kind: 17,
+        kind: 9,
         deferred: true,
     },
     Trigger {
@@ -72,7 +72,7 @@ pub(super) fn trigger_faults(connection: &mut Connection) -> Result<Vec<TriggerF
                 when t.oid is null then pg_catalog.format('the trigger %I on %s is missing', w.name, part.relid::regclass)
                 when p.proname <> w.func or n.nspname <> 'stock_market' or not p.prosecdef
                     or t.tgtype <> w.kind or t.tgdeferrable <> w.deferred or t.tginitdeferred <> w.deferred
-                    or t.tgqual is not null or (t.tgattr::text <> '') <> w.deferred
+                    or t.tgqual is not null or (t.tgattr::text <> '') <> (w.kind = 21 and w.deferred)
                     then pg_catalog.format('the trigger %I on %s is not the feed''s own', w.name, part.relid::regclass)
                 when t.tgenabled = 'D'
                     then pg_catalog.format('the trigger %I on %s is disabled', w.name, part.relid::regclass)
@@ -104,7 +104,8 @@ pub(super) fn has_leftovers(connection: &mut Connection) -> Result<bool, Error> 
 
 /// What keeps signals from reaching the log, or the log from being immutable; `None` where capture is on.
 ///
-/// Reads only, so it works on a hot standby too; there the outbox, which is not replicated, is left out.
+/// Reads only, so it works on a hot standby too. There the triggers alone are looked at: the outbox is not replicated, and
+/// what the counter's row is when a signal is written, only the primary knows.
 ///
 /// # Errors
 /// Where the database cannot be asked.
@@ -114,10 +115,11 @@ pub fn capture_fault(connection: &mut Connection) -> Result<Option<String>, Erro
         "select exists (select from stock_market.signal_feed_counter), pg_catalog.pg_is_in_recovery()",
         &[],
     )?;
-    if !row.get::<_, bool>(0) {
+    let is_primary = !row.get::<_, bool>(1);
+    if is_primary && !row.get::<_, bool>(0) {
         faults.push("the counter has no row: signals cannot be written".into());
     }
-    if !row.get::<_, bool>(1) && has_leftovers(connection)? {
+    if is_primary && has_leftovers(connection)? {
         faults.push("the outbox holds events that were committed and never numbered".into());
     }
     Ok(if faults.is_empty() { None } else { Some(faults.join("; ")) })

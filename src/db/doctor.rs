@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::cluster::{self, Cluster};
-use super::{Connection, Error, capture, inspect, migrate};
+use super::{Connection, Error, capture, inspect, migrate, standby};
 
 /// The newest events whose times are looked at.
 const TIMES_LOOKED_AT: i64 = 10_000;
@@ -50,7 +50,7 @@ fn wrong(message: impl Into<String>, fix: impl Into<String>) -> Verdict {
 type Examiner = fn(&mut Connection) -> Result<Verdict, Error>;
 
 /// Those that write or lock nothing and mean something on a hot standby too.
-const EVERYWHERE: [(&str, Examiner); 9] = [
+const EVERYWHERE: [(&str, Examiner); 8] = [
     ("triggers", triggers),
     ("immutability", immutability),
     ("owners", owners),
@@ -59,17 +59,20 @@ const EVERYWHERE: [(&str, Examiner); 9] = [
     ("clock", clock),
     ("fsync", fsync),
     ("snapshots", snapshots),
-    ("cluster", cluster),
 ];
 
 /// Those that only a primary can be asked.
-const ON_PRIMARY: [(&str, Examiner); 5] = [
+const ON_PRIMARY: [(&str, Examiner); 6] = [
+    ("cluster", cluster),
     ("installation", installation),
     ("outbox", outbox),
     ("listen", listen),
     ("notify_queue", notify_queue),
     ("lock", lock),
 ];
+
+/// Those that only a hot standby can be asked. What writes there, or is recorded there, its primary is asked.
+const ON_STANDBY: [(&str, Examiner); 1] = [("standby", replication)];
 
 /// Runs every check, in order. What cannot be asked is a failed check, never an error of the whole.
 pub fn examine(connection: &mut Connection) -> Vec<Check> {
@@ -83,12 +86,9 @@ pub fn examine(connection: &mut Connection) -> Vec<Check> {
     if !usable {
         return checks;
     }
-    let standby = connection
-        .query_one("select pg_catalog.pg_is_in_recovery()", &[])
-        .map(|row| row.get::<_, bool>(0))
-        .unwrap_or_default();
-    let primary_only: &[(&str, Examiner)] = if standby { &[] } else { &ON_PRIMARY };
-    for (check, examiner) in EVERYWHERE.iter().chain(primary_only) {
+    let further: &[(&str, Examiner)] =
+        if standby::is_standby(connection).unwrap_or_default() { &ON_STANDBY } else { &ON_PRIMARY };
+    for (check, examiner) in EVERYWHERE.iter().chain(further) {
         let verdict = examiner(connection).unwrap_or_else(|error| {
             wrong(
                 format!("cannot be asked: {error}"),
@@ -356,6 +356,37 @@ fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
     })
 }
 
+/// That this is a standby, how far behind, and whether it hears from its primary.
+fn replication(connection: &mut Connection) -> Result<Verdict, Error> {
+    let reading = standby::read(connection)?;
+    let Some(standby) = reading.standby else { return Ok(well("a primary, since a moment ago")) };
+    if let Some(trouble) = standby.trouble(reading.now) {
+        return Ok(wrong(
+            format!("a hot standby: {trouble}"),
+            "see that the primary runs and that the standby reaches it (primary_conninfo, the standby's log); a feed here is degraded until then",
+        ));
+    }
+    let age = standby.replayed_commit.map_or_else(
+        || "no commit replayed since it started".to_owned(),
+        |at| {
+            let age = Duration::from_millis(u64::try_from(reading.now.since(at).as_millis()).unwrap_or(u64::MAX));
+            format!("the last commit that it replayed is {} old", humantime::format_duration(age))
+        },
+    );
+    let lag = if standby.is_caught_up() { "it has replayed all that it knows of" } else { "it is behind" };
+    let mut message = format!("a hot standby, which streams; {lag}; {age}");
+    if standby.receiver == standby::Receiver::Streaming(None) {
+        message.push_str(
+            "; it cannot be seen when its primary was last heard: grant pg_read_all_stats to signal_feed_owner, on the primary",
+        );
+    } else if standby.is_slow_to_notice() {
+        message.push_str(
+            "; set wal_receiver_timeout = 8s here: an idle primary cannot be told from a silent one within 10 s",
+        );
+    }
+    Ok(well(message))
+}
+
 fn outbox(connection: &mut Connection) -> Result<Verdict, Error> {
     Ok(if capture::has_leftovers(connection)? {
         wrong("the outbox holds events that were committed and never numbered", MIGRATE)
@@ -433,7 +464,7 @@ fn lock_holders(connection: &mut Connection) -> Result<Vec<(String, i32, String)
                 coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, '?')),
             coalesce(l.pid, 0), coalesce(a.xact_start::text, '')
             from pg_catalog.pg_locks as l left join pg_catalog.pg_stat_activity as a on a.pid = l.pid
-            where l.granted and l.locktype = 'relation' and l.mode = 'ExclusiveLock'
+            where l.granted and l.locktype = 'relation' and l.mode = 'ShareUpdateExclusiveLock'
                 and l.relation = 'stock_market.signal_feed_lock'::regclass
                 and l.database = (select d.oid from pg_catalog.pg_database as d where d.datname = current_database())",
         &[],

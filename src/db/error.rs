@@ -11,6 +11,8 @@ use tokio_postgres::error::SqlState;
 pub enum Error {
     /// The connection string cannot be used; only the offending part is named, never a secret.
     Settings(String),
+    /// No connection could be made: what was tried, and why each try failed.
+    Unreachable(String),
     /// The call was not answered in time; what the server made of it is unknown.
     TimedOut(Duration),
     /// An earlier call lost this connection.
@@ -36,6 +38,12 @@ impl Error {
         }
     }
 
+    /// Whether the call was only in the way of others, and may succeed when it is tried again: class 40. On a hot standby
+    /// that is a conflict with what is replayed, which can end the session too (PostgreSQL documentation, 27.4.2).
+    pub fn is_conflict(&self) -> bool {
+        self.sql_state().is_some_and(|state| state.code().starts_with("40"))
+    }
+
     /// Whether the fault lies in the data that was read, and so stays however often the call is tried again.
     ///
     /// Never so for the classes of connection (08), concurrency (40), resources (53), operator (57) and system (58):
@@ -55,7 +63,7 @@ impl From<tokio_postgres::Error> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Settings(text) => f.write_str(text),
+            Self::Settings(text) | Self::Unreachable(text) => f.write_str(text),
             Self::TimedOut(after) => {
                 write!(f, "no answer from PostgreSQL within {}", humantime::format_duration(*after))
             }

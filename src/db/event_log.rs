@@ -21,6 +21,8 @@ pub struct LogState {
     pub counter: FeedSeq,
     /// The database's clock.
     pub now: EventTime,
+    /// Whether the database is a hot standby.
+    pub is_standby: bool,
     /// The time of the row that was asked for, where the log has it.
     pub known_time: Option<EventTime>,
 }
@@ -34,6 +36,8 @@ pub struct CursorPlace {
     pub time: Option<EventTime>,
     /// The end of the skipped range that the cursor lies in (`signal-feed restored`).
     pub skipped_to: Option<FeedSeq>,
+    /// Whether prune has removed everything up to the cursor.
+    pub is_pruned: bool,
 }
 
 /// Text as the server sent it, whether or not it is UTF-8.
@@ -57,7 +61,8 @@ pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogStat
     let row = connection.query_one(
         "select coalesce(top.feed_seq, 0), top.event_time, pruned.pruned_through, \
                 (select value from stock_market.signal_feed_counter order by value desc limit 1), clock_timestamp(), \
-                (select event_time from stock_market.signal_feed_event where feed_seq = $1) \
+                (select event_time from stock_market.signal_feed_event where feed_seq = $1), \
+                pg_catalog.pg_is_in_recovery() \
          from (select max(pruned_through) as pruned_through from stock_market.signal_feed_pruned) as pruned \
          left join lateral (select feed_seq, event_time from stock_market.signal_feed_event \
                             where feed_seq > pruned.pruned_through order by feed_seq desc limit 1) as top on true",
@@ -71,6 +76,7 @@ pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogStat
         counter: FeedSeq(row.try_get::<_, Option<i64>>(3)?.unwrap_or(0)),
         now: row.try_get(4)?,
         known_time: row.try_get(5)?,
+        is_standby: row.try_get(6)?,
     })
 }
 
@@ -118,13 +124,15 @@ pub fn read_place(connection: &mut Connection, cursor: FeedSeq) -> Result<Cursor
                     (select least(max(pruned_through), $1) from stock_market.signal_feed_pruned), 0), \
                 (select event_time from stock_market.signal_feed_event \
                  where feed_seq = $1 and feed_seq > (select max(pruned_through) from stock_market.signal_feed_pruned)), \
-                (select max(to_seq) from stock_market.signal_feed_skipped where $1 between from_seq and to_seq)",
+                (select max(to_seq) from stock_market.signal_feed_skipped where $1 between from_seq and to_seq), \
+                coalesce((select max(pruned_through) >= $1 from stock_market.signal_feed_pruned), false)",
         &[&cursor.0],
     )?;
     Ok(CursorPlace {
         row_at_or_below: FeedSeq(row.try_get(0)?),
         time: row.try_get(1)?,
         skipped_to: row.try_get::<_, Option<i64>>(2)?.map(FeedSeq),
+        is_pruned: row.try_get(3)?,
     })
 }
 

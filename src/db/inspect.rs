@@ -61,7 +61,7 @@ const GRANTS: [(&str, &[&str], &[&str]); 19] = [
     ("signal_feed_outbox", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_outbox", &["INSERT"], &["signal_feed_capture"]),
     ("signal_feed_first", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
-    ("signal_feed_first", &["INSERT", "SELECT(xact)"], &["signal_feed_capture"]),
+    ("signal_feed_first", &["INSERT", "SELECT(xact)", "SELECT(round)"], &["signal_feed_capture"]),
     ("signal_feed_lock", &["SELECT"], &["signal_feed_admin"]),
     ("signal_feed_api_key", &["SELECT", "UPDATE(last_used_at)"], &["signal_feed_server"]),
     ("signal_feed_api_key", &["SELECT", "INSERT", "UPDATE"], &["signal_feed_admin"]),
@@ -73,9 +73,10 @@ const GRANTS: [(&str, &[&str], &[&str]); 19] = [
 ];
 
 /// Function, roles that may execute it beside its owner.
-const EXECUTES: [(&str, &[&str]); 5] = [
+const EXECUTES: [(&str, &[&str]); 6] = [
     ("signal_feed_render", &["signal_feed_capture"]),
     ("signal_feed_cluster_now", &["signal_feed_server", "signal_feed_admin"]),
+    ("signal_feed_wal_receiver", &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_prune_to", &["signal_feed_admin"]),
     ("signal_feed_nothing_lost", &["signal_feed_admin"]),
     ("signal_feed_restored", &["signal_feed_admin"]),

@@ -4,7 +4,7 @@
 pub mod postgres;
 mod screener;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select};
@@ -14,6 +14,7 @@ use crate::config::ServeOptions;
 use crate::db::{Connection, Settings, keys, migrate};
 use crate::error::{Doing, Error};
 use crate::feed::keys::new_key;
+use crate::http::accept::bind;
 
 /// The demo's database.
 const DATABASE: &str = "demo";
@@ -26,6 +27,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 pub struct Ready {
     /// Where the feed listens.
     pub address: SocketAddr,
+    /// Where the status page is.
+    pub ops_address: SocketAddr,
     /// A key that opens it.
     pub key: String,
     /// The private database, for `psql`.
@@ -39,7 +42,10 @@ pub struct Ready {
 pub fn run(options: ServeOptions, rate: f64, stop: &Receiver<()>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     let address = *options.listen.first().ok_or_else(|| Error::Usage("--listen: no address".into()))?;
     // An address that is taken should not cost a cluster first.
-    drop(crate::http::accept::bind(address)?);
+    drop(bind(address)?);
+    // Any free port: a server with the usual one may run beside the demo.
+    let ops_address = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?.local_addr().doing("find a free port")?;
+    let options = ServeOptions { ops_listen: Some(ops_address), ..options };
     let postgres = PrivatePostgres::start(&[])?;
     Connection::open(&settings(&postgres.url("postgres"))?, "signal-feed demo")
         .and_then(|mut connection| connection.batch(&format!("create database {DATABASE}")))
@@ -67,7 +73,7 @@ pub fn run(options: ServeOptions, rate: f64, stop: &Receiver<()>, ready: impl Fn
         scope.spawn(move || {
             let _ = ended.send(screener::run(&settings, rate, &screener_stops));
         });
-        ready(&Ready { address, key, database_url });
+        ready(&Ready { address, ops_address, key, database_url });
         let outcome = select! {
             recv(stop) -> _ => Ok(()),
             recv(end) -> outcome => outcome.unwrap_or(Ok(())),

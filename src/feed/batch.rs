@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::event::{EventTime, FeedSeq};
 
@@ -30,6 +31,7 @@ pub struct Batch {
     entries: Vec<Entry>,
     /// How many events the reader had broadcast before this batch: two batches' difference counts events, whatever their numbers.
     ordinal: u64,
+    finished: Instant,
 }
 
 /// What a client writes of a batch.
@@ -59,6 +61,11 @@ impl Batch {
     /// How many events came before this batch since the server started.
     pub fn ordinal(&self) -> u64 {
         self.ordinal
+    }
+
+    /// How long ago it was finished, which is just before it is broadcast.
+    pub fn age(&self) -> Duration {
+        self.finished.elapsed()
     }
 
     /// Bytes that this batch holds in memory, roughly.
@@ -159,7 +166,14 @@ impl BatchBuilder {
         self.framed.extend_from_slice(b"\r\n");
         self.framed.shrink_to_fit();
         self.entries.shrink_to_fit();
-        Batch { prev: self.prev, framed: self.framed, framed_from, entries: self.entries, ordinal: self.ordinal }
+        Batch {
+            prev: self.prev,
+            framed: self.framed,
+            framed_from,
+            entries: self.entries,
+            ordinal: self.ordinal,
+            finished: Instant::now(),
+        }
     }
 }
 

@@ -72,16 +72,20 @@ impl Broadcaster {
             lock(&self.tier.tail).push(batch.clone());
             // A delayed tier broadcasts the same events again.
             if self.tier.delay().is_zero() {
-                stats.events.add(batch.entries().len());
+                stats.events.inc_by(batch.entries().len() as u64);
             }
             let now = Instant::now();
+            let written = stats.broadcast_to_written.local();
             for client in self.clients.values() {
                 match client.queue.offer(&batch, now) {
-                    Offered::Written => client.delivered(batch.last(), batch.entries().len(), stats),
+                    Offered::Written => {
+                        client.delivered(batch.last(), batch.entries().len(), stats);
+                        written.observe(batch.age().as_secs_f64());
+                    }
                     Offered::Queued { dropped: 0 } => {}
                     Offered::Queued { dropped } => {
                         client.dropped(dropped);
-                        stats.dropped.add(dropped);
+                        stats.dropped.inc_by(dropped as u64);
                     }
                 }
             }

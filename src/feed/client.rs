@@ -53,7 +53,7 @@ impl Client {
     pub fn delivered(&self, cursor: FeedSeq, events: usize, stats: &Stats) {
         self.stands_at(cursor);
         self.delivered.fetch_add(events as u64, Ordering::Relaxed);
-        stats.deliveries.add(events);
+        stats.deliveries.inc_by(events as u64);
     }
 
     /// How many events were written to its socket.

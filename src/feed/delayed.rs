@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, bounded, select};
 
 use super::broadcast::Broadcaster;
 use super::pages::{self, PageReader};
+use super::standby::Role;
 use super::tail::Tail;
 use super::tier::{Control, Tier};
 use super::{Feed, lock, threads};
@@ -148,6 +149,10 @@ impl DelayedReader {
             let head = self.broadcaster.head();
             let pages = &mut self.pages;
             let page = self.feed.replay.with(|connection| pages.read(connection, head, due))?;
+            if page.rows.is_empty() && self.feed.role() == Role::Standby {
+                // Yet to be replayed, after another database was left for this standby.
+                return Ok(());
+            }
             if page.rows.is_empty() {
                 // Pruned meanwhile, or the log is another one: begin anew either way.
                 return self.begin();

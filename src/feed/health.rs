@@ -16,7 +16,7 @@ const PROOF_LASTS: Duration = Duration::from_secs(10);
 pub enum Part {
     /// The log can be read.
     Log,
-    /// Notifications arrive.
+    /// Notifications arrive; on a standby, what its primary writes.
     Listen,
 }
 
@@ -108,9 +108,11 @@ impl Health {
         inner.since = Instant::now();
         drop(inner);
         if live {
-            log::info!("live: the log is read and notifications arrive (after {:.1} s)", lasted.as_secs_f64());
+            log::info!("live: the log is read and news arrive (after {:.1} s)", lasted.as_secs_f64());
         } else {
-            log::error!("degraded: the database was lost; streams stay open, new ones are held");
+            log::error!(
+                "degraded: the database, or the primary of a standby, was lost; streams stay open, new ones are held"
+            );
         }
         self.changed.notify_all();
         for wake in lock(&self.wakes).iter() {
@@ -130,6 +132,16 @@ impl Health {
             epoch if epoch % 2 == 1 => State::Live,
             _ => State::Degraded,
         }
+    }
+
+    /// Whether a part works, and how long ago that was last proven.
+    pub fn part(&self, part: Part) -> (bool, Option<Duration>) {
+        let inner = lock(&self.inner);
+        let (up, proven) = match part {
+            Part::Log => (inner.log_up, inner.log_proven),
+            Part::Listen => (inner.listen_up, inner.listen_proven),
+        };
+        (up, proven.map(|at| at.elapsed()))
     }
 
     /// Whether both proofs are there and fresh.

@@ -6,6 +6,10 @@
 //! Nobody is refused from stale knowledge: a key that is not known to be live waits for a refresh that began after its
 //! request arrived. All that wait share one, and refreshes have a least distance, so a flood of wrong keys costs ten
 //! queries a second.
+//!
+//! A hot standby does not notify, so it is polled: where it has replayed nothing since, nothing can have changed. And it
+//! may lack a key that its primary has: that a key is not there counts only from when the standby is proven to have
+//! replayed everything up to the request's arrival.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
@@ -14,6 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
+use tokio_postgres::types::PgLsn;
 
 use super::client::Client;
 use super::clock::DatabaseClock;
@@ -29,6 +34,8 @@ use crate::event::EventTime;
 const LEAST_DISTANCE: Duration = Duration::from_millis(100);
 /// A refresh happens at least this often, whether or not anything rang.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// The same on a standby, where nothing rings when a key is revoked.
+const STANDBY_INTERVAL: Duration = Duration::from_millis(400);
 /// After a refresh that failed, the next comes so soon.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 /// How long a session cookie lasts: 7 days.
@@ -45,6 +52,20 @@ struct Known {
     secret: Option<Vec<u8>>,
     /// When the newest completed refresh began.
     fresh_from: Option<Instant>,
+    /// Up to when every key that was minted is here.
+    complete: Complete,
+}
+
+/// Up to when memory has every key, by the newest refresh.
+#[derive(Debug, Clone, Copy, Default)]
+enum Complete {
+    /// Nothing can be said of keys that are not here.
+    #[default]
+    Unproven,
+    /// The database is a standby, which is proven to have replayed everything up to this time.
+    Until(Instant, EventTime),
+    /// The database takes the writes itself: up to when the refresh began.
+    UntilRefresh,
 }
 
 /// All keys, as the newest refresh found them.
@@ -76,9 +97,32 @@ pub enum Refused {
     Revoked,
 }
 
-/// What a judgement needs that is not there: it is neither yes nor no.
+/// Why a credential cannot be judged: it is neither yes nor no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotLive;
+pub enum Unjudged {
+    /// The feed is not live.
+    NotLive,
+    /// The key is not there, on a standby that may not have it yet.
+    NotReplayed,
+}
+
+/// What memory has against a credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Denial {
+    why: Refused,
+    /// Memory has no such key, which another database may have.
+    is_absent: bool,
+}
+
+impl Denial {
+    fn absent(why: Refused) -> Self {
+        Self { why, is_absent: true }
+    }
+
+    fn present(why: Refused) -> Self {
+        Self { why, is_absent: false }
+    }
+}
 
 impl Default for KeyRing {
     fn default() -> Self {
@@ -107,55 +151,57 @@ impl KeyRing {
 
     /// The key of a credential, where memory has it and it is live. Never asks the database.
     pub fn recall(&self, credential: &Credential, clock: &DatabaseClock) -> Option<Arc<Key>> {
-        self.look(credential, clock.now()).ok()
+        lock(&self.known).look(credential, clock.now()).ok()
     }
 
     /// Judges a credential; blocks until a refresh that began after `arrived` where memory does not know it as live.
     ///
     /// # Errors
-    /// [`NotLive`] when the feed is not live, or stops being so: then nothing can be said.
+    /// [`Unjudged`] when the feed is not live, or stops being so; or when after that refresh nothing can be said of a key
+    /// that is not there: try again.
     pub fn judge(
         &self,
         credential: &Credential,
         arrived: Instant,
         clock: &DatabaseClock,
         health: &Health,
-    ) -> Result<Result<Arc<Key>, Refused>, NotLive> {
-        if let Ok(key) = self.look(credential, clock.now()) {
-            return Ok(Ok(key));
-        }
+    ) -> Result<Result<Arc<Key>, Refused>, Unjudged> {
         loop {
-            if health.outage().is_some() || health.is_stopping() {
-                return Err(NotLive);
-            }
             let known = lock(&self.known);
+            let denial = match known.look(credential, clock.now()) {
+                Ok(key) => return Ok(Ok(key)),
+                Err(denial) => denial,
+            };
+            if health.outage().is_some() || health.is_stopping() {
+                return Err(Unjudged::NotLive);
+            }
             if known.fresh_from.is_some_and(|from| from >= arrived) {
-                drop(known);
-                return Ok(self.look(credential, clock.now()));
+                let is_sure = !denial.is_absent || known.is_complete_until(arrived);
+                return if is_sure { Ok(Err(denial.why)) } else { Err(Unjudged::NotReplayed) };
             }
             self.ring();
             let _unused = self.refreshed.wait_timeout(known, LOOK_EVERY);
         }
     }
 
-    fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, Refused> {
+    /// The name of a credential's key, live or not, where memory has it. Never asks the database.
+    pub fn name_of(&self, credential: &Credential) -> Option<String> {
         let known = lock(&self.known);
         let key = match credential {
-            Credential::Key(hash) => known.by_hash.get(hash).ok_or(Refused::Unknown)?,
+            Credential::Key(hash) => known.by_hash.get(hash),
             Credential::Session(token) => {
-                let secret = known.secret.as_ref().ok_or(Refused::Unknown)?;
-                let (id, end) = read_token(token, secret).ok_or(Refused::Unknown)?;
-                if end <= now {
-                    return Err(Refused::Expired);
-                }
-                known.by_id.get(&id).ok_or(Refused::Revoked)?
+                let (id, _) = read_token(token, known.secret.as_ref()?)?;
+                known.by_id.get(&id)
             }
         };
-        match key.state(now) {
-            KeyState::Live => Ok(key.clone()),
-            KeyState::Expired => Err(Refused::Expired),
-            KeyState::Revoked => Err(Refused::Revoked),
-        }
+        key.map(|key| key.name.clone())
+    }
+
+    /// Asks for a refresh, and waits for it, at most `patience`.
+    pub fn wait_refreshed(&self, patience: Duration) {
+        let known = lock(&self.known);
+        self.ring();
+        let _unused = self.refreshed.wait_timeout(known, patience);
     }
 
     /// A session token for a key, good for [`SESSION_LASTS`]; `None` before memory was filled.
@@ -164,8 +210,9 @@ impl KeyRing {
         make_token(key.id, clock.now().plus(SESSION_LASTS), known.secret.as_ref()?)
     }
 
-    fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant) {
+    fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant, complete: Complete) {
         let mut known = lock(&self.known);
+        known.complete = complete;
         let keys: Vec<Arc<Key>> = keys.into_iter().map(Arc::new).collect();
         known.by_hash = keys.iter().map(|key| (key.hash, key.clone())).collect();
         known.by_id = keys.iter().map(|key| (key.id, key.clone())).collect();
@@ -175,32 +222,97 @@ impl KeyRing {
         self.refreshed.notify_all();
     }
 
+    /// Says that nothing has changed since the newest refresh, up to now.
+    fn confirm(&self, began: Instant, complete: Complete) {
+        let mut known = lock(&self.known);
+        known.fresh_from = Some(began);
+        known.complete = complete;
+        drop(known);
+        self.refreshed.notify_all();
+    }
+
     /// Tells a stream what has become of its key: its end, or another time at which it ends.
     pub fn tell(&self, client: &Client, now: EventTime) {
-        let key = lock(&self.known).by_id.get(&client.key.id).cloned();
-        match key {
+        let (key, complete) = {
+            let known = lock(&self.known);
+            (known.by_id.get(&client.key.id).cloned(), known.complete)
+        };
+        match (key, complete) {
+            // A standby that may not have the key yet, after another database was left for it.
+            (None, Complete::Unproven) => {}
+            (None, Complete::Until(_, time)) if time < client.since => {}
             // A key that was deleted is as good as revoked.
-            None => client.end(End::KeyRevoked),
-            Some(key) if key.state(now) == KeyState::Revoked => client.end(End::KeyRevoked),
-            Some(key) => client.set_expiry(key.expires_at),
+            (None, _) => client.end(End::KeyRevoked),
+            (Some(key), _) if key.state(now) == KeyState::Revoked => client.end(End::KeyRevoked),
+            (Some(key), _) => client.set_expiry(key.expires_at),
         }
     }
 }
 
-/// Fills memory for the first time. Blocks for two queries.
+impl Known {
+    fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, Denial> {
+        let key = match credential {
+            Credential::Key(hash) => self.by_hash.get(hash).ok_or(Denial::absent(Refused::Unknown))?,
+            Credential::Session(token) => {
+                let secret = self.secret.as_ref().ok_or(Denial::absent(Refused::Unknown))?;
+                let (id, end) = read_token(token, secret).ok_or(Denial::present(Refused::Unknown))?;
+                if end <= now {
+                    return Err(Denial::present(Refused::Expired));
+                }
+                self.by_id.get(&id).ok_or(Denial::absent(Refused::Revoked))?
+            }
+        };
+        match key.state(now) {
+            KeyState::Live => Ok(key.clone()),
+            KeyState::Expired => Err(Denial::present(Refused::Expired)),
+            KeyState::Revoked => Err(Denial::present(Refused::Revoked)),
+        }
+    }
+
+    /// Whether every key that was minted before `arrived` is here, given a refresh that began after it.
+    fn is_complete_until(&self, arrived: Instant) -> bool {
+        match self.complete {
+            Complete::Unproven => false,
+            Complete::Until(time, _) => time >= arrived,
+            Complete::UntilRefresh => true,
+        }
+    }
+}
+
+/// Fills memory for the first time. Blocks for a few queries.
 ///
 /// # Errors
 /// What the queries failed with.
-pub fn refresh(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
+pub fn fill(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
+    refresh(feed, connection, None).map(|_| ())
+}
+
+/// Fills memory, unless the database is a standby that has replayed nothing beyond `seen`. Returns up to where a standby
+/// had replayed; `None` on a primary.
+fn refresh(feed: &Feed, connection: &mut Connection, seen: Option<PgLsn>) -> Result<Option<PgLsn>, db::Error> {
     let began = Instant::now();
-    let (keys, now) = db::keys::read_all(connection)?;
-    let secret = db::keys::read_session_secret(connection)?;
-    feed.clock.set(now, began);
-    feed.keys.replace(keys, secret, began);
-    for client in feed.clients.all() {
-        feed.keys.tell(&client, now);
+    let reading = db::standby::read(connection)?;
+    feed.clock.set(reading.now, began);
+    let replayed = reading.standby.and_then(|standby| standby.replayed);
+    let complete = match reading.standby {
+        None => Complete::UntilRefresh,
+        // What was replayed before the keys are read is among them.
+        Some(standby) => standby.proven_until(reading.now).map_or(Complete::Unproven, |until| {
+            let time = began.checked_sub(reading.now.since(until));
+            time.map_or(Complete::Unproven, |time| Complete::Until(time, until))
+        }),
+    };
+    if replayed.is_some() && replayed == seen {
+        feed.keys.confirm(began, complete);
+    } else {
+        let (keys, _) = db::keys::read_all(connection)?;
+        let secret = db::keys::read_session_secret(connection)?;
+        feed.keys.replace(keys, secret, began, complete);
     }
-    Ok(())
+    for client in feed.clients.all() {
+        feed.keys.tell(&client, reading.now);
+    }
+    Ok(replayed)
 }
 
 /// The thread `keys`.
@@ -208,8 +320,15 @@ pub fn run(feed: &Feed, settings: &Settings) {
     let mut connection = None;
     let mut last: Option<Instant> = None;
     let mut failing = false;
+    // Up to where a standby had replayed when its keys were last read.
+    let mut seen = None;
     while !feed.health.is_stopping() {
-        let rung = feed.keys.rung.recv_timeout(if failing { RETRY_EVERY } else { INTERVAL });
+        let interval = match (failing, seen) {
+            (true, _) => RETRY_EVERY,
+            (false, Some(_)) => STANDBY_INTERVAL,
+            (false, None) => INTERVAL,
+        };
+        let rung = feed.keys.rung.recv_timeout(interval);
         if feed.health.is_stopping() {
             return;
         }
@@ -220,17 +339,25 @@ pub fn run(feed: &Feed, settings: &Settings) {
         }
         last = Some(Instant::now());
         let outcome = match &mut connection {
-            Some(connection) => refresh(feed, connection),
-            none => Connection::open(settings, "signal-feed keys").and_then(|new| refresh(feed, none.insert(new))),
-        };
-        if let Err(error) = outcome {
-            if !failing {
-                log::warn!("read the keys: {error}");
+            Some(connection) => refresh(feed, connection, seen),
+            none => {
+                Connection::open(settings, "signal-feed keys").and_then(|new| refresh(feed, none.insert(new), None))
             }
-            connection = None;
-            failing = true;
-        } else {
-            failing = false;
+        };
+        match outcome {
+            Ok(replayed) => {
+                seen = replayed;
+                failing = false;
+            }
+            Err(error) => {
+                if error.is_conflict() {
+                    feed.stats.replay_conflicts.inc();
+                } else if !failing {
+                    log::warn!("read the keys: {error}");
+                }
+                connection = None;
+                failing = true;
+            }
         }
     }
 }

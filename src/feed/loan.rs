@@ -127,7 +127,8 @@ mod tests {
     }
 
     fn loan(socket: &Arc<TcpStream>, until: Option<Instant>) -> Loan {
-        let outlet = Outlet::new(socket, false, Duration::from_secs(1));
+        let sent = &prometheus::IntCounter::new("sent", "bytes").unwrap();
+        let outlet = Outlet::new(socket, false, Duration::from_secs(1), sent);
         Loan::new(outlet.lend(), Place::after(&batch(0, 1, 1)), until)
     }
 

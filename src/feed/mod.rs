@@ -18,6 +18,7 @@ pub mod queue;
 pub mod reader;
 pub mod reason;
 pub mod render;
+pub mod standby;
 pub mod stats;
 pub mod stream;
 pub mod tail;
@@ -29,20 +30,23 @@ pub mod window;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use jiff::Timestamp;
 
 use self::client::{Client, Clients};
 use self::clock::DatabaseClock;
 use self::health::Health;
 use self::keys::KeyRing;
 use self::pool::ReplayPool;
+use self::standby::{Replication, Role};
 use self::stats::Stats;
 use self::tier::{Control, Tier};
 use self::upkeep::Record;
 use crate::config::ServeOptions;
 use crate::db::Settings;
+use crate::db::event_log::LogState;
 use crate::event::{FeedSeq, LogRow, Poison};
 
 /// What the tail of the live tier may take, 16 MiB: some ten thousands of usual events.
@@ -59,6 +63,8 @@ pub struct Feed {
     pub clock: DatabaseClock,
     /// Whether delivery works.
     pub health: Health,
+    /// Which role the database has.
+    pub replication: Replication,
     /// API keys.
     pub keys: KeyRing,
     /// All streams.
@@ -73,11 +79,16 @@ pub struct Feed {
     pub ahead: ahead::Readers,
     /// What is counted.
     pub stats: Stats,
-    /// Whether what is written to `signal` reaches the log, as last checked.
-    pub capture_on: AtomicBool,
+    /// When the server started, by this machine's clock.
+    pub started_at: Timestamp,
+    started: Instant,
+    capture_on: AtomicBool,
+    another_cluster: AtomicBool,
     feed_id: Mutex<String>,
     /// The counter's value, and the ranges that `restored` skipped (both ends included), as last read.
     counter: AtomicI64,
+    /// The log's highest number, as last read.
+    log_head: AtomicI64,
     skipped: Mutex<Vec<(FeedSeq, FeedSeq)>>,
     fatal: Sender<String>,
     records: Sender<Record>,
@@ -104,6 +115,7 @@ impl Feed {
         let feed = Self {
             clock: DatabaseClock::default(),
             health: Health::default(),
+            replication: Replication::default(),
             keys: KeyRing::default(),
             clients: Clients::default(),
             live,
@@ -111,9 +123,13 @@ impl Feed {
             ahead,
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
+            started_at: Timestamp::now(),
+            started: Instant::now(),
             capture_on: AtomicBool::new(true),
+            another_cluster: AtomicBool::new(false),
             feed_id: Mutex::default(),
             counter: AtomicI64::new(0),
+            log_head: AtomicI64::new(0),
             skipped: Mutex::default(),
             fatal,
             records: records_sender,
@@ -132,6 +148,16 @@ impl Feed {
         id.clone_into(&mut lock(&self.feed_id));
     }
 
+    /// What the database is that the log is read from: it can change while the feed runs.
+    pub fn role(&self) -> Role {
+        self.replication.role()
+    }
+
+    /// How far the database is behind its primary; `None` where it is one.
+    pub fn standby_lag(&self) -> Option<Duration> {
+        self.replication.lag()
+    }
+
     /// The last number that was allocated, as last read.
     pub fn counter(&self) -> FeedSeq {
         FeedSeq(self.counter.load(Ordering::Relaxed))
@@ -142,9 +168,48 @@ impl Feed {
         lock(&self.skipped).iter().any(|(from, to)| (*from..=*to).contains(&seq))
     }
 
-    fn set_log_facts(&self, counter: FeedSeq, skipped: Vec<(FeedSeq, FeedSeq)>) {
-        self.counter.store(counter.0, Ordering::Relaxed);
+    fn set_log_facts(&self, state: &LogState, skipped: Vec<(FeedSeq, FeedSeq)>) {
+        self.counter.store(state.counter.0, Ordering::Relaxed);
+        self.log_head.store(state.head.0, Ordering::Relaxed);
         *lock(&self.skipped) = skipped;
+    }
+
+    /// How long the server has run.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether what is written to `signal` reaches the log, as last checked.
+    pub fn capture_on(&self) -> bool {
+        self.capture_on.load(Ordering::Relaxed)
+    }
+
+    /// Whether the database is another cluster, or on another timeline, than was recorded, as last checked.
+    pub fn is_another_cluster(&self) -> bool {
+        self.another_cluster.load(Ordering::Relaxed)
+    }
+
+    /// Whether the counter is not behind the log, as last read: a number would be given twice, which PostgreSQL refuses.
+    pub fn is_counter_ok(&self) -> bool {
+        self.counter.load(Ordering::Relaxed) >= self.log_head.load(Ordering::Relaxed)
+    }
+
+    /// How many numbers the log had, when it was last read, above what has been broadcast by now.
+    pub fn log_lag_events(&self) -> u64 {
+        let ahead = self.log_head.load(Ordering::Relaxed).saturating_sub(self.live.head().0);
+        u64::try_from(ahead).unwrap_or(0)
+    }
+
+    /// How many events a client has still to be sent.
+    pub fn lag_events(&self, client: &Client) -> u64 {
+        let delay = client.key.delay;
+        let delayed = (!delay.is_zero()).then(|| lock(&self.tiers).get(&delay).cloned());
+        match delayed {
+            None => lock(&self.live.tail).count_after(client.cursor()),
+            Some(Some(tier)) => lock(&tier.tail).count_after(client.cursor()),
+            // The tier's head is not known yet.
+            Some(None) => 0,
+        }
     }
 
     /// Ends the server with an error: it cannot do its work, and only somebody else can help.
@@ -170,7 +235,7 @@ impl Feed {
         }
         drop(poisoned);
         log::error!("event {} is quarantined: {poison}", row.seq);
-        self.stats.quarantined.add(1);
+        self.stats.quarantined.inc();
         if self.records.try_send(Record::Quarantined(row.seq, poison.to_string())).is_err() {
             // Too many at once: it is recorded when it is next read.
             lock(&self.poisoned).remove(&row.seq);

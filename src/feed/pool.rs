@@ -1,6 +1,7 @@
 //! The connections for replay: few, made when first needed, lent out for one page at a time.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::db::{Connection, Error, Settings};
@@ -14,6 +15,8 @@ pub struct ReplayPool {
     settings: Settings,
     returned: Sender<Option<Connection>>,
     free: Receiver<Option<Connection>>,
+    size: usize,
+    waiting: AtomicUsize,
 }
 
 impl ReplayPool {
@@ -23,7 +26,22 @@ impl ReplayPool {
         for _ in 0..connections {
             let _ = returned.send(None);
         }
-        Self { settings, returned, free }
+        Self { settings, returned, free, size: connections, waiting: AtomicUsize::new(0) }
+    }
+
+    /// How many connections it may have.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// How many are lent out.
+    pub fn in_use(&self) -> usize {
+        self.size.saturating_sub(self.free.len())
+    }
+
+    /// How many threads wait for one, or have just been given one.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Lends a connection for one piece of work. Blocks until one is free, and while the work is done: never while a socket blocks.
@@ -31,7 +49,10 @@ impl ReplayPool {
     /// # Errors
     /// What the work failed with; a connection that was lost while it lay idle is replaced once.
     pub fn with<T>(&self, mut work: impl FnMut(&mut Connection) -> Result<T, Error>) -> Result<T, Error> {
-        let mut slot = match self.free.recv_timeout(PATIENCE) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let lent = self.free.recv_timeout(PATIENCE);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut slot = match lent {
             Ok(slot) => slot,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Err(Error::TimedOut(PATIENCE)),
         };

@@ -115,6 +115,11 @@ impl Queue {
         }
     }
 
+    /// How many events wait in it.
+    pub fn events(&self) -> usize {
+        lock(&self.pending).events
+    }
+
     /// Empties the queue.
     pub fn clear(&self) {
         let mut pending = lock(&self.pending);

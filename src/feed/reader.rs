@@ -1,8 +1,9 @@
 //! The thread `reader`: the only reader of new log rows.
 //!
 //! It owns one connection, the head, and the list of clients that are fed. It is woken by `listen` and by a change of
-//! health, takes requests to register, and looks at the log at least every `--poll-interval` without being asked. It
-//! sends batches into the clients' queues and never waits for a client. It ends when the server stops.
+//! health, takes requests to register, and looks at the log at least every `--poll-interval` without being asked. Where no
+//! notification can come, on a hot standby, it glances at the log far more often while news come. It sends batches into
+//! the clients' queues and never waits for a client. It ends when the server stops.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use crossbeam_channel::{Receiver, select};
 use super::broadcast::Broadcaster;
 use super::health::Part;
 use super::pages::{self, PageReader};
+use super::standby::Role;
 use super::tail::Tail;
 use super::tier::Control;
 use super::{Feed, LIVE_TAIL_BYTES};
@@ -23,6 +25,15 @@ use crate::event::{EventTime, FeedSeq};
 
 /// The log is looked at this often however long `--poll-interval` is: it proves that the database is there.
 const LONGEST_POLL: Duration = Duration::from_secs(2);
+/// The least wait between two glances at the log of a standby.
+const SHORTEST_GLANCE: Duration = Duration::from_millis(10);
+/// The next glance comes after this part of the time for which nothing new has been found: so nothing is found later than
+/// by a quarter of that time, and a quiet log costs next to nothing.
+const GLANCE_PART: u32 = 4;
+/// For so long, 5 s, conflicts with what a standby replays are only tried again; then the log counts as lost.
+const CONFLICT_PATIENCE: Duration = Duration::from_secs(5);
+/// The wait before it is tried again.
+const CONFLICT_RETRY: Duration = Duration::from_millis(20);
 /// Waits between attempts to connect: the first, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
@@ -73,28 +84,53 @@ impl<'a> Reader<'a> {
         let poll = self.feed.options.poll_interval.min(LONGEST_POLL);
         let mut retry = FIRST_RETRY;
         let mut next_look = Instant::now();
+        let mut next_glance = next_look;
+        let mut last_news = next_look;
+        let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
+            self.feed.stats.reader_turns.inc();
             let mut woken = false;
             select! {
                 recv(self.requests) -> request => if let Ok(request) = request { self.broadcaster.answer(request) },
                 recv(self.wake) -> _ => woken = true,
-                default(next_look.saturating_duration_since(Instant::now())) => {}
+                default(next_glance.min(next_look).saturating_duration_since(Instant::now())) => {}
             }
             self.tell_of_health();
             if self.feed.health.is_stopping() {
                 break;
             }
             let due = Instant::now() >= next_look;
+            woken |= Instant::now() >= next_glance;
             // While the database is away, only the retry timer counts: notifications cannot come.
             if !due && (!woken || self.connection.is_none()) {
                 continue;
             }
+            let before = self.broadcaster.head();
             match self.look(due) {
                 Ok(()) => {
                     retry = FIRST_RETRY;
+                    conflicts_from = None;
+                    let now = Instant::now();
                     if due {
-                        next_look = Instant::now() + poll;
+                        next_look = now + poll;
                     }
+                    if self.broadcaster.head() != before {
+                        last_news = now;
+                    }
+                    next_glance = match self.feed.replication.must_poll() {
+                        true => now + ((now - last_news) / GLANCE_PART).max(SHORTEST_GLANCE).min(poll),
+                        false => next_look,
+                    };
+                }
+                // A standby has cancelled a query, or ended the session, for what it had to replay: nothing is lost.
+                Err(error)
+                    if error.is_conflict()
+                        && conflicts_from.get_or_insert_with(Instant::now).elapsed() < CONFLICT_PATIENCE =>
+                {
+                    log::debug!("read the log: {error}");
+                    self.feed.stats.replay_conflicts.inc();
+                    next_look = Instant::now() + CONFLICT_RETRY;
+                    next_glance = next_look;
                 }
                 Err(error) => {
                     if self.connection.take().is_some() || retry == FIRST_RETRY {
@@ -102,6 +138,7 @@ impl<'a> Reader<'a> {
                     }
                     self.feed.health.lost(Part::Log);
                     next_look = Instant::now() + retry;
+                    next_glance = next_look;
                     retry = (retry * 2).min(LONGEST_RETRY);
                 }
             }
@@ -117,9 +154,13 @@ impl<'a> Reader<'a> {
             None => (self.connect()?, true),
         };
         let outcome = self.look_with(&mut connection, is_new, check);
-        if outcome.is_ok() {
-            self.connection = Some(connection);
-            self.feed.health.proven(Part::Log);
+        match &outcome {
+            Ok(()) => {
+                self.connection = Some(connection);
+                self.feed.health.proven(Part::Log);
+            }
+            Err(error) if !is_new && error.is_conflict() && !connection.is_lost() => self.connection = Some(connection),
+            Err(_) => {}
         }
         outcome
     }
@@ -153,7 +194,8 @@ impl<'a> Reader<'a> {
         let head = self.broadcaster.head();
         let state = event_log::read_state(connection, head)?;
         self.feed.clock.set(state.now, asked);
-        self.feed.set_log_facts(state.counter, event_log::read_skipped(connection)?);
+        self.feed.replication.found(if state.is_standby { Role::Standby } else { Role::Primary });
+        self.feed.set_log_facts(&state, event_log::read_skipped(connection)?);
         self.feed.live.window.pruned(state.pruned_through);
         let first = self.feed_id.is_none();
         let mut another = first || self.is_another(&state);
@@ -181,7 +223,8 @@ impl<'a> Reader<'a> {
     fn is_another(&self, state: &LogState) -> bool {
         let head = self.broadcaster.head();
         if state.head < head {
-            return true;
+            // A standby has yet to replay what another database, which it follows, had: its log is shorter, not another.
+            return !state.is_standby;
         }
         match self.broadcaster.head_time() {
             Some(time) if head > state.pruned_through => state.known_time != Some(time),
@@ -196,6 +239,7 @@ impl<'a> Reader<'a> {
         let mut prev = event_log::read_place(connection, start)?.row_at_or_below;
         let mut tail = Tail::new(LIVE_TAIL_BYTES, prev, event_log::read_time(connection, prev)?);
         while prev < state.head {
+            self.feed.stats.reader_turns.inc();
             let page = self.pages.read(connection, prev, state.head)?;
             let Some(last) = page.rows.last().map(|row| row.seq) else { break };
             for batch in self.render(&page.rows, prev) {
@@ -212,6 +256,7 @@ impl<'a> Reader<'a> {
 
     fn broadcast_new(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         loop {
+            self.feed.stats.reader_turns.inc();
             let head = self.broadcaster.head();
             let page = self.pages.read(connection, head, FeedSeq(i64::MAX))?;
             if page.rows.is_empty() {
@@ -222,6 +267,7 @@ impl<'a> Reader<'a> {
                 return self.check(connection, false).map(|_| ());
             }
             let batches = self.render(&page.rows, head.max(page.pruned_through));
+            self.measure(&batches);
             self.broadcaster.publish(batches, &self.feed.stats);
             while let Ok(request) = self.requests.try_recv() {
                 self.broadcaster.answer(request);
@@ -229,6 +275,14 @@ impl<'a> Reader<'a> {
             if !page.full || self.feed.health.is_stopping() {
                 return Ok(());
             }
+        }
+    }
+
+    fn measure(&self, batches: &[super::batch::Batch]) {
+        let now = self.feed.clock.now();
+        let latency = self.feed.stats.commit_to_broadcast.local();
+        for entry in batches.iter().flat_map(|batch| batch.entries()).filter(|entry| entry.time.is_usable()) {
+            latency.observe(now.since(entry.time).as_secs_f64());
         }
     }
 

@@ -1,54 +1,147 @@
-//! What the feed counts.
+//! What the feed counts and measures, in the registry that `/metrics` shows. Names and units are Prometheus' own: `_total`
+//! for what only grows, base units (seconds, bytes), labels whose values are few.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use prometheus::core::Collector;
+use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use super::reason::End;
 
-/// A number that only grows, from the start of the server.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+/// Upper bounds of the latencies' buckets, in seconds: from a wake-up to what is an outage.
+const LATENCY_BUCKETS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-impl Counter {
-    /// Adds to it.
-    pub fn add(&self, more: usize) {
-        self.0.fetch_add(more as u64, Ordering::Relaxed);
-    }
-
-    /// Its value.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Everything that is counted, from the start of the server.
+#[derive(Debug)]
+pub struct Stats {
+    registry: Registry,
+    /// Events read from the log and broadcast.
+    pub events: IntCounter,
+    /// Events written to sockets, one for each client.
+    pub deliveries: IntCounter,
+    /// Bytes written to streams.
+    pub bytes: IntCounter,
+    /// Events dropped from clients' queues.
+    pub dropped: IntCounter,
+    /// Streams that were told `replay_truncated`.
+    pub truncated: IntCounter,
+    /// Streams that were told `history_rewritten`.
+    pub rewritten: IntCounter,
+    /// Events quarantined.
+    pub quarantined: IntCounter,
+    /// Quarantined events that are not recorded, because the database is a standby.
+    pub unrecorded_quarantined: IntCounter,
+    /// Uses of keys that are not recorded, because the database is a standby.
+    pub unrecorded_key_uses: IntCounter,
+    /// Queries that a standby cancelled for what it had to replay; each was tried again.
+    pub replay_conflicts: IntCounter,
+    /// Times that a stream was brought up to date from the log or from memory.
+    pub catch_ups: IntCounter,
+    /// Pages read from the log for them.
+    pub replay_pages: IntCounter,
+    /// Connections closed to make room.
+    pub evicted: IntCounter,
+    /// Connections that could not be accepted.
+    pub accept_errors: IntCounter,
+    /// From an event's time, taken under the feed's lock just before its commit, to its broadcast. The two clocks agree to
+    /// within one database round trip.
+    pub commit_to_broadcast: Histogram,
+    /// From the broadcast of a batch to the end of the system call that gave it to a client's socket.
+    pub broadcast_to_written: Histogram,
+    /// How long the last notification took from one session to another.
+    pub listen_probe: Gauge,
+    /// Turns of the reader's loop: the proof that it lives, whatever it finds.
+    pub reader_turns: IntCounter,
+    requests: IntCounterVec,
+    ends: IntCounterVec,
 }
 
-/// Everything that is counted.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Events read from the log and broadcast.
-    pub events: Counter,
-    /// Events written to sockets, one for each client.
-    pub deliveries: Counter,
-    /// Bytes written to sockets.
-    pub bytes: Counter,
-    /// Events dropped from clients' queues.
-    pub dropped: Counter,
-    /// Streams that were told `replay_truncated`.
-    pub truncated: Counter,
-    /// Streams that were told `history_rewritten`.
-    pub rewritten: Counter,
-    /// Events quarantined.
-    pub quarantined: Counter,
-    /// Times that a stream was brought up to date from the log or from memory.
-    pub catch_ups: Counter,
-    /// Pages read from the log for them.
-    pub replay_pages: Counter,
-    /// Connections closed to make room.
-    pub evicted: Counter,
-    ends: [Counter; End::ALL.len()],
+impl Default for Stats {
+    fn default() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
+        let counters = |name: &str, help: &str, label: &str| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+        };
+        let latencies = registered(
+            &registry,
+            HistogramVec::new(
+                HistogramOpts::new("signal_feed_latency_seconds", "How long an event takes for each part of its way")
+                    .buckets(LATENCY_BUCKETS.to_vec()),
+                &["part"],
+            ),
+        );
+        let stats = Self {
+            events: counter("signal_feed_events_total", "Events read from the log and broadcast"),
+            deliveries: counter("signal_feed_deliveries_total", "Events written to sockets, one for each client"),
+            bytes: counter("signal_feed_sent_bytes_total", "Bytes written to streams"),
+            dropped: counter("signal_feed_dropped_events_total", "Events dropped from the queues of slow clients"),
+            truncated: counter("signal_feed_replays_truncated_total", "Streams that were told replay_truncated"),
+            rewritten: counter("signal_feed_histories_rewritten_total", "Streams that were told history_rewritten"),
+            quarantined: counter("signal_feed_quarantined_events_total", "Events that cannot be delivered to anybody"),
+            unrecorded_quarantined: counter(
+                "signal_feed_unrecorded_quarantined_events_total",
+                "Quarantined events that a feed on a standby cannot record",
+            ),
+            unrecorded_key_uses: counter(
+                "signal_feed_unrecorded_key_uses_total",
+                "Uses of keys that a feed on a standby cannot record",
+            ),
+            replay_conflicts: counter(
+                "signal_feed_replay_conflicts_total",
+                "Queries that a standby cancelled for what it had to replay; each was tried again",
+            ),
+            catch_ups: counter("signal_feed_catch_ups_total", "Times that a stream was brought up to date"),
+            replay_pages: counter("signal_feed_replay_pages_total", "Pages read from the log to catch up"),
+            evicted: counter("signal_feed_connections_evicted_total", "Connections closed to make room"),
+            accept_errors: counter("signal_feed_accept_errors_total", "Connections that could not be accepted"),
+            commit_to_broadcast: latencies.with_label_values(&["commit_to_broadcast"]),
+            broadcast_to_written: latencies.with_label_values(&["broadcast_to_written"]),
+            listen_probe: registered(
+                &registry,
+                Gauge::new("signal_feed_listen_probe_seconds", "Time of the last notification's round trip"),
+            ),
+            reader_turns: counter(
+                "signal_feed_reader_turns_total",
+                "Turns of the reader's loop: it lives while they rise",
+            ),
+            requests: counters(
+                "signal_feed_requests_total",
+                "Requests to the feed by the status of the answer",
+                "status",
+            ),
+            ends: counters("signal_feed_stream_ends_total", "Streams that ended, by reason", "reason"),
+            registry,
+        };
+        for end in End::ALL {
+            stats.ends.with_label_values(&[end.name()]);
+        }
+        stats
+    }
 }
 
 impl Stats {
-    /// How many streams ended for a reason.
-    pub fn ends(&self, end: End) -> &Counter {
-        &self.ends[end as usize - 1]
+    /// Counts a stream's end.
+    pub fn ended(&self, end: End) {
+        self.ends.with_label_values(&[end.name()]).inc();
     }
+
+    /// Counts a request by the status of its answer, which is one of a handful.
+    pub fn answered(&self, status: &str) {
+        self.requests.with_label_values(&[status]).inc();
+    }
+
+    /// Where all of it is registered, and where gauges of the moment are added.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+/// Puts a metric into a registry.
+///
+/// # Panics
+/// Where its name is none or is taken: both are written in this program, and every start would fail.
+pub fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect("a metric's name and labels are valid");
+    registry.register(Box::new(metric.clone())).expect("a metric's name is registered once");
+    metric
 }

@@ -16,6 +16,7 @@ use super::client::Client;
 use super::loan::Loan;
 use super::pages::{self, PageReader};
 use super::reason::End;
+use super::standby::Role;
 use super::tail::TailRead;
 use super::tier::{Registered, Tier};
 use super::window::Earliest;
@@ -26,7 +27,7 @@ use crate::http::outlet::{Blocked, Outlet};
 
 /// How much is written at once, and so how long an end or a notice may wait for a slow client.
 const WRITE_BYTES: usize = 256 * 1024;
-/// How long a cursor that is ahead of the log may be so before it is said: another feed, or a standby, may have seen more.
+/// How long a cursor that is ahead of a primary's log may be so before it is said: another feed may have seen more.
 const AHEAD_GRACE: Duration = Duration::from_secs(5);
 /// How often it is looked at meanwhile, and how long a failed look into the database is followed by the next.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -161,7 +162,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
         loop {
             self.live()?;
-            self.feed.stats.catch_ups.add(1);
+            self.feed.stats.catch_ups.inc();
             self.catch_up()?;
         }
     }
@@ -210,14 +211,18 @@ impl<'a, 'o> Stream<'a, 'o> {
         if earliest.prev > cursor {
             self.truncated(earliest)?;
         }
-        self.feed.stats.catch_ups.add(1);
+        self.feed.stats.catch_ups.inc();
         self.catch_up()
     }
 
     /// Whether the cursor is not ahead of the log; waits a little where it is.
     fn is_in_log(&mut self, cursor: FeedSeq) -> Step<bool> {
-        let until = Instant::now() + AHEAD_GRACE;
+        let mut until = Instant::now() + AHEAD_GRACE;
         loop {
+            // What a standby has not got may be on its way, however long that takes: only a primary knows that it is not.
+            if self.feed.role() == Role::Standby {
+                until = Instant::now() + AHEAD_GRACE;
+            }
             let head = self.tier.head();
             if cursor <= head {
                 return Ok(true);
@@ -342,11 +347,12 @@ impl<'a, 'o> Stream<'a, 'o> {
                 page?
             }
         };
-        self.feed.stats.replay_pages.add(1);
+        self.feed.stats.replay_pages.inc();
         let Some(first) = page.rows.first() else {
-            // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which.
+            // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which. Or this is
+            // a standby that has yet to replay what another database had.
             let place = self.query(|connection| event_log::read_place(connection, upto))?;
-            if place.row_at_or_below > after {
+            if place.is_pruned {
                 self.truncated(Earliest { seq: upto.next(), prev: place.row_at_or_below })?;
             } else {
                 self.pause(LOOK_AGAIN)?;
@@ -397,6 +403,9 @@ impl<'a, 'o> Stream<'a, 'o> {
                 false => 1 + batches.windows(2).take_while(|pair| pair[1].prev() == pair[0].last()).count(),
             };
             self.write_batches(&batches[..whole])?;
+            if let Some(newest) = batches[..whole].last() {
+                self.feed.stats.broadcast_to_written.observe(newest.age().as_secs_f64());
+            }
             if let Some(beyond) = batches.get(whole) {
                 if self.outlet.stood_still() {
                     return self.dropped(beyond);
@@ -530,6 +539,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             self.outlet.write(&mut [std::io::IoSlice::new(rest)], asked)?;
             self.at = Place::after(batch);
             self.client.delivered(self.at.cursor, batch.entries().len(), &self.feed.stats);
+            self.feed.stats.broadcast_to_written.observe(batch.age().as_secs_f64());
         }
         Ok(())
     }
@@ -551,6 +561,9 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn retry_later(&mut self, error: &db::Error) -> Step {
         log::debug!("replay for key {:?}: {error}", self.client.key.name);
+        if error.is_conflict() {
+            self.feed.stats.replay_conflicts.inc();
+        }
         let until = Instant::now() + LOOK_AGAIN;
         while Instant::now() < until {
             self.pause(until.saturating_duration_since(Instant::now()))?;
@@ -599,7 +612,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             self.client.address,
             earliest.seq
         );
-        self.feed.stats.truncated.add(1);
+        self.feed.stats.truncated.inc();
         self.at = Place { cursor: earliest.prev, time: None, row: Some(earliest.prev), ordinal: self.at.ordinal };
         self.system(
             &serde_json::json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}),
@@ -608,7 +621,7 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn rewritten(&mut self) -> Step {
         let cursor = self.at.cursor;
-        self.feed.stats.rewritten.add(1);
+        self.feed.stats.rewritten.inc();
         self.leave_queue();
         self.register()?;
         log::warn!(

@@ -103,6 +103,15 @@ impl Tail {
         Some(batch.entries()[at].time)
     }
 
+    /// How many events lie above a cursor; where the tail begins later, as many as there are numbers.
+    pub fn count_after(&self, cursor: FeedSeq) -> u64 {
+        if !self.covers(cursor) {
+            return u64::try_from(self.head.0.saturating_sub(cursor.0)).unwrap_or(0);
+        }
+        let from = self.batches.partition_point(|batch| batch.last() <= cursor);
+        self.batches.range(from..).map(|batch| batch.count_after(cursor) as u64).sum()
+    }
+
     /// Number and time of the events above a cursor, at most `limit`; `None` where the tail begins later.
     pub fn times_after(&self, cursor: FeedSeq, limit: usize) -> Option<Vec<(FeedSeq, EventTime)>> {
         if !self.covers(cursor) {

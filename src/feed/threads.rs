@@ -72,6 +72,7 @@ mod tests {
     fn a_core_thread_that_panics_or_ends_is_the_servers_end_with_its_name() {
         let options = ServeOptions {
             listen: Vec::new(),
+            ops_listen: None,
             replay_window: Duration::from_secs(1),
             queue_capacity: 1,
             heartbeat: Duration::from_secs(1),
@@ -83,6 +84,7 @@ mod tests {
             replay_connections: 1,
             degraded_hold: Duration::ZERO,
             shutdown_grace: Duration::ZERO,
+            trusted_proxies: Vec::new(),
         };
         let settings: Settings = "postgres://nobody@localhost/none".parse().unwrap();
         let (fatal, died) = bounded(1);

@@ -1,7 +1,8 @@
 //! The thread `upkeep`: whatever `serve` writes, and the watch over capture and over which cluster it is.
 //!
-//! It owns one connection, which may be missing: then records wait, bounded, and are in the log line all the same. It
-//! receives records over a bounded channel, sends nothing, and ends when the server stops.
+//! It owns one connection, which may be missing: then records wait, bounded, and are in the log line all the same. On a
+//! standby nothing can be written: records are counted there, and quarantined events wait for a promotion. It receives
+//! records over a bounded channel, sends nothing, and ends when the server stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -41,6 +42,8 @@ pub enum Record {
 struct Unwritten {
     quarantined: BTreeMap<FeedSeq, String>,
     used: BTreeSet<i64>,
+    /// How many of the quarantined events were counted as not recorded.
+    counted: usize,
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
@@ -68,7 +71,7 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
         if !stopping && Instant::now() >= capture_due {
             capture_due = Instant::now() + CAPTURE_EVERY;
             let checked = check_capture(feed, &mut connection, settings)
-                .and_then(|()| check_cluster(&mut connection, settings, &mut cluster));
+                .and_then(|()| check_cluster(feed, &mut connection, settings, &mut cluster));
             if let Err(error) = checked {
                 log::debug!("check the installation: {error}");
                 connection = None;
@@ -76,7 +79,7 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
         }
         let with_uses = stopping || Instant::now() >= uses_due;
         if !unwritten.quarantined.is_empty() || (with_uses && !unwritten.used.is_empty()) {
-            match write(&mut connection, settings, &mut unwritten, with_uses) {
+            match write(feed, &mut connection, settings, &mut unwritten, with_uses) {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !failing {
@@ -113,12 +116,22 @@ impl Unwritten {
 }
 
 fn write(
+    feed: &Feed,
     connection: &mut Option<Connection>,
     settings: &Settings,
     unwritten: &mut Unwritten,
     with_uses: bool,
 ) -> Result<(), db::Error> {
     let connection = connected(connection, settings)?;
+    if db::standby::is_standby(connection)? {
+        // The quarantined wait for a promotion. A use would then be recorded with a time that is not its own.
+        feed.stats.unrecorded_quarantined.inc_by((unwritten.quarantined.len() - unwritten.counted) as u64);
+        unwritten.counted = unwritten.quarantined.len();
+        feed.stats.unrecorded_key_uses.inc_by(unwritten.used.len() as u64);
+        unwritten.used.clear();
+        return Ok(());
+    }
+    unwritten.counted = 0;
     while let Some((seq, error)) = unwritten.quarantined.first_key_value() {
         db::quarantine::record(connection, *seq, error)?;
         unwritten.quarantined.pop_first();
@@ -146,12 +159,20 @@ fn check_capture(feed: &Feed, connection: &mut Option<Connection>, settings: &Se
 }
 
 /// Whether the database is the one that it was: a restore, or a failover that lost something, gives numbers out again.
+/// Not asked of a standby: its primary is where that is put right.
 fn check_cluster(
+    feed: &Feed,
     connection: &mut Option<Connection>,
     settings: &Settings,
     known: &mut Option<Cluster>,
 ) -> Result<(), db::Error> {
-    let cluster = cluster::compare(connected(connection, settings)?)?;
+    let connection = connected(connection, settings)?;
+    if db::standby::is_standby(connection)? {
+        feed.another_cluster.store(false, Ordering::Relaxed);
+        return Ok(());
+    }
+    let cluster = cluster::compare(connection)?;
+    feed.another_cluster.store(matches!(cluster, Cluster::Changed(_)), Ordering::Relaxed);
     if let (Cluster::Changed(how), true) = (&cluster, known.as_ref() != Some(&cluster)) {
         log::warn!(
             "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" where surely nothing is"

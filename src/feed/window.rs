@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use super::lock;
@@ -40,12 +41,19 @@ struct Search {
 pub struct Window {
     length: Duration,
     search: Mutex<Search>,
+    /// As it was last found.
+    begins: AtomicI64,
 }
 
 impl Window {
     /// A window of this length.
     pub fn new(length: Duration) -> Self {
-        Self { length, search: Mutex::default() }
+        Self { length, search: Mutex::default(), begins: AtomicI64::new(0) }
+    }
+
+    /// Where the window began when that was last asked; 0 where it never was. Asks nobody.
+    pub fn last_known(&self) -> FeedSeq {
+        FeedSeq(self.begins.load(Ordering::Relaxed))
     }
 
     /// Where the window begins, for a tier whose clock shows `now` and whose head is `head`. May read the log.
@@ -61,19 +69,19 @@ impl Window {
     ) -> Result<Earliest, db::Error> {
         let begins = now.minus(self.length);
         let mut search = lock(&self.search);
-        loop {
+        let earliest = 'found: loop {
             while let Some(&(seq, time)) = search.ahead.front() {
                 if seq > head {
-                    return Ok(Earliest { seq: head.next(), prev: head });
+                    break 'found Earliest { seq: head.next(), prev: head };
                 }
                 if time.is_usable() && time >= begins {
-                    return Ok(Earliest { seq, prev: search.floor });
+                    break 'found Earliest { seq, prev: search.floor };
                 }
                 search.floor = seq;
                 search.ahead.pop_front();
             }
             if search.floor >= head {
-                return Ok(Earliest { seq: head.next(), prev: head });
+                break Earliest { seq: head.next(), prev: head };
             }
             let floor = search.floor;
             let known = lock(tail).times_after(floor, LOOK_AHEAD_EVENTS);
@@ -82,10 +90,12 @@ impl Window {
                 None => pool.with(|connection| event_log::read_times(connection, floor, LOOK_AHEAD_ROWS))?,
             };
             if rows.is_empty() {
-                return Ok(Earliest { seq: head.next(), prev: head });
+                break Earliest { seq: head.next(), prev: head };
             }
             search.ahead.extend(rows);
-        }
+        };
+        self.begins.store(earliest.seq.0, Ordering::Relaxed);
+        Ok(earliest)
     }
 
     /// Says that prune has removed everything up to a number.

@@ -10,13 +10,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::connections::{Connections, Place};
 use super::outlet::LOOK_EVERY;
 use crate::error::{Doing, Error};
-use crate::feed::stats::Stats;
 
 /// Connections that the kernel keeps for us: a restart of the feed makes all its clients come at once.
 const BACKLOG: i32 = 4096;
@@ -53,8 +53,10 @@ pub struct Acceptor<'a, H> {
     pub stop: OwnedFd,
     /// All open connections.
     pub connections: Arc<Connections>,
-    /// What is counted.
-    pub stats: &'a Stats,
+    /// Counts connections closed to make room.
+    pub evicted: &'a IntCounter,
+    /// Counts connections that could not be accepted.
+    pub errors: &'a IntCounter,
     /// Serves one connection, on its own thread.
     pub handler: H,
 }
@@ -95,6 +97,7 @@ where
                     io::ErrorKind::WouldBlock => return,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     _ => {
+                        self.errors.inc();
                         log::error!("accept a connection: {error}");
                         std::thread::sleep(ERROR_PAUSE);
                         return;
@@ -112,18 +115,22 @@ where
         let stream = Arc::new(stream);
         let Some((place, evicted)) = self.connections.enter(&stream) else {
             if !self.connections.is_closed() {
-                self.stats.evicted.add(1);
+                self.evicted.inc();
                 log::warn!("closed the connection from {address}: as many are open as may be");
             }
             return;
         };
         if evicted {
-            self.stats.evicted.add(1);
+            self.evicted.inc();
+            log::warn!(
+                "closed the oldest connection without a request for that from {address}: as many are open as may be"
+            );
         }
         let handler = self.handler.clone();
         let serve = move || handler(&stream, address, &place);
         let thread = std::thread::Builder::new().name("client".into()).stack_size(STACK_BYTES).spawn(serve);
         if let Err(error) = thread {
+            self.errors.inc();
             log::error!("start a thread for the connection from {address}: {error}");
             std::thread::sleep(ERROR_PAUSE);
         }

@@ -40,9 +40,8 @@ pub struct Place {
 }
 
 impl Connections {
-    /// Room for `max_clients` streams and what comes beside them.
-    pub fn new(max_clients: usize) -> Arc<Self> {
-        let most = max_clients.saturating_add(BESIDE_CLIENTS);
+    /// Room for so many connections.
+    pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, last_id: AtomicU64::new(0), open: Mutex::default(), left: Condvar::new() })
     }
 

@@ -5,6 +5,8 @@ pub mod accept;
 pub mod connections;
 pub mod head;
 pub mod outlet;
+pub mod page;
+pub mod proxy;
 pub mod response;
 pub mod routes;
 mod unsent;

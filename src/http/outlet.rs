@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
 use rustix::net::SendFlags;
 
 use super::unsent::unsent_bytes;
@@ -34,14 +35,16 @@ pub struct Outlet<'a> {
     last_write: Instant,
     stood_still: bool,
     bytes: u64,
+    /// Every stream's bytes, for the metrics.
+    sent: &'a IntCounter,
     acknowledged: u64,
     /// Since when what is on its way stands still; `None` where nothing was on its way at the last look.
     outstanding_since: Option<Instant>,
 }
 
 impl<'a> Outlet<'a> {
-    /// Writes to this socket, whose send time-out must be [`LOOK_EVERY`].
-    pub fn new(stream: &'a Arc<TcpStream>, is_chunked: bool, write_timeout: Duration) -> Self {
+    /// Writes to this socket, whose send time-out must be [`LOOK_EVERY`], and adds what it has written to `sent`.
+    pub fn new(stream: &'a Arc<TcpStream>, is_chunked: bool, write_timeout: Duration, sent: &'a IntCounter) -> Self {
         Self {
             stream,
             is_chunked,
@@ -49,6 +52,7 @@ impl<'a> Outlet<'a> {
             last_write: Instant::now(),
             stood_still: false,
             bytes: 0,
+            sent,
             acknowledged: 0,
             outstanding_since: None,
         }
@@ -82,11 +86,6 @@ impl<'a> Outlet<'a> {
             Duration::ZERO => Err(Blocked::TimedOut),
             left => Ok(Some(left)),
         }
-    }
-
-    /// How many bytes were written.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Whether the client took nothing for a second or longer since this was last forgotten.
@@ -131,6 +130,7 @@ impl<'a> Outlet<'a> {
                 Ok(0) => return Err(Blocked::Gone),
                 Ok(count) => {
                     self.bytes += count as u64;
+                    self.sent.inc_by(count as u64);
                     IoSlice::advance_slices(&mut pieces, count);
                     if let Some(stuck) = &mut stuck {
                         stuck.moved();
@@ -165,7 +165,13 @@ impl<'a> Outlet<'a> {
 
     /// The socket for somebody who never waits. Until it is [taken back](Self::take_back) nobody else writes.
     pub fn lend(&self) -> Lent {
-        Lent { stream: self.stream.clone(), is_chunked: self.is_chunked, bytes: 0, written: None }
+        Lent {
+            stream: self.stream.clone(),
+            is_chunked: self.is_chunked,
+            bytes: 0,
+            sent: self.sent.clone(),
+            written: None,
+        }
     }
 
     /// What was written meanwhile counts as written here.
@@ -185,6 +191,7 @@ pub struct Lent {
     stream: Arc<TcpStream>,
     is_chunked: bool,
     bytes: u64,
+    sent: IntCounter,
     /// When something was written for the first and for the last time.
     written: Option<(Instant, Instant)>,
 }
@@ -201,6 +208,7 @@ impl Lent {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let Ok(count) = rustix::net::send(&self.stream, bytes, flags) else { return 0 };
         self.bytes += count as u64;
+        self.sent.inc_by(count as u64);
         self.written = Some((self.written.map_or(now, |(first, _)| first), now));
         count
     }

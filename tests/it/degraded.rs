@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
 
-use crate::support::database::{Database, insert_signals};
+use crate::support::database::{Database, insert_signals, signal_all};
 use crate::support::server::Server;
 use crate::support::sse::{Connection, Request, Stream};
 use crate::support::wait::{PATIENCE, until};
@@ -30,15 +30,6 @@ impl Feed {
         let mut stream = self.server.stream(&self.key);
         stream.connected();
         stream
-    }
-
-    /// Freezes or thaws every process of the cluster.
-    fn signal_all(&self, signal: &str) {
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.cluster.pid())).unwrap();
-        self.cluster.signal(signal).unwrap();
-        for child in children.split_whitespace() {
-            std::process::Command::new("kill").args([&format!("-{signal}"), child]).status().unwrap();
-        }
     }
 }
 
@@ -81,12 +72,12 @@ fn a_database_that_is_frozen_is_noticed_within_ten_seconds() {
     let feed = Feed::start(&["--heartbeat", "1s"]);
     let mut stream = feed.stream();
     let frozen = Instant::now();
-    feed.signal_all("STOP");
+    signal_all(&feed.cluster, "STOP");
     let degraded = stream.next_block(PATIENCE);
     let noticed = frozen.elapsed();
     let ready = feed.server.is_ready();
     let refused = Request::feed(&feed.key).send(feed.server.address());
-    feed.signal_all("CONT");
+    signal_all(&feed.cluster, "CONT");
     assert_eq!(degraded.unwrap().reason(), Some("degraded"));
     assert!(noticed < Duration::from_secs(10), "{noticed:?}");
     assert!(!ready);

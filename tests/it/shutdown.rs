@@ -185,9 +185,11 @@ fn a_passed_socket_stays_open_from_one_server_to_the_next() {
         stream.connected();
     }
     database.insert(2);
-    server.stop();
     for stream in &mut streams {
         stream.signals(2);
+    }
+    server.stop();
+    for stream in &mut streams {
         stream.closing("shutdown");
     }
     // Nobody listens, and nobody is refused: who connects now waits for the next server.

@@ -57,15 +57,30 @@ impl Database {
     /// Puts a copy of this database, changed by `change`, into its place, as a restore from backup does. Whoever is
     /// connected is thrown out.
     pub fn restore(&self, change: impl FnOnce(&Self)) {
+        self.lock_out();
         let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
-        let throw_out =
-            format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{}'", self.name);
-        admin.batch_execute(&format!("alter database {} allow_connections false", self.name)).unwrap();
-        admin.batch_execute(&throw_out).unwrap();
         let restored = Self::copy_of(self);
         change(&restored);
         admin.batch_execute(&format!("drop database {}", self.name)).unwrap();
         admin.batch_execute(&format!("alter database {} rename to {}", restored.name, self.name)).unwrap();
+    }
+
+    /// Throws everybody out and lets nobody in: an outage of this database alone.
+    pub fn lock_out(&self) {
+        let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
+        admin.batch_execute(&format!("alter database {} allow_connections false", self.name)).unwrap();
+        admin
+            .batch_execute(&format!(
+                "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{}'",
+                self.name
+            ))
+            .unwrap();
+    }
+
+    /// Ends what [`lock_out`](Self::lock_out) began.
+    pub fn let_in(&self) {
+        let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
+        admin.batch_execute(&format!("alter database {} allow_connections true", self.name)).unwrap();
     }
 
     fn at(admin_url: String) -> Self {
@@ -157,4 +172,13 @@ pub fn insert_signals(count: usize) -> String {
         "insert into stock_market.signal (symbol, action, side, quantity, price) \
          select 'S' || i, 'entry', 'BUY', 10, 1.50 from generate_series(1, {count}) as i"
     )
+}
+
+/// Freezes (`STOP`) or thaws (`CONT`) every process of a cluster.
+pub fn signal_all(cluster: &PrivatePostgres, signal: &str) {
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", cluster.pid())).unwrap();
+    cluster.signal(signal).unwrap();
+    for child in children.split_whitespace() {
+        std::process::Command::new("kill").args([&format!("-{signal}"), child]).status().unwrap();
+    }
 }

@@ -28,10 +28,11 @@ impl Outcome {
     }
 }
 
-/// The program with nothing in its environment but the database.
+/// The program with nothing in its environment but the database, and without an operator's port, of which there is one a
+/// host; tests that look at it choose their own.
 pub fn command(url: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_signal-feed"));
-    command.env_clear().env("SIGNAL_FEED_DATABASE_URL", url);
+    command.env_clear().env("SIGNAL_FEED_DATABASE_URL", url).env("SIGNAL_FEED_OPS_LISTEN", "off");
     command
 }
 

@@ -78,6 +78,17 @@ impl Server {
         self.address.unwrap()
     }
 
+    /// Where its operator's port is, for one that was started with `--ops-listen 127.0.0.1:0`.
+    pub fn ops_address(&self) -> SocketAddr {
+        let line = self.wait_log(&["status page and metrics at http://"]);
+        line.split("http://").nth(1).unwrap().trim_end_matches('/').parse().unwrap()
+    }
+
+    /// `/status` of its operator's port.
+    pub fn status(&self) -> serde_json::Value {
+        serde_json::from_slice(&Request::get("/status").host("localhost").send(self.ops_address()).body).unwrap()
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()

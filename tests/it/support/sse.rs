@@ -16,6 +16,7 @@ pub struct Request {
     method: String,
     target: String,
     version: &'static str,
+    host: String,
     fields: Vec<(String, String)>,
     receive_buffer: Option<usize>,
 }
@@ -24,7 +25,14 @@ impl Request {
     /// Any method and target.
     pub fn new(method: &str, target: &str) -> Self {
         let (method, target) = (method.to_owned(), target.to_owned());
-        Self { method, target, version: "HTTP/1.1", fields: Vec::new(), receive_buffer: None }
+        Self {
+            method,
+            target,
+            version: "HTTP/1.1",
+            host: "feed.test".to_owned(),
+            fields: Vec::new(),
+            receive_buffer: None,
+        }
     }
 
     pub fn get(target: &str) -> Self {
@@ -54,6 +62,11 @@ impl Request {
         self
     }
 
+    pub fn host(mut self, host: &str) -> Self {
+        host.clone_into(&mut self.host);
+        self
+    }
+
     pub fn http_10(mut self) -> Self {
         self.version = "HTTP/1.0";
         self
@@ -66,7 +79,7 @@ impl Request {
     }
 
     fn bytes(&self) -> String {
-        let mut text = format!("{} {} {}\r\nHost: feed.test\r\n", self.method, self.target, self.version);
+        let mut text = format!("{} {} {}\r\nHost: {}\r\n", self.method, self.target, self.version, self.host);
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
         }

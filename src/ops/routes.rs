@@ -1,0 +1,99 @@
+//! The operator's routes. They need no key: on a loopback address whoever is on the host may ask, and no web page may.
+
+use std::net::{IpAddr, TcpStream};
+use std::sync::LazyLock;
+
+use super::{Operator, metrics, status};
+use crate::http::head::{self, Head, HeadError};
+use crate::http::page::Page;
+use crate::http::response::{Code, Response};
+use crate::http::routes::head_error;
+
+static STATUS_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("status.html")));
+/// Prometheus' text format, version 0.0.4.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Serves one connection. Blocks for as long as it lasts, some seconds at most.
+pub fn serve(operator: &Operator, stream: &TcpStream) {
+    let head = match head::read(stream, || ()) {
+        Ok(head) => head,
+        Err(HeadError::Gone) => return,
+        Err(error) => return head_error(error).send(stream, false),
+    };
+    let is_loopback = stream.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+    answer(operator, &head, is_loopback).send(stream, head.method == "HEAD");
+}
+
+fn answer(operator: &Operator, head: &Head, is_loopback: bool) -> Response {
+    // A web page whose own name was made to point at this host (DNS rebinding) still sends that name.
+    if is_loopback && !head.fields("host").all(is_loopback_host) {
+        return Response::error(Code::ForeignHost, "this address answers only to a loopback name such as localhost");
+    }
+    if !matches!(head.path.as_str(), "/" | "/metrics" | "/status") {
+        return Response::error(Code::NotFound, "there is nothing at this path; there are /, /status and /metrics");
+    }
+    if !matches!(head.method.as_str(), "GET" | "HEAD") {
+        let refusal = Response::error(Code::MethodNotAllowed, "this path takes GET, HEAD");
+        return refusal.with("Allow", "GET, HEAD");
+    }
+    match head.path.as_str() {
+        "/metrics" => plain(METRICS_TYPE, metrics::text(operator)),
+        "/status" => plain("application/json", status::json(operator)),
+        _ => STATUS_PAGE.response(),
+    }
+}
+
+fn plain(content_type: &'static str, body: String) -> Response {
+    Response::with_body("200 OK", content_type, body).with("Cache-Control", "no-store")
+}
+
+/// Whether a `Host` names this machine from within: `localhost` and what lies under it (RFC 6761 §6.3), or a loopback address.
+fn is_loopback_host(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) if port.is_empty() || port.starts_with(':') => address,
+            _ => return false,
+        },
+        None => host.split_once(':').map_or(host, |(name, _)| name),
+    };
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return address.to_canonical().is_loopback();
+    }
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_loopback_host_is_one() {
+        for host in [
+            "localhost",
+            "LOCALHOST:9464",
+            "localhost.",
+            "ops.localhost:1",
+            "127.0.0.1:9464",
+            "127.9.9.9",
+            "[::1]:9464",
+            "[::1]",
+        ] {
+            assert!(is_loopback_host(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "notlocalhost",
+            "10.0.0.1",
+            "[::2]",
+            "[::1",
+            "[::1]x",
+            "127.0.0.1.evil.example",
+        ] {
+            assert!(!is_loopback_host(host.as_bytes()), "{host}");
+        }
+    }
+}

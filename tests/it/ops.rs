@@ -1,0 +1,251 @@
+//! The operator's port: metrics, status, and who may ask.
+
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use crate::support::database::Database;
+use crate::support::program::{command, signal_feed};
+use crate::support::server::Server;
+use crate::support::sse::Request;
+use crate::support::wait::until;
+
+const OPS: [&str; 2] = ["--ops-listen", "127.0.0.1:0"];
+
+/// The value of a metric, labels included in its name.
+fn metric(server: &Server, name: &str) -> f64 {
+    let text = metrics(server);
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("there is no {name} in {text}")).parse().unwrap()
+}
+
+fn metrics(server: &Server) -> String {
+    let answer = Request::get("/metrics").host("localhost").send(server.ops_address());
+    assert_eq!((answer.status, answer.field("Content-Type")), (200, Some("text/plain; version=0.0.4; charset=utf-8")));
+    String::from_utf8(answer.body).unwrap()
+}
+
+#[test]
+fn metrics_follow_what_happens_to_streams() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let delayed = database.mint_with("late", &["--delay", "1h"]);
+    let server = Server::ready(&database, &OPS);
+    database.insert(5);
+    let mut stream = server.stream_from(&key, 0);
+    stream.connected();
+    stream.signals(5);
+    let mut late = server.stream(&delayed);
+    late.connected();
+    assert_eq!(Request::feed("nobody's").send(server.address()).status, 401);
+    assert_eq!(Request::get("/nowhere").send(server.address()).status, 404);
+    database.insert(3);
+    stream.signals(3);
+
+    assert_eq!(metric(&server, "signal_feed_head"), 8.0);
+    until("the counter is read again", || (metric(&server, "signal_feed_allocated") == 8.0).then_some(()));
+    assert_eq!(metric(&server, r#"signal_feed_clients{delay_seconds="0"}"#), 1.0);
+    assert_eq!(metric(&server, r#"signal_feed_clients{delay_seconds="3600"}"#), 1.0);
+    until("the deliveries are counted", || (metric(&server, "signal_feed_deliveries_total") == 8.0).then_some(()));
+    assert_eq!(metric(&server, r#"signal_feed_requests_total{status="401"}"#), 1.0);
+    assert_eq!(metric(&server, r#"signal_feed_requests_total{status="404"}"#), 1.0);
+    // Two streams, and `/readyz` once.
+    assert_eq!(metric(&server, r#"signal_feed_requests_total{status="200"}"#), 3.0);
+    assert!(metric(&server, "signal_feed_sent_bytes_total") > 8.0 * 100.0);
+    assert!(metric(&server, r#"signal_feed_latency_seconds_count{part="commit_to_broadcast"}"#) >= 3.0);
+    assert!(metric(&server, r#"signal_feed_latency_seconds_count{part="broadcast_to_written"}"#) >= 1.0);
+    assert!(metric(&server, "signal_feed_listen_probe_seconds") > 0.0);
+    assert_eq!(metric(&server, r#"signal_feed_state{state="live"}"#), 1.0);
+    for name in ["database_up", "listen_up", "capture_on", "allocation_ok"] {
+        assert_eq!(metric(&server, &format!("signal_feed_{name}")), 1.0, "{name}");
+    }
+    assert_eq!(metric(&server, "signal_feed_another_cluster"), 0.0);
+    assert!(metric(&server, "process_open_fds") > 0.0);
+
+    drop(stream);
+    database.insert(1);
+    until("the end of the stream is counted", || {
+        (metric(&server, r#"signal_feed_stream_ends_total{reason="client_gone"}"#) == 1.0).then_some(())
+    });
+    assert_eq!(metric(&server, r#"signal_feed_clients{delay_seconds="0"}"#), 0.0);
+}
+
+#[test]
+fn status_tells_of_every_stream_where_it_stands() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &OPS);
+    database.insert(3);
+    let mut stream = server.stream_from(&key, 1);
+    stream.connected();
+    stream.signals(2);
+    let status = until("the stream has caught up", || {
+        let status = server.status();
+        (status["clients"][0]["cursor"] == 3 && status["database"]["counter"] == 3).then_some(status)
+    });
+    assert_eq!(
+        (&status["state"], &status["capture"], &status["role"]),
+        (&"live".into(), &"on".into(), &"primary".into())
+    );
+    assert_eq!((&status["head"], &status["earliest"]), (&3.into(), &1.into()));
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert!(status["instance"].as_str().unwrap().ends_with(&format!(":{}", server.address().port())));
+    assert!(status["standby_lag_seconds"].is_null());
+    let client = &status["clients"][0];
+    assert_eq!((&client["key"], &client["lag"], &client["queued"]), (&"bot".into(), &0.into(), &0.into()));
+    assert_eq!((&client["delivered"], &client["dropped"], &client["delay_seconds"]), (&2.into(), &0.into(), &0.into()));
+    assert_eq!(client["address"], stream.socket().local_addr().unwrap().to_string());
+    for (name, time) in [("started_at", &status["started_at"]), ("since", &client["since"])] {
+        assert!(time.as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{name}: {time}");
+    }
+    assert_eq!(status["replay"]["connections"], 4);
+}
+
+#[test]
+fn status_shows_an_outage_and_a_stop_while_they_last() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &OPS);
+    // A client that takes nothing keeps the stop waiting.
+    let stalled = Request::feed(&key).receive_buffer(1).post(server.address());
+    until("the stream is open", || (server.status()["clients"].as_array().unwrap().len() == 1).then_some(()));
+    database.sql(
+        "insert into stock_market.signal (symbol, action, side, meta) \
+         select 'S', 'entry', 'BUY', jsonb_build_object('much', repeat('x', 100000)) from generate_series(1, 100)",
+    );
+    until("its queue grows", || (server.status()["clients"][0]["lag"].as_u64() > Some(10)).then_some(()));
+    assert_eq!(server.status()["state"], "live");
+    database.lock_out();
+    let status = until("the outage shows", || {
+        let status = server.status();
+        (status["state"] == "degraded").then_some(status)
+    });
+    assert!(status["database"]["outage_seconds"].as_f64() >= Some(0.0));
+    assert_eq!(metric(&server, r#"signal_feed_state{state="degraded"}"#), 1.0);
+    assert_eq!(metric(&server, "signal_feed_database_up") * metric(&server, "signal_feed_listen_up"), 0.0);
+    database.let_in();
+    until("it is over", || (server.status()["state"] == "live").then_some(()));
+
+    server.signal(Signal::TERM);
+    until("the stop shows", || (server.status()["state"] == "stopping").then_some(()));
+    drop(stalled);
+}
+
+#[test]
+fn capture_that_is_off_shows_in_status_and_metrics() {
+    let database = Database::migrated();
+    let server = Server::ready(&database, &OPS);
+    database.sql("alter table stock_market.signal disable trigger all");
+    until("it shows", || (server.status()["capture"] == "off").then_some(()));
+    assert_eq!(metric(&server, "signal_feed_capture_on"), 0.0);
+}
+
+#[test]
+fn web_page_of_another_name_that_points_here_is_refused() {
+    let database = Database::migrated();
+    let server = Server::ready(&database, &OPS);
+    let ask = |host: &str, path: &str| Request::get(path).host(host).send(server.ops_address()).status;
+    for path in ["/", "/status", "/metrics"] {
+        for host in ["localhost", "127.0.0.1:9464", "[::1]:9464", "LocalHost"] {
+            assert_eq!(ask(host, path), 200, "{host}{path}");
+        }
+        for host in ["evil.example", "evil.example:9464", "localhost.evil.example", "192.168.1.5"] {
+            assert_eq!(ask(host, path), 403, "{host}{path}");
+        }
+    }
+    let refusal = |method: &str, path: &str| {
+        let answer = Request::new(method, path).host("localhost").send(server.ops_address());
+        (answer.status, answer.field("Allow").map(str::to_owned))
+    };
+    assert_eq!(refusal("POST", "/status"), (405, Some("GET, HEAD".into())));
+    assert_eq!(refusal("GET", "/feed"), (404, None));
+    let head = Request::new("HEAD", "/metrics").host("localhost").send(server.ops_address());
+    assert_eq!((head.status, head.body.len()), (200, 0));
+}
+
+#[test]
+fn operators_address_off_or_not_on_loopback_or_taken_is_as_it_says() {
+    let database = Database::migrated();
+    let off = Server::ready(&database, &["--ops-listen", "off"]);
+    assert_eq!(off.tcp_sockets(), 1);
+    let open = Server::ready(&database, &["--ops-listen", "0.0.0.0:0"]);
+    open.wait_log(&["WARN", "--ops-listen 0.0.0.0", "not a loopback address"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--ops-listen", &address];
+    let said = signal_feed(&database.url, &serve).failed(1);
+    assert!(said.contains(&address), "{said}");
+    let said = signal_feed(&database.url, &["serve", "--ops-listen", "here"]).failed(2);
+    assert!(said.contains("--ops-listen") && said.contains("or off"), "{said}");
+}
+
+#[test]
+fn strangers_on_the_operators_port_take_no_place_of_a_stream() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &OPS);
+    let _silent: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(server.ops_address()).unwrap()).collect();
+    server.stream(&key).connected();
+    // The oldest of them make room for whoever has something to say.
+    until("the status is answered all the same", || {
+        (Request::get("/status").host("localhost").send(server.ops_address()).status == 200).then_some(())
+    });
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_metrics_and_alerts() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &OPS);
+    let mut stream = server.stream(&key);
+    stream.connected();
+    database.insert(1);
+    stream.signals(1);
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let promtool = |arguments: &[&str], input: &str| {
+        let mut promtool = Command::new("promtool")
+            .args(arguments)
+            .current_dir(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("promtool is there (.ci/install tests)");
+        std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        said
+    };
+    let text = metrics(&server);
+    let said = promtool(&["check", "metrics"], &text);
+    assert_eq!(said.lines().filter(|line| line.contains("signal_feed")).count(), 0, "{said}");
+    promtool(&["check", "rules", "systemd/signal-feed.rules.yml"], "");
+    promtool(&["test", "rules", "tests/alerts/signal-feed.test.yml"], "");
+    // An alert on a metric that nobody gives would never fire.
+    let rules = std::fs::read_to_string(root.join("systemd/signal-feed.rules.yml")).unwrap();
+    let names =
+        rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("signal_feed_"));
+    for name in names {
+        let family = name.trim_end_matches("_bucket");
+        assert!(text.contains(&format!("# TYPE {family} ")), "{name} is in the rules and not in the metrics");
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_readme() {
+    let database = Database::migrated();
+    let server = Server::ready(&database, &OPS);
+    let readme = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let text = metrics(&server);
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let missing: Vec<&str> =
+        names.filter(|name| name.starts_with("signal_feed_")).filter(|name| !readme.contains(*name)).collect();
+    assert!(missing.is_empty(), "not in the README: {missing:?}");
+}
+
+#[test]
+fn help_of_serve_names_the_operators_port() {
+    let output = command("").args(["serve", "--help"]).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("127.0.0.1:9464"));
+}
