@@ -34,6 +34,7 @@ mod refusals;
 mod scale;
 mod shell;
 mod shutdown;
+mod soak;
 mod standby;
 mod storm;
 mod stream;
