@@ -1,7 +1,13 @@
 //! From text to checked values: durations and the options that several programs share.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
+
+use crate::db::Settings;
+use crate::error::{Doing, Error};
+use crate::http::proxy::Network;
 
 /// The longest duration that is taken: a hundred years. Beyond it PostgreSQL's own arithmetic on times has an end.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -28,6 +34,28 @@ pub fn parse_positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("expected a duration above zero".to_owned()),
         duration => Ok(duration),
     }
+}
+
+/// Which database is meant: `--database-url`, else what is in `--database-url-file`, else `DATABASE_URL`. What is empty
+/// counts as not given, so that an environment file may list every variable.
+///
+/// # Errors
+/// Where the file cannot be read, or the connection string cannot be used; the text names where it came from and the
+/// offending part, never a secret. `None` where nothing is given.
+pub fn database_settings(url: Option<&str>, file: Option<&Path>) -> Result<Option<Settings>, Error> {
+    let variable = std::env::var("DATABASE_URL").unwrap_or_default();
+    let (source, text) = match (url, file) {
+        (Some(url), _) if !url.trim().is_empty() => ("--database-url".to_owned(), url.to_owned()),
+        (_, Some(file)) if !file.as_os_str().is_empty() => {
+            let source = format!("--database-url-file {}", file.display());
+            let text = fs::read_to_string(file).doing(format!("read {source}"))?;
+            (source, text)
+        }
+        _ if !variable.trim().is_empty() => ("DATABASE_URL".to_owned(), variable),
+        _ => return Ok(None),
+    };
+    let settings = text.trim().parse().map_err(|error| Error::Usage(format!("{source}: {error}")))?;
+    Ok(Some(settings))
 }
 
 /// What `serve` is told to do; the defaults are those of the command line.
@@ -59,4 +87,6 @@ pub struct ServeOptions {
     pub degraded_hold: Duration,
     /// Longest time for streams to end after SIGTERM. Default 5 s.
     pub shutdown_grace: Duration,
+    /// Reverse proxies whose word about a client is taken. Default none.
+    pub trusted_proxies: Vec<Network>,
 }

@@ -14,11 +14,13 @@ use crate::error::{Doing, Error};
 use crate::feed::reader::Reader;
 use crate::feed::reason::End;
 use crate::feed::threads::{self, CoreThread};
-use crate::feed::{Feed, keys, listen, upkeep};
+use crate::feed::{Feed, ahead, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
 use crate::http::routes;
+use crate::logging;
 use crate::ops::{self, Operator};
+use crate::service::{self, ServiceManager};
 
 /// Longest time for a database call of `serve`: what a silent database costs before it is noticed.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
@@ -47,6 +49,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let feed = Arc::new(feed);
     let (wake, woken) = bounded(1);
     feed.health.wake_on_change(wake.clone());
+    let (changed_sender, changed) = bounded(1);
+    feed.health.wake_on_change(changed_sender);
 
     // The operator is answered from the start to the very end.
     let mut running = Vec::new();
@@ -67,6 +71,10 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     running.push(threads::start(&feed, "reader", move |feed| {
         Reader::new(feed, &database, woken, inlets.control).run();
     })?);
+    for number in 1..=feed.options.replay_connections {
+        let requests = inlets.pages.clone();
+        running.push(threads::start(&feed, format!("replay-{number}"), move |feed| ahead::run(feed, &requests))?);
+    }
     let database = settings.clone();
     running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database, &wake))?);
     let database = settings.clone();
@@ -81,11 +89,20 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let (accept, stop_accept) = accept(&feed, "accept", listeners, connections.clone(), handler)?;
     running.push(accept);
 
-    let outcome = select! {
-        recv(stop) -> _ => Ok(()),
-        recv(died) -> why => Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+    let mut manager = ServiceManager::from_env();
+    manager.ready(&feed);
+    let outcome = loop {
+        select! {
+            recv(stop) -> _ => break Ok(()),
+            recv(died) -> why => break Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
+            recv(changed) -> _ => {}
+            default(service::TURN_EVERY) => {}
+        }
+        manager.turn(&feed);
+        logging::turn();
     };
 
+    manager.stopping(&feed);
     log::info!("stopping: {} streams are told", feed.clients.count());
     let began = Instant::now();
     feed.stop();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::config::database_settings;
 use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
 
@@ -28,16 +29,9 @@ impl DatabaseArgs {
     /// # Errors
     /// Where there is none, or it cannot be read; the text names the offending part only, never the whole string.
     pub fn settings(&self) -> Result<Settings, Error> {
-        let url = match (&self.database_url, &self.database_url_file) {
-            (Some(url), _) => url.clone(),
-            (None, Some(file)) => {
-                std::fs::read_to_string(file).doing(format!("read --database-url-file {}", file.display()))?
-            }
-            (None, None) => std::env::var("DATABASE_URL").map_err(|_| {
-                Error::Usage("no database: give --database-url, --database-url-file or DATABASE_URL".into())
-            })?,
-        };
-        url.trim().parse().map_err(|error| Error::Usage(format!("--database-url: {error}")))
+        let settings = database_settings(self.database_url.as_deref(), self.database_url_file.as_deref())?;
+        settings
+            .ok_or_else(|| Error::Usage("no database: give --database-url, --database-url-file or DATABASE_URL".into()))
     }
 
     /// Connects, for a command.

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
+use super::say;
 use super::serve::{ServeArgs, signals};
-use super::{logging, say};
 use crate::config::ServeOptions;
 use crate::demo;
 use crate::error::Error;
+use crate::logging::{self, Floods};
 
 /// Run the whole system with nothing configured: a private PostgreSQL, schema, key, server and a screener
 ///
@@ -23,7 +24,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    logging::start(logging::Level::Warn);
+    logging::start(log::LevelFilter::Warn, Floods::Summarised);
     let options = ServeOptions { listen: vec![args.listen], ..ServeArgs::defaults().into() };
     demo::run(options, args.rate, &signals()?, |ready| {
         say(format_args!("signal-feed demo: {} signals a second; Ctrl-C ends it and leaves nothing behind", args.rate));

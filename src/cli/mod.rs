@@ -5,12 +5,13 @@ mod demo;
 mod doctor;
 mod generate;
 mod key;
-mod logging;
 mod migrate;
+mod progress;
 mod prune;
 mod quarantine;
 mod restored;
 mod serve;
+mod table;
 mod tail;
 
 pub use database::DatabaseArgs;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::logging;
 
 /// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
 ///
@@ -104,7 +106,7 @@ pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            let _ = writeln!(std::io::stderr(), "error: {line}");
+            let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));
             ExitCode::from(error.exit_code())
         }
     }

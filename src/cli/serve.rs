@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use clap::{Args as _, FromArgMatches as _};
 use crossbeam_channel::{Receiver, bounded};
+use log::LevelFilter;
 
-use super::{DatabaseArgs, logging};
+use super::DatabaseArgs;
 use crate::config::{ServeOptions, parse_duration, parse_positive_duration};
 use crate::error::Error;
+use crate::http::proxy::Network;
+use crate::logging::{self, Floods};
 
 /// The most that a count may be: an `Instant`'s arithmetic and a thread a stream end long before.
 const MOST: u64 = 1_000_000;
@@ -77,9 +80,12 @@ pub(super) struct ServeArgs {
     /// Longest time for streams to end after SIGTERM
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     shutdown_grace: Duration,
+    /// A reverse proxy (network or address; can be repeated): it tells the client's address by X-Forwarded-For, and https by X-Forwarded-Proto
+    #[arg(long, value_name = "CIDR", env = "SIGNAL_FEED_TRUSTED_PROXY", value_delimiter = ',', help_heading = "Feed")]
+    trusted_proxy: Vec<Network>,
     /// How much is logged
     #[arg(long, value_name = "LEVEL", env = "SIGNAL_FEED_LOG_LEVEL", default_value = "info", help_heading = "Log")]
-    log_level: logging::Level,
+    log_level: Level,
 }
 
 /// The operator's address; none for `off`.
@@ -90,10 +96,36 @@ struct OpsListen(Option<SocketAddr>);
 #[derive(Debug, Clone, Copy)]
 struct Age(Option<Duration>);
 
+/// How much is logged.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Level {
+    /// What needs somebody.
+    Error,
+    /// Also what may.
+    Warn,
+    /// Also what happens.
+    Info,
+    /// Also what is only of use to whoever looks for a fault.
+    Debug,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::Error,
+            Level::Warn => Self::Warn,
+            Level::Info => Self::Info,
+            Level::Debug => Self::Debug,
+        }
+    }
+}
+
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    logging::start(args.options.log_level);
+    logging::start(LevelFilter::from(args.options.log_level), Floods::Summarised);
     let settings = args.database.settings()?;
-    crate::serve::serve(args.options.into(), &settings, &signals()?)
+    let outcome = crate::serve::serve(args.options.into(), &settings, &signals()?);
+    logging::finish();
+    outcome
 }
 
 /// A channel that says something at SIGTERM and SIGINT.
@@ -132,6 +164,7 @@ impl From<ServeArgs> for ServeOptions {
             replay_connections: args.replay_connections,
             degraded_hold: args.degraded_hold,
             shutdown_grace: args.shutdown_grace,
+            trusted_proxies: args.trusted_proxy,
         }
     }
 }

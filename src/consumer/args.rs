@@ -13,12 +13,12 @@ use super::bot::{self, BotOptions, OnQuarantined};
 use super::broker::{Broker, ExecBroker, PaperBroker};
 use super::files::with_suffix;
 use super::follow::FollowOptions;
-use super::logging;
 use super::recovery::Recovery;
 use super::stop::Stop;
 use super::stream::{ApiKey, FeedUrl};
-use crate::config::{parse_duration, parse_positive_duration};
+use crate::config::{database_settings, parse_duration, parse_positive_duration};
 use crate::error::{Doing, Error};
+use crate::logging::{self, Floods};
 
 /// Places orders from a signal feed, each at most once, and knows when it missed something
 ///
@@ -215,7 +215,8 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let options = args.options(matches)?;
-    logging::init(args.log_level);
+    // Each line of the bot may be an order's.
+    logging::start(args.log_level, Floods::Whole);
     let stop = Stop::new();
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
@@ -269,15 +270,8 @@ impl Args {
     }
 
     fn recovery(&self) -> Result<Recovery, Error> {
-        let url = match (&self.database_url, &self.database_url_file, std::env::var("DATABASE_URL")) {
-            (Some(url), _, _) => url.clone(),
-            (None, Some(file), _) => {
-                fs::read_to_string(file).doing(format!("read --database-url-file {}", file.display()))?
-            }
-            (None, None, Ok(url)) => url,
-            (None, None, Err(_)) => return Err(Error::Usage("--recovery needs --database-url".to_owned())),
-        };
-        let database = url.trim().parse().map_err(|error| Error::Usage(format!("--database-url: {error}")))?;
+        let database = database_settings(self.database_url.as_deref(), self.database_url_file.as_deref())?
+            .ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
         Ok(Recovery { database, lookback: self.recovery_lookback })
     }
 

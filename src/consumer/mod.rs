@@ -60,7 +60,6 @@ mod files;
 pub mod follow;
 mod journal;
 mod ledger;
-mod logging;
 pub mod message;
 pub mod order;
 mod program;

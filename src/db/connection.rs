@@ -11,11 +11,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, NoTls, Row, Socket, Statement};
+use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 
 use super::Error;
+use super::dial::{self, Driver};
+use super::url::Target;
 
 /// Notifications that wait to be taken; beyond it the oldest goes. They are wake-ups: the log, not they, is the truth.
 const NOTIFICATIONS_KEPT: usize = 1024;
@@ -23,7 +24,7 @@ const NOTIFICATIONS_KEPT: usize = 1024;
 /// Where and how to connect.
 #[derive(Clone)]
 pub struct Settings {
-    config: tokio_postgres::Config,
+    target: Target,
     /// Longest time for a connect, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
 }
@@ -37,26 +38,17 @@ impl std::fmt::Debug for Settings {
 impl FromStr for Settings {
     type Err = Error;
 
-    /// Reads a connection string: a `postgres://` URL or `key=value` pairs (PostgreSQL documentation, 34.1.1).
+    /// Reads a connection string as libpq does: a `postgres://` URL or `key=value` pairs (PostgreSQL documentation,
+    /// 34.1.1). What can never work is found here and not at the first connection, a root certificate that cannot be
+    /// read included.
+    ///
+    /// Supported are host, hostaddr, port (several of each), dbname, user, password, connect_timeout, options,
+    /// application_name, sslmode, sslrootcert, channel_binding, target_session_attrs, tcp_user_timeout, keepalives,
+    /// keepalives_idle, keepalives_interval and keepalives_count. No `PG…` variable and no password file is looked at.
     fn from_str(url: &str) -> Result<Self, Error> {
-        let mut config = tokio_postgres::Config::from_str(url).map_err(|error| {
-            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            Error::Settings(format!("unusable connection string: {cause}"))
-        })?;
-        if config.get_hosts().is_empty() {
-            config.host("localhost");
-        }
-        if config.get_user().is_none() {
-            // As libpq has it: the operating system's user.
-            config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".into()));
-        }
-        config.keepalives_idle(Duration::from_secs(10));
-        config.keepalives_interval(Duration::from_secs(5));
-        config.keepalives_retries(3);
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(Duration::from_secs(10));
-        }
-        Ok(Self { config, deadline: Duration::from_secs(10) })
+        let target: Target = url.parse().map_err(Error::Settings)?;
+        dial::check(&target).map_err(Error::Settings)?;
+        Ok(Self { target, deadline: Duration::from_secs(10) })
     }
 }
 
@@ -82,7 +74,7 @@ pub struct Connection {
     /// Always there but while dropping.
     runtime: Option<Runtime>,
     client: Client,
-    driver: tokio_postgres::Connection<Socket, NoTlsStream>,
+    driver: Driver,
     notifications: VecDeque<Notification>,
     statements: HashMap<String, Statement>,
     deadline: Duration,
@@ -92,29 +84,24 @@ pub struct Connection {
 impl Connection {
     /// Connects, and sets the server's own `statement_timeout` to the deadline, so that a call given up here ends there too.
     ///
-    /// `name` is the `application_name`, by which a DBA sees in `pg_stat_activity` what this connection is for.
+    /// The hosts are tried in turn, and none takes the others' part of the deadline. `name` is the `application_name`, by
+    /// which a DBA sees in `pg_stat_activity` what this connection is for, unless the connection string has one.
     ///
     /// # Errors
-    /// Whatever connecting failed with, or [`Error::TimedOut`].
+    /// The server's own error, or [`Error::Unreachable`] with everything that was tried.
     pub fn open(settings: &Settings, name: &str) -> Result<Self, Error> {
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
             .map_err(|error| Error::Settings(format!("set up a connection: {error}")))?;
-        let mut config = settings.config.clone();
-        config.application_name(name);
         let deadline = settings.deadline;
-        let connected = runtime.block_on(async { tokio::time::timeout(deadline, config.connect(NoTls)).await });
-        let (client, driver) = match connected {
-            Ok(Ok(pair)) => pair,
-            Ok(Err(error)) => {
+        let (client, driver) = match runtime.block_on(dial::dial(&settings.target, name, deadline)) {
+            Ok(pair) => pair,
+            Err(error) => {
+                // A name look-up may still hang in a thread of the runtime.
                 runtime.shutdown_background();
-                return Err(error.into());
-            }
-            Err(_) => {
-                runtime.shutdown_background();
-                return Err(Error::TimedOut(deadline));
+                return Err(error);
             }
         };
         let mut connection = Self {

@@ -11,6 +11,8 @@ use tokio_postgres::error::SqlState;
 pub enum Error {
     /// The connection string cannot be used; only the offending part is named, never a secret.
     Settings(String),
+    /// No connection could be made: what was tried, and why each try failed.
+    Unreachable(String),
     /// The call was not answered in time; what the server made of it is unknown.
     TimedOut(Duration),
     /// An earlier call lost this connection.
@@ -61,7 +63,7 @@ impl From<tokio_postgres::Error> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Settings(text) => f.write_str(text),
+            Self::Settings(text) | Self::Unreachable(text) => f.write_str(text),
             Self::TimedOut(after) => {
                 write!(f, "no answer from PostgreSQL within {}", humantime::format_duration(*after))
             }

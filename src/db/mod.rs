@@ -3,8 +3,11 @@
 //! Nothing here owns a thread.
 
 pub mod capture;
+#[cfg(feature = "tls")]
+mod certificate;
 pub mod cluster;
 mod connection;
+mod dial;
 pub mod doctor;
 mod error;
 pub mod event_log;
@@ -15,6 +18,9 @@ pub mod prune;
 pub mod quarantine;
 pub mod restored;
 pub mod standby;
+#[cfg(feature = "tls")]
+mod tls;
+mod url;
 
 pub use connection::{Connection, Notification, Settings};
 pub use error::Error;

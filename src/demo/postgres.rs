@@ -20,8 +20,8 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a start or stop is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// The port that names the socket; nothing listens on TCP unless a setting says so.
-const SOCKET_PORT: u16 = 5432;
+/// The port that names the socket, unless a setting has another; nothing listens on TCP unless a setting says so.
+const SOCKET_PORT: &str = "5432";
 
 /// Says `up`, then starts PostgreSQL at each line of input, and at its end stops it and removes everything.
 const KEEPER: &str = r#"
@@ -45,6 +45,7 @@ pub struct PrivatePostgres {
     dir: PathBuf,
     programs: PathBuf,
     account: Option<Account>,
+    port: String,
     keeper: Child,
     said: BufReader<std::process::ChildStdout>,
     pid: u32,
@@ -108,6 +109,7 @@ impl PrivatePostgres {
             dir: dir.to_owned(),
             programs: programs.to_owned(),
             account,
+            port: settings.iter().find(|(name, _)| *name == "port").map_or(SOCKET_PORT, |(_, port)| port).to_owned(),
             keeper,
             said: BufReader::new(said),
             pid: 0,
@@ -179,7 +181,7 @@ impl PrivatePostgres {
 
     /// The connection string of a database of this cluster, as the user `user`.
     pub fn url_as(&self, user: &str, database: &str) -> String {
-        format!("postgresql:///{database}?host={}&port={SOCKET_PORT}&user={user}", self.dir.display())
+        format!("postgresql:///{database}?host={}&port={}&user={user}", self.dir.display(), self.port)
     }
 
     /// The directory with the socket, the log (`log`) and the data (`data`).

@@ -184,6 +184,19 @@ impl KeyRing {
         }
     }
 
+    /// The name of a credential's key, live or not, where memory has it. Never asks the database.
+    pub fn name_of(&self, credential: &Credential) -> Option<String> {
+        let known = lock(&self.known);
+        let key = match credential {
+            Credential::Key(hash) => known.by_hash.get(hash),
+            Credential::Session(token) => {
+                let (id, _) = read_token(token, known.secret.as_ref()?)?;
+                known.by_id.get(&id)
+            }
+        };
+        key.map(|key| key.name.clone())
+    }
+
     /// Asks for a refresh, and waits for it, at most `patience`.
     pub fn wait_refreshed(&self, patience: Duration) {
         let known = lock(&self.known);
@@ -394,6 +407,8 @@ fn base64_url(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -411,6 +426,16 @@ mod tests {
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
             assert_eq!(read_token(&String::from_utf8(changed).unwrap(), b"secret"), None);
             assert_eq!(read_token(&token[..at], b"secret"), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_tells_what_it_was_made_of_and_nothing_else_is_one(id: i64, end: i64, secret: Vec<u8>, text: String) {
+            let token = make_token(id, EventTime(end), &secret).unwrap();
+            prop_assert_eq!(read_token(&token, &secret), Some((id, EventTime(end))));
+            prop_assert_eq!(read_token(&text, &secret), None);
+            prop_assert_eq!(read_token(&format!("{token}{text}A"), &secret), None);
         }
     }
 }

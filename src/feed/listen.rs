@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 
 use super::Feed;
 use super::health::Part;
-use crate::db::standby::Trouble;
+use crate::db::standby::{Receiver, Trouble};
 use crate::db::{self, Connection, Settings};
 
 /// How often it is notified for a probe.
@@ -102,7 +102,13 @@ fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration) -> Resu
         let reading = db::standby::read(connection)?;
         let Some(standby) = reading.standby else { return Err(Ended::Promoted) };
         *retry = FIRST_RETRY;
-        if std::mem::take(&mut is_first) && standby.is_slow_to_notice() {
+        let is_first = std::mem::take(&mut is_first);
+        if is_first && standby.receiver == Receiver::Streaming(None) {
+            log::warn!(
+                "it cannot be seen when the standby last heard from its primary, so that silence is not noticed and no key \
+                 is ever called unknown: grant pg_read_all_stats to signal_feed_owner, on the primary"
+            );
+        } else if is_first && standby.is_slow_to_notice() {
             log::warn!(
                 "the standby's wal_receiver_timeout is {}: an idle primary cannot be told from a silent one within 10 s; \
                  set it to 8s there",

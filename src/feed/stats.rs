@@ -49,6 +49,8 @@ pub struct Stats {
     pub broadcast_to_written: Histogram,
     /// How long the last notification took from one session to another.
     pub listen_probe: Gauge,
+    /// Turns of the reader's loop: the proof that it lives, whatever it finds.
+    pub reader_turns: IntCounter,
     requests: IntCounterVec,
     ends: IntCounterVec,
 }
@@ -97,6 +99,10 @@ impl Default for Stats {
             listen_probe: registered(
                 &registry,
                 Gauge::new("signal_feed_listen_probe_seconds", "Time of the last notification's round trip"),
+            ),
+            reader_turns: counter(
+                "signal_feed_reader_turns_total",
+                "Turns of the reader's loop: it lives while they rise",
             ),
             requests: counters(
                 "signal_feed_requests_total",

@@ -122,6 +122,9 @@ where
         };
         if evicted {
             self.evicted.inc();
+            log::warn!(
+                "closed the oldest connection without a request for that from {address}: as many are open as may be"
+            );
         }
         let handler = self.handler.clone();
         let serve = move || handler(&stream, address, &place);

@@ -6,6 +6,7 @@ pub mod connections;
 pub mod head;
 pub mod outlet;
 pub mod page;
+pub mod proxy;
 pub mod response;
 pub mod routes;
 mod unsent;

@@ -73,6 +73,7 @@ impl Code {
 #[derive(Debug)]
 pub struct Response {
     status: &'static str,
+    code: Option<Code>,
     fields: Vec<(&'static str, String)>,
     body: Vec<u8>,
 }
@@ -80,19 +81,24 @@ pub struct Response {
 impl Response {
     /// An answer without a body.
     pub fn empty(status: &'static str) -> Self {
-        Self { status, fields: Vec::new(), body: Vec::new() }
+        Self { status, code: None, fields: Vec::new(), body: Vec::new() }
     }
 
     /// An answer with a body.
     pub fn with_body(status: &'static str, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, fields: vec![("Content-Type", content_type.into())], body: body.into() }
+        Self { status, code: None, fields: vec![("Content-Type", content_type.into())], body: body.into() }
+    }
+
+    /// The code of an error.
+    pub fn code(&self) -> Option<Code> {
+        self.code
     }
 
     /// The error `code`, told in words too.
     pub fn error(code: Code, message: &str) -> Self {
         let (status, name) = code.status_and_name();
         let body = serde_json::json!({"error": name, "message": message}).to_string();
-        let mut response = Self::with_body(status, "application/json", body);
+        let mut response = Self { code: Some(code), ..Self::with_body(status, "application/json", body) };
         match code {
             Code::MissingKey | Code::UnknownKey | Code::ExpiredKey => response.add("WWW-Authenticate", "Bearer"),
             // Jittered, so that those who were refused together do not come back together.

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::connections::Place;
+use super::connections::{Place, STRANGERS};
 use super::head::{self, Head, HeadError};
 use super::outlet::{self, Outlet};
 use super::page::Page;
+use super::proxy;
 use super::response::{self, Code, Response};
 use crate::db::keys::Key;
 use crate::event::FeedSeq;
@@ -27,11 +28,7 @@ const HOLD_LOOK: Duration = Duration::from_millis(250);
 
 /// Serves one connection. Blocks for as long as it lasts.
 pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, place: &Place) {
-    let evict = || {
-        if place.is_stranger() {
-            feed.stats.evicted.inc();
-        }
-    };
+    let evict = || count_stranger(feed, place, address);
     let outcome = head::read(stream, evict);
     // On SIGTERM no status is answered any more: a refused connection is retried by everybody, a status by few.
     if feed.health.is_stopping() {
@@ -42,16 +39,42 @@ pub fn serve(feed: &Arc<Feed>, stream: &Arc<TcpStream>, address: SocketAddr, pla
         Err(HeadError::Gone) => return,
         Err(error) => {
             let response = head_error(error);
+            log_refusal(&response, address, None);
             feed.stats.answered(response.status());
             return response.send(stream, false);
         }
     };
     place.head_complete();
-    let request = Request { feed, stream, address, place, head, arrived: Instant::now() };
+    let peer = address;
+    let address = proxy::client_address(&feed.options.trusted_proxies, peer, &head);
+    let request = Request { feed, stream, peer, address, place, head, arrived: Instant::now() };
     match request.route() {
         Route::Answer(response) => request.answer(response),
         Route::Stream(key, asked) => request.stream(key, asked),
         Route::Nothing => {}
+    }
+}
+
+fn count_stranger(feed: &Feed, place: &Place, address: SocketAddr) {
+    if place.is_stranger() {
+        feed.stats.evicted.inc();
+        log::warn!(
+            "closed the oldest of {STRANGERS} connections without a request or a known key, for that from {address}"
+        );
+    }
+}
+
+/// One line a refusal. Three places in the program, so that a flood of one kind hides none of another.
+fn log_refusal(response: &Response, address: SocketAddr, key: Option<&str>) {
+    let Some(code) = response.code() else { return };
+    let name = code.status_and_name().1;
+    let key = key.map(|key| format!("key {key:?} from ")).unwrap_or_default();
+    match code {
+        Code::MissingKey | Code::UnknownKey | Code::ExpiredKey | Code::RevokedKey => {
+            log::warn!("refused: {name}: {key}{address}");
+        }
+        Code::TooManyStreams | Code::Degraded | Code::AtCapacity => log::warn!("refused: {name}: {key}{address}"),
+        _ => log::info!("refused: {name}: {key}{address}"),
     }
 }
 
@@ -68,6 +91,9 @@ pub(crate) fn head_error(error: HeadError) -> Response {
 struct Request<'a> {
     feed: &'a Arc<Feed>,
     stream: &'a Arc<TcpStream>,
+    /// Who is connected: the client, or a proxy.
+    peer: SocketAddr,
+    /// The client.
     address: SocketAddr,
     place: &'a Place,
     head: Head,
@@ -94,6 +120,7 @@ enum Held {
 
 impl Request<'_> {
     fn answer(&self, response: Response) {
+        self.log_refusal(&response);
         self.feed.stats.answered(response.status());
         response.send(self.stream, self.head.method == "HEAD");
     }
@@ -142,7 +169,9 @@ impl Request<'_> {
     }
 
     fn session(&self) -> Route {
-        let attributes = "HttpOnly; SameSite=Strict; Path=/";
+        let is_https = proxy::is_https(&self.feed.options.trusted_proxies, self.peer, &self.head);
+        let attributes =
+            if is_https { "HttpOnly; SameSite=Strict; Path=/; Secure" } else { "HttpOnly; SameSite=Strict; Path=/" };
         if self.head.method == "DELETE" {
             let cookie = format!("{COOKIE}=; {attributes}; Max-Age=0");
             return Route::Answer(Response::empty("204 No Content").with("Set-Cookie", cookie));
@@ -237,15 +266,18 @@ impl Request<'_> {
             };
             if !is_known && !is_marked && feed.keys.is_filled() {
                 is_marked = true;
-                if self.place.is_stranger() {
-                    feed.stats.evicted.inc();
-                }
+                count_stranger(feed, self.place, self.address);
             }
             if outlet::is_closed(self.stream) {
                 return Held::Over;
             }
             feed.health.wait_change(left.min(HOLD_LOOK));
         }
+    }
+
+    fn log_refusal(&self, response: &Response) {
+        let name = credential(&self.head).and_then(|credential| self.feed.keys.name_of(&credential));
+        log_refusal(response, self.address, name.as_deref());
     }
 
     fn stream(&self, key: Arc<Key>, asked: Asked) {
@@ -273,6 +305,8 @@ impl Request<'_> {
         // And the key may have ended between its judgement and the list, where the next refresh would find it only later.
         feed.keys.tell(&client, feed.clock.now());
         feed.key_used(&client);
+        let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
+        log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
         feed.stats.answered("200");
         let mut outlet = Outlet::new(self.stream, self.head.is_http_11, feed.options.write_timeout, &feed.stats.bytes);
         let end =
@@ -359,12 +393,15 @@ fn credential(head: &Head) -> Option<Credential> {
     if let Some(key) = bearer(head) {
         return Some(Credential::from_key(&key));
     }
+    if let Some(key) = head.fields("x-api-key").next() {
+        return Some(Credential::from_key(&String::from_utf8_lossy(key)));
+    }
     let cookies = head.fields("cookie").filter_map(|value| std::str::from_utf8(value).ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, token)| Credential::Session(token.to_owned()))
 }
 
-/// The key of a request in one of its two headers. One that is not text is nobody's.
+/// The key in `Authorization: Bearer`. One that is not text is nobody's.
 fn bearer(head: &Head) -> Option<String> {
     let is_bearer = |value: &&[u8]| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"));
     if let Some(value) = head.fields("authorization").find(is_bearer) {
@@ -373,7 +410,7 @@ fn bearer(head: &Head) -> Option<String> {
             return Some(String::from_utf8_lossy(rest.trim_ascii()).into_owned());
         }
     }
-    head.fields("x-api-key").next().map(|value| String::from_utf8_lossy(value).into_owned())
+    None
 }
 
 /// What the request asks for: a non-empty `Last-Event-ID`, else `?cursor=`, else from now.
@@ -426,6 +463,8 @@ fn parse_time(text: &str) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn head(text: &str) -> Head {
@@ -491,5 +530,46 @@ mod tests {
         assert_eq!(of("Cookie: a=b; signal_feed_session=tok"), Some(Credential::Session("tok".into())));
         assert_eq!(of("Authorization: Basic abc"), None);
         assert_eq!(of("Authorization: Bearer"), Some(Credential::from_key("")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_cursor_is_digits_up_to_the_largest_number_and_nothing_else(text in "[0-9]{0,24}|\\PC{0,8}|[+ -]?[0-9]{1,20}") {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let value = text.trim_start_matches('0').parse::<u128>().unwrap_or(0);
+            let expected = (digits && value <= i64::MAX as u128).then(|| i64::try_from(value).unwrap());
+            prop_assert_eq!(parse_cursor(&text).map(|cursor| cursor.0), expected);
+        }
+
+        #[test]
+        fn a_time_is_the_same_instant_with_whatever_offset_and_no_text_makes_it_panic(
+            micros in -62_135_596_800_000_000_i64..253_402_214_400_000_000,
+            minutes in -1439_i32..1440,
+            noise: String,
+        ) {
+            let instant = Timestamp::from_microsecond(micros).unwrap();
+            let offset = jiff::tz::Offset::from_seconds(minutes * 60).unwrap();
+            let written = instant.display_with_offset(offset).to_string();
+            if !written.starts_with('-') {
+                prop_assert_eq!(parse_time(&written), Some(instant), "{}", written);
+                prop_assert_eq!(parse_time(&written.replace('+', " ")), Some(instant), "{}", written);
+            }
+            let _ = parse_time(&noise);
+            let _ = parse_time(&written.replacen('0', &noise, 1));
+        }
+
+        #[test]
+        fn a_key_is_found_wherever_it_stands(key in "[!-~]{1,60}", noise in "[ -~]{0,40}") {
+            let of = |field: &str| credential(&head(&format!("GET / HTTP/1.1\r\nA: {noise}\r\n{field}\r\n\r\n")));
+            let expected = Some(Credential::from_key(&key));
+            prop_assert_eq!(of(&format!("Authorization: Bearer {key}")), expected.clone());
+            prop_assert_eq!(of(&format!("X-API-Key: {key}")), expected);
+            let _ = of(&format!("Cookie: {noise}"));
+            let token = key.replace([';', '='], "");
+            prop_assert_eq!(
+                of(&format!("Cookie: a=b; {COOKIE}={token}")),
+                Some(Credential::Session(token))
+            );
+        }
     }
 }

@@ -4,59 +4,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use crate::support::database::Database;
-use crate::support::server::Server;
-use crate::support::wait::until;
-
-/// A program that is ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A directory of the test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("signal-feed-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// What holds the port while no server runs, as systemd does.
-struct Port(TcpListener);
-
-impl Port {
-    fn address(&self) -> SocketAddr {
-        self.0.local_addr().unwrap()
-    }
-
-    /// Starts a server on it, by the protocol of sd_listen_fds(3).
-    fn serve(&self, database: &Database) -> Server {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$1\" serve", "sh"]);
-        command.arg(env!("CARGO_BIN_EXE_signal-feed")).env("DATABASE_URL", &database.url);
-        command.stdin(Stdio::from(OwnedFd::from(self.0.try_clone().unwrap())));
-        Server::spawn(command)
-    }
-}
+use crate::support::outside::{Port, Running, Scratch, free_address, nginx};
+use crate::support::wait::{PATIENCE, until, until_within};
 
 fn installed(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients").join(path);
@@ -95,21 +49,13 @@ fn clients() -> BTreeMap<&'static str, Command> {
     ])
 }
 
-fn nginx(scratch: &Scratch, upstream: SocketAddr) -> (Running, SocketAddr) {
-    let (dir, address) = (scratch.0.display(), free_address());
-    let configuration = format!(
-        "daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/nginx.log;\nevents {{}}\nhttp {{\n  access_log off;\n  \
-         client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi; \
-         uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n  \
-         server {{ listen {address}; location / {{ proxy_pass http://{upstream}; }} }}\n}}\n"
-    );
-    let path = scratch.0.join("nginx.conf");
-    fs::write(&path, configuration).unwrap();
-    let child = Command::new("nginx").arg("-c").arg(&path).stderr(Stdio::null()).spawn().unwrap();
-    (Running(child), address)
+fn behind_nginx(scratch: &Scratch, upstream: SocketAddr) -> (Running, SocketAddr) {
+    let address = free_address();
+    let server = format!("server {{ listen {address}; location / {{ proxy_pass http://{upstream}; }} }}");
+    (nginx(scratch, &server), address)
 }
 
-fn haproxy(scratch: &Scratch, upstream: SocketAddr) -> (Running, SocketAddr) {
+fn behind_haproxy(scratch: &Scratch, upstream: SocketAddr) -> (Running, SocketAddr) {
     let address = free_address();
     let configuration = format!(
         "defaults\n  mode http\n  timeout connect 5s\n  timeout client 50s\n  timeout server 50s\n\
@@ -119,10 +65,6 @@ fn haproxy(scratch: &Scratch, upstream: SocketAddr) -> (Running, SocketAddr) {
     fs::write(&path, configuration).unwrap();
     let child = Command::new("haproxy").arg("-f").arg(&path).stderr(Stdio::null()).spawn().unwrap();
     (Running(child), address)
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// Starts every client against an address; gives where each writes what it sees.
@@ -143,21 +85,21 @@ fn start_all(scratch: &Scratch, way: &str, address: SocketAddr, key: &str) -> Ve
 fn real_clients_see_every_event_once_over_a_restart_directly_and_behind_proxies() {
     let database = Database::migrated();
     let key = database.mint_with("clients", &[]);
-    let port = Port(TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = Port::open();
     let scratch = Scratch::new("clients");
     let server = port.serve(&database);
     server.wait_ready();
     // The pieces of a haproxy or nginx that is not installed would be missed here, not skipped.
-    let (_nginx, behind_nginx) = nginx(&scratch, port.address());
-    let (_haproxy, behind_haproxy) = haproxy(&scratch, port.address());
-    for address in [behind_nginx, behind_haproxy] {
+    let (_nginx, nginx) = behind_nginx(&scratch, port.address());
+    let (_haproxy, haproxy) = behind_haproxy(&scratch, port.address());
+    for address in [nginx, haproxy] {
         until("the proxy listens", || std::net::TcpStream::connect(address).ok());
     }
     let other = database.mint_with("others", &[]);
     let third = database.mint_with("thirds", &[]);
     let mut running = start_all(&scratch, "directly", port.address(), &key);
-    running.extend(start_all(&scratch, "behind nginx", behind_nginx, &other));
-    running.extend(start_all(&scratch, "behind haproxy", behind_haproxy, &third));
+    running.extend(start_all(&scratch, "behind nginx", nginx, &other));
+    running.extend(start_all(&scratch, "behind haproxy", haproxy, &third));
 
     let expect = |last: i64| {
         let mut expected = String::new();
@@ -165,7 +107,7 @@ fn real_clients_see_every_event_once_over_a_restart_directly_and_behind_proxies(
             writeln!(expected, "{seq}").unwrap();
         }
         for (name, seen, _) in &running {
-            until(&format!("{name} sees events 1 to {last}"), || {
+            until_within(4 * PATIENCE, &format!("{name} sees events 1 to {last}"), || {
                 let seen = fs::read_to_string(seen).unwrap();
                 assert!(expected.starts_with(&seen) || seen == expected, "{name} saw {seen:?}");
                 (seen == expected).then_some(())

@@ -1,5 +1,6 @@
 //! A primary that is lost, and its standby in its place: the feed follows its connection string.
 
+use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::{Database, insert_signals};
@@ -55,10 +56,12 @@ fn what_an_asynchronous_standby_had_not_got_is_told_as_another_history() {
     let lost_time = lost[1].data["event_time"].as_str().unwrap().to_owned();
     primary.stop(false).unwrap();
     open.system("degraded");
+    // The same numbers are given again before the feed looks.
+    server.signal(Signal::STOP);
     standby.start_again();
     standby.promote();
-    // The same numbers are given again, before anybody looks.
     standby.sql(&database, &insert_signals(4));
+    server.signal(Signal::CONT);
     let mut told = false;
     let mut recovered = false;
     while !told {

@@ -279,6 +279,9 @@ fn a_session_is_made_by_a_valid_key_alone() {
     let server = Server::ready(&database, &[]);
     assert_eq!(Request::new("POST", "/session").send(server.address()).refusal(), (401, "missing_key".into()));
     assert_eq!(session(&server, "sf_wrong").refusal(), (401, "unknown_key".into()));
+    // The header of the stream is not enough: a page of another site can make a browser send neither.
+    let header = Request::new("POST", "/session").field("X-API-Key", &database.mint("header"));
+    assert_eq!(header.send(server.address()).refusal(), (401, "missing_key".into()));
     assert_eq!(session(&server, &expired).refusal(), (401, "expired_key".into()));
     // One minted a moment ago is a valid one.
     cookie(&session(&server, &database.mint("new")));

@@ -1,5 +1,6 @@
 //! Wrong usage: exit 2 and one line that names the option, the value and what is allowed.
 
+use crate::support::database::Database;
 use crate::support::program::signal_feed;
 
 const NOWHERE: &str = "postgres://nobody:secret@127.0.0.1:1/none";
@@ -41,6 +42,65 @@ fn a_connection_string_is_never_shown_whole() {
         assert!(!outcome.stderr.contains("secret"), "{}", outcome.stderr);
         assert_eq!(outcome.stderr.trim_end().lines().count(), 1, "{}", outcome.stderr);
     }
+}
+
+#[test]
+fn a_connection_string_that_cannot_work_is_refused_at_once_by_the_name_of_what_is_wrong() {
+    for (string, words) in [
+        ("postgres://nobody:geheim@h/db?sslcert=/x", &["sslcert", "not supported", "sslrootcert"][..]),
+        ("host=h service=production", &["service", "not supported"]),
+        ("host=h gssencmode=disable", &["gssencmode", "not supported"]),
+        ("host=h sslmode=on", &["sslmode=on", "disable, allow, prefer, require, verify-ca, verify-full"]),
+        ("postgres://h/db?target_session_attrs=master", &["target_session_attrs=master", "prefer-standby"]),
+        ("host=h tcp_user_timeout=10s", &["tcp_user_timeout=10s", "whole number"]),
+        ("host=h connect_timeout=soon", &["connect_timeout=soon", "whole number"]),
+        ("host=h port=0", &["port", "1 to 65535"]),
+        ("host=a,b port=1,2,3", &["port", "3 given", "2"]),
+        ("host=a,b hostaddr=127.0.0.1", &["hostaddr", "1 given", "expected 2"]),
+        ("host=h hostaddr=localhost", &["hostaddr=localhost", "address"]),
+        ("host=h sslrootcert=system sslmode=require", &["sslrootcert=system", "verify-full"]),
+        ("host=h password=two words", &["after password", "'…'"]),
+        ("host=h password='geheim", &["password", "closing '"]),
+        ("postgres://[::1/db", &["host", "]"]),
+        ("postgres://h/%zz", &["dbname", "%25"]),
+        ("geheim", &["without =", "postgres://"]),
+    ] {
+        for command in [&["serve"][..], &["doctor"]] {
+            let said = signal_feed(string, command).failed(2);
+            assert!(said.starts_with("error: --database-url: ") && said.trim_end().lines().count() == 1, "{said}");
+            assert!(!said.contains("geheim") && !said.contains("words"), "{said}");
+            for word in words {
+                assert!(said.contains(word), "{string}: {said:?} lacks {word:?}");
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn without_tls_what_demands_it_is_refused_and_the_rest_goes_on_in_clear() {
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let said = signal_feed(&format!("host=h sslmode={mode}"), &["serve"]).failed(2);
+        assert!(said.contains("this build has no TLS") && said.contains("disable, allow or prefer"), "{said}");
+    }
+    for mode in ["disable", "allow", "prefer"] {
+        let database = Database::migrated();
+        signal_feed(&format!("{}&sslmode={mode}", database.url), &["doctor"]);
+        signal_feed(&format!("{}&sslmode={mode}", database.url), &["key", "list"]).ok();
+    }
+}
+
+#[test]
+fn a_database_that_is_not_ready_for_a_command_is_told_with_what_helps() {
+    let database = Database::empty();
+    let said = signal_feed(&database.url, &["key", "list"]).failed(1);
+    assert!(said.contains("does not exist") && said.contains("run \"signal-feed migrate\" first"), "{said}");
+    let database = Database::migrated();
+    let role = format!("stranger_{}", database.name);
+    database.sql(&format!("create role {role} login"));
+    let said = signal_feed(&database.url_as(&role), &["key", "list"]).failed(1);
+    database.sql(&format!("drop role {role}"));
+    assert!(said.contains("permission denied") && said.contains("signal_feed_admin"), "{said}");
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn a_rejected_exit_is_an_alert_a_rejected_entry_an_error_line_and_neither_comes_
     assert_eq!(asked(&place), [order("sf-1-entry"), order("sf-1-exit")]);
     place.wait_alert("exit_rejected");
     assert_eq!(place.alerts().len(), 1);
-    assert!(place.read("log").contains("ERROR sf-1-entry was rejected"), "{}", place.read("log"));
+    assert!(place.read("log").contains("[ERROR] sf-1-entry was rejected"), "{}", place.read("log"));
     assert!(place.journal_has("rejected", 1));
 }
 

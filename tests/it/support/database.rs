@@ -173,11 +173,29 @@ pub fn insert_signals(count: usize) -> String {
     )
 }
 
+/// A cluster every process of which stands still until this is dropped, also by a test that fails.
+pub struct Frozen<'a>(&'a PrivatePostgres);
+
+impl<'a> Frozen<'a> {
+    pub fn new(cluster: &'a PrivatePostgres) -> Self {
+        signal_all(cluster, "STOP");
+        Self(cluster)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        signal_all(self.0, "CONT");
+    }
+}
+
 /// Sends a signal (`STOP`, `CONT`) to every process of a cluster.
-pub fn signal_all(cluster: &PrivatePostgres, signal: &str) {
+fn signal_all(cluster: &PrivatePostgres, signal: &str) {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", cluster.pid())).unwrap();
     cluster.signal(signal).unwrap();
     for child in children.split_whitespace() {
-        std::process::Command::new("kill").args([&format!("-{signal}"), child]).status().unwrap();
+        // One may have ended meanwhile.
+        let mut kill = std::process::Command::new("kill");
+        let _ = kill.args([&format!("-{signal}"), child]).stderr(std::process::Stdio::null()).status();
     }
 }

@@ -1,9 +1,12 @@
 //! What the tests stand on: a private PostgreSQL, one database a test, waiting for conditions, the programs as processes,
 //! and a client that is strict about bytes.
 
+pub mod authority;
 pub mod browser;
+pub mod crowd;
 pub mod database;
 pub mod directory;
+pub mod outside;
 pub mod program;
 pub mod server;
 pub mod sse;

@@ -1,0 +1,248 @@
+//! The log of both programs: one line an occurrence, on standard error, with levels that journald understands.
+//!
+//! A flood of one kind is summarised: whoever can make a program say the same thing again and again (a stranger at the port,
+//! an outage) must not fill the disk, nor push everything else out of the journal. A kind is a place in the program, so
+//! there are only so many, and what a stranger sends cannot make a new one.
+
+use std::collections::HashMap;
+use std::io::{LineWriter, Stderr};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use simplelog::{Config, ConfigBuilder, WriteLogger};
+
+/// So many lines of one kind are written within a window; the next ones are counted.
+const FLOOD_LINES: usize = 10;
+/// The window: 10 s. While a flood goes on, one line in each tells how many there were.
+const FLOOD_WINDOW: Duration = Duration::from_secs(10);
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// What becomes of many lines of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Floods {
+    /// They are summarised. Whoever asks for this calls [`turn`] every now and then.
+    Summarised,
+    /// Each is written: each is an order, or as important.
+    Whole,
+}
+
+/// Sets up the log of this process, panics included. A second call changes nothing.
+pub(crate) fn start(level: LevelFilter, floods: Floods) {
+    let is_journal = is_journal();
+    // journald has its own times, and takes the level from `<N>` at the line's start (sd-daemon(3)).
+    let written = if is_journal { LevelFilter::Off } else { LevelFilter::Error };
+    let config = ConfigBuilder::new()
+        .set_time_format_rfc3339()
+        .set_time_level(written)
+        .set_max_level(written)
+        .set_thread_level(LevelFilter::Off)
+        .set_target_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        .build();
+    let logger = LOGGER.get_or_init(|| Logger::new(level, config, is_journal, floods));
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(level);
+        std::panic::set_hook(Box::new(|panic| {
+            let thread = std::thread::current();
+            log::error!("thread {} {panic}", thread.name().unwrap_or("without a name"));
+        }));
+    }
+}
+
+/// Writes the summaries of floods whose window is over.
+pub(crate) fn turn() {
+    if let Some(logger) = LOGGER.get() {
+        logger.summarise(Instant::now());
+    }
+}
+
+/// Writes every summary that is still due, for the end of the process.
+pub(crate) fn finish() {
+    if let Some(logger) = LOGGER.get() {
+        logger.summarise(Instant::now() + FLOOD_WINDOW);
+    }
+}
+
+/// What stands before a line of this level that is written without the log: journald's level, or nothing.
+pub(crate) fn prefix(level: Level) -> &'static str {
+    if is_journal() { priority(level, "") } else { "" }
+}
+
+/// Whether standard error goes to the journal: then `JOURNAL_STREAM` names its device and inode (systemd.exec(5)).
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+fn priority(level: Level, text: &str) -> &'static str {
+    match level {
+        Level::Error if text.starts_with("CRITICAL") => "<2>",
+        Level::Error => "<3>",
+        Level::Warn => "<4>",
+        Level::Info => "<6>",
+        Level::Debug | Level::Trace => "<7>",
+    }
+}
+
+struct Logger {
+    level: LevelFilter,
+    is_journal: bool,
+    /// simplelog writes a line in pieces; other processes write to the same standard error.
+    lines: Box<WriteLogger<LineWriter<Stderr>>>,
+    floods: Option<Mutex<Counts>>,
+}
+
+impl Logger {
+    fn new(level: LevelFilter, config: Config, is_journal: bool, floods: Floods) -> Self {
+        let lines = WriteLogger::new(level, config, LineWriter::with_capacity(8 * 1024, std::io::stderr()));
+        let floods = (floods == Floods::Summarised).then(Mutex::default);
+        Self { level, is_journal, lines, floods }
+    }
+
+    fn write(&self, level: Level, text: &str) {
+        let prefix = if self.is_journal { priority(level, text) } else { "" };
+        self.lines.log(&Record::builder().level(level).args(format_args!("{prefix}{text}")).build());
+    }
+
+    fn summarise(&self, now: Instant) {
+        let Some(floods) = &self.floods else { return };
+        let summaries = floods.lock().unwrap_or_else(PoisonError::into_inner).summaries(now);
+        for (level, text) in summaries {
+            self.write(level, &text);
+        }
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // The HTTP client would log headers, and one of them is the key; the database's driver statements with hashes in them.
+        metadata.level() <= self.level && metadata.target().starts_with("signal_feed")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let (level, text) = (record.level(), one_line(&record.args().to_string()));
+        self.summarise(Instant::now());
+        if let Some(floods) = &self.floods {
+            let kind = (record.module_path_static(), record.line());
+            let mut floods = floods.lock().unwrap_or_else(PoisonError::into_inner);
+            if !floods.admit(kind, level, &text, Instant::now()) {
+                return;
+            }
+        }
+        self.write(level, &text);
+    }
+
+    fn flush(&self) {
+        self.lines.flush();
+    }
+}
+
+/// The text on one line, and without anything that a terminal would obey.
+fn one_line(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    words.replace(char::is_control, "\u{fffd}")
+}
+
+/// A place in the program that logs.
+type Kind = (Option<&'static str>, Option<u32>);
+
+/// The lines of each kind within its window.
+#[derive(Debug, Default)]
+struct Counts(HashMap<Kind, Count>);
+
+#[derive(Debug)]
+struct Count {
+    since: Instant,
+    written: usize,
+    held: usize,
+    last: (Level, String),
+}
+
+impl Counts {
+    /// Counts a line; says whether it is to be written.
+    fn admit(&mut self, kind: Kind, level: Level, text: &str, now: Instant) -> bool {
+        let new = || Count { since: now, written: 0, held: 0, last: (level, String::new()) };
+        let count = self.0.entry(kind).or_insert_with(new);
+        if count.written < FLOOD_LINES {
+            count.written += 1;
+            return true;
+        }
+        count.held += 1;
+        count.last = (level, text.to_owned());
+        false
+    }
+
+    /// The summaries of windows that are over. A kind of which lines were held stays a flood for another window.
+    fn summaries(&mut self, now: Instant) -> Vec<(Level, String)> {
+        let mut summaries = Vec::new();
+        self.0.retain(|_, count| {
+            let lasted = now.saturating_duration_since(count.since);
+            if lasted < FLOOD_WINDOW {
+                return true;
+            }
+            if count.held == 0 {
+                return false;
+            }
+            let (level, text) = &count.last;
+            let seconds = FLOOD_WINDOW.as_secs();
+            summaries.push((*level, format!("… and {} more like it in {seconds} s, the last: {text}", count.held)));
+            (count.since, count.held) = (now, 0);
+            true
+        });
+        summaries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Kind = (Some("here"), Some(1));
+    const THERE: Kind = (Some("here"), Some(2));
+
+    #[test]
+    fn a_flood_is_written_at_first_and_then_counted_and_its_last_line_told() {
+        let (mut counts, began) = (Counts::default(), Instant::now());
+        let written = (0..500).filter(|i| counts.admit(HERE, Level::Warn, &format!("line {i}"), began)).count();
+        assert_eq!(written, FLOOD_LINES);
+        assert!(counts.admit(THERE, Level::Info, "another kind", began));
+        assert_eq!(counts.summaries(began + FLOOD_WINDOW / 2), []);
+        let summary = "… and 490 more like it in 10 s, the last: line 499";
+        assert_eq!(counts.summaries(began + FLOOD_WINDOW), [(Level::Warn, summary.to_owned())]);
+    }
+
+    #[test]
+    fn a_flood_that_goes_on_is_one_line_a_window_and_one_that_is_over_is_forgotten() {
+        let (mut counts, mut now) = (Counts::default(), Instant::now());
+        let mut lines = 0;
+        for _ in 0..100 {
+            lines += (0..100).filter(|_| counts.admit(HERE, Level::Error, "again", now)).count();
+            now += FLOOD_WINDOW;
+            lines += counts.summaries(now).len();
+        }
+        assert_eq!(lines, FLOOD_LINES + 100);
+        assert_eq!(counts.summaries(now + FLOOD_WINDOW), []);
+        assert!(counts.0.is_empty());
+        assert!(counts.admit(HERE, Level::Error, "again", now));
+    }
+
+    #[test]
+    fn few_lines_of_a_kind_are_never_held_back() {
+        let (mut counts, mut now) = (Counts::default(), Instant::now());
+        for _ in 0..100 {
+            assert!(counts.admit(HERE, Level::Error, "capture is off", now));
+            now += FLOOD_WINDOW;
+            assert_eq!(counts.summaries(now), []);
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_line_and_moves_no_cursor() {
+        assert_eq!(one_line("ERROR:  x\n  DETAIL:\ty\u{1b}[2J"), "ERROR: x DETAIL: y\u{fffd}[2J");
+    }
+}
