@@ -12,7 +12,7 @@ use signal_feed::demo::postgres::PrivatePostgres;
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
 use crate::support::server::Server;
-use crate::support::sse::{Request, Stream};
+use crate::support::sse::{Block, Request, Stream};
 use crate::support::wait::{PATIENCE, until};
 
 /// The archive lies beside the data directory, in which PostgreSQL runs its commands.
@@ -90,14 +90,19 @@ fn state(bot: &Follower) -> Value {
 }
 
 /// The next block that is not about the outage.
-fn told(stream: &mut Stream) -> Value {
+fn next(stream: &mut Stream) -> Block {
     loop {
         let block = stream.next_block(2 * PATIENCE).unwrap();
         if !matches!(block.reason(), Some("degraded" | "recovered")) {
-            assert_eq!(block.id, None, "{block:?}");
-            return block.data;
+            return block;
         }
     }
+}
+
+fn told(stream: &mut Stream) -> Value {
+    let block = next(stream);
+    assert_eq!(block.id, None, "{block:?}");
+    block.data
 }
 
 fn rewritten(cursor: i64, head: i64) -> Value {
@@ -174,13 +179,13 @@ fn after_a_recovery_to_a_point_every_client_with_a_cursor_from_the_lost_future_i
     // One that was made before the restore point is as good as ever.
     let mut old = server.stream_from(&key, 6);
     old.connected();
-    assert_eq!(old.signals(2)[1].feed_seq(), Some(8));
+    assert_eq!((next(&mut old).feed_seq(), next(&mut old).feed_seq()), (Some(7), Some(8)));
     // The first number after it lies above everything that was lost.
     database.insert(1);
-    let next = old.signal();
-    assert_eq!((next.prev_seq(), next.feed_seq()), (Some(8), Some(1_000_009)));
-    assert_eq!(live.signal().feed_seq(), Some(1_000_009));
-    assert_eq!(delayed.signal().feed_seq(), Some(1_000_009));
+    for stream in [&mut old, &mut live, &mut delayed] {
+        let event = next(stream);
+        assert_eq!((event.prev_seq(), event.feed_seq()), (Some(8), Some(1_000_009)));
+    }
     let mut stream = server.stream_from(&late, 18);
     stream.connected();
     assert_eq!(told(&mut stream), rewritten(18, 1_000_009));
