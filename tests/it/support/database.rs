@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use postgres::{Client, NoTls};
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use super::wait::until;
+
 /// Shared by the tests that leave the cluster as it is. Its keeper stops it when the test process ends.
 static SHARED: OnceLock<PrivatePostgres> = OnceLock::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -69,12 +71,9 @@ impl Database {
     pub fn lock_out(&self) {
         let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
         admin.batch_execute(&format!("alter database {} allow_connections false", self.name)).unwrap();
-        admin
-            .batch_execute(&format!(
-                "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{}'",
-                self.name
-            ))
-            .unwrap();
+        let theirs =
+            format!("select pg_terminate_backend(pid)::text from pg_stat_activity where datname = '{}'", self.name);
+        until("nobody is connected", || admin.query(&theirs, &[]).unwrap().is_empty().then_some(()));
     }
 
     /// Ends what [`lock_out`](Self::lock_out) began.
