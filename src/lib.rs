@@ -27,6 +27,8 @@
 //! | `upkeep` | [`feed::upkeep`] | one connection, which may be missing | what is to be recorded, a timer |
 //!
 //! [`serve`] starts them; a core thread (all but `client`) that ends before the server does ends the process with an error.
+//! Its own thread then waits for a signal, and meanwhile tells the service manager how things are (`service`) and lets the
+//! log tell of floods (`logging`).
 //!
 //! # Shutdown
 //!
