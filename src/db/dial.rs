@@ -52,8 +52,10 @@ pub(super) fn check(target: &Target) -> Result<(), String> {
 pub(super) fn check(target: &Target) -> Result<(), String> {
     match target.ssl_mode {
         SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
-            Err("sslmode: this build has no TLS; expected disable, allow or prefer, or a build with the feature tls"
-                .into())
+            let word = target.ssl_mode.word();
+            Err(format!(
+                "sslmode={word}: this build has no TLS; expected disable, allow or prefer, or a build with the feature tls"
+            ))
         }
         SslMode::Disable | SslMode::Allow | SslMode::Prefer => Ok(()),
     }
