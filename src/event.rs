@@ -173,6 +173,8 @@ impl std::fmt::Display for Poison {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::EventTime;
 
     #[test]
@@ -187,6 +189,21 @@ mod tests {
     fn infinities_and_years_beyond_four_digits_are_not_usable() {
         for unusable in [i64::MAX, i64::MIN, super::FIRST_BEYOND, super::FIRST_USABLE - 1] {
             assert!(!EventTime(unusable).is_usable());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_usable_time_is_written_as_the_instant_it_is(
+            micros in prop_oneof![any::<i64>(), super::FIRST_USABLE - 9..super::FIRST_BEYOND + 9],
+        ) {
+            let time = EventTime(micros);
+            let text = time.to_string();
+            prop_assert_eq!(text == "unusable", !time.is_usable());
+            if let Some(timestamp) = time.timestamp() {
+                prop_assert_eq!(text.parse::<jiff::Timestamp>().unwrap(), timestamp);
+                prop_assert_eq!(text.len(), "2000-01-01T00:00:00.000000Z".len());
+            }
         }
     }
 }

@@ -7,7 +7,8 @@
 //!   → thread `listen`     feed::listen     a notification becomes a wake-up (bounded(1), try_send)
 //!   → thread `reader`     feed::reader     reads rows above the head in pages (feed::pages, db::event_log),
 //!                                          renders each once (feed::render) into batches (feed::batch)
-//!   → broadcast           feed::broadcast  into memory (feed::tail) and every client's queue (feed::queue), oldest dropped
+//!   → broadcast           feed::broadcast  into memory (feed::tail), and to every client: a small batch into the socket of
+//!                                          a stream that sleeps (feed::loan), else into its queue (feed::queue), oldest dropped
 //!   → thread `client`     feed::stream     catches up, registers, then queue → socket (http::outlet)
 //! ```
 //!
@@ -20,6 +21,7 @@
 //! | `client`, one a connection | [`http::routes`], [`feed::stream`], [`ops::routes`] | one socket | its queue's bell, the heartbeat |
 //! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe |
 //! | `reader` | [`feed::reader`] | the live head, its clients, one connection | `listen`, clients' requests, `--poll-interval` |
+//! | `replay-…`, one a replay connection | [`feed::ahead`] | nothing | streams that read the log page by page |
 //! | `tier-…`, one a delay in use | [`feed::delayed`] | a delayed head and its clients | what is due, clients' requests |
 //! | `keys` | [`feed::keys`] | one connection | notifications, requests with unknown keys, a timer |
 //! | `upkeep` | [`feed::upkeep`] | one connection, which may be missing | what is to be recorded, a timer |
@@ -37,7 +39,8 @@
 //!   names, the log is the client's own to read; above it everything comes by its queue.
 //! * Every batch names the row before it. Whoever writes one checks it against its own cursor: there is no other proof of
 //!   completeness, and no other is needed.
-//! * No thread that serves many ever waits for one: the reader never blocks on a queue, a replay never holds a database
+//! * One at a time writes to a socket: the stream's thread, or, while that sleeps and has lent it, the reader.
+//! * No thread that serves many ever waits for one: the reader never blocks on a queue or a socket, a replay never holds a database
 //!   connection while its socket blocks.
 //! * Every call to the database has a deadline ([`db::Connection`]); a connection that missed one is never used again.
 //! * Nobody is refused (401, 403) from knowledge older than the request, nor while the database is away.

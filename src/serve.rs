@@ -14,7 +14,7 @@ use crate::error::{Doing, Error};
 use crate::feed::reader::Reader;
 use crate::feed::reason::End;
 use crate::feed::threads::{self, CoreThread};
-use crate::feed::{Feed, keys, listen, upkeep};
+use crate::feed::{Feed, ahead, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
 use crate::http::routes;
@@ -71,6 +71,10 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     running.push(threads::start(&feed, "reader", move |feed| {
         Reader::new(feed, &database, woken, inlets.control).run();
     })?);
+    for number in 1..=feed.options.replay_connections {
+        let requests = inlets.pages.clone();
+        running.push(threads::start(&feed, format!("replay-{number}"), move |feed| ahead::run(feed, &requests))?);
+    }
     let database = settings.clone();
     running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database, &wake))?);
     let database = settings.clone();

@@ -139,6 +139,7 @@ mod tests {
     use super::super::state::Mode;
     use super::super::stream::Cursor;
     use super::*;
+    use proptest::prelude::*;
 
     struct Scratch(PathBuf);
 
@@ -240,5 +241,33 @@ mod tests {
         fs::write(&path, text).unwrap();
         let error = Journal::open(&path).unwrap_err().to_string();
         assert!(error.contains("line 3 is damaged"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_damaged_is_named_or_as_if_never_written_and_nothing_panics(
+            noise: Vec<u8>,
+            at: prop::sample::Index,
+            length in 0_usize..40,
+        ) {
+            let scratch = Scratch::new("noise");
+            let path = scratch.journal();
+            let mut journal = Journal::open(&path).unwrap();
+            write_orders(&mut journal, 1..=3);
+            drop(journal);
+            let mut bytes = fs::read(&path).unwrap();
+            let from = at.index(bytes.len());
+            bytes.splice(from..(from + length).min(bytes.len()), noise);
+            fs::write(&path, &bytes).unwrap();
+            match Journal::open(&path) {
+                // What could be read can be gone on with, and is read again.
+                Ok(mut journal) => {
+                    write_orders(&mut journal, 9..=9);
+                    drop(journal);
+                    prop_assert!(Journal::open(&path).unwrap().ledger().known(&signal(9).key()).is_some());
+                }
+                Err(error) => prop_assert!(error.to_string().contains("the journal"), "{}", error),
+            }
+        }
     }
 }

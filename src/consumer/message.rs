@@ -185,6 +185,8 @@ pub(super) fn clip_to(text: &str, most_chars: usize) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(event: &str, id: &str, data: &str) -> Message {
@@ -218,5 +220,16 @@ mod tests {
             assert!(matches!(read("system", "", data), Message::Notice(_)), "{data}");
         }
         assert!(matches!(read("greeting", "", "x"), Message::Notice(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_event_whatever_makes_it_panic(
+            event in "signal|system|\\PC{0,6}",
+            id in "-?[0-9]{0,20}|\\PC{0,4}",
+            data in r#"\PC{0,60}|\{("(feed_seq|prev_seq|signal|op|event_time|reason|delay_seconds)":(-?[0-9]{1,20}|null|"(connected|quarantined|dropped)?"|\{\}|1e400),?){0,5}\}?"#,
+        ) {
+            let _ = Message::from_event(Event { event, data, last_event_id: id });
+        }
     }
 }

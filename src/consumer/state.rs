@@ -119,3 +119,37 @@ impl StateFile {
         format!("{verb} the state file {}", self.path.display())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_whatever_make_it_panic_and_what_is_cut_off_is_torn(
+            bytes: Vec<u8>,
+            feed_seq: i64,
+            reason: String,
+            at: prop::sample::Index,
+        ) {
+            let path = std::env::temp_dir().join(format!("state-{}", std::process::id()));
+            let file = StateFile::new(path.clone());
+            fs::write(&path, &bytes).unwrap();
+            let _ = file.load();
+            let mode = Mode::CloseOnly { reason, since: "s".into(), missed_since: "m".into() };
+            let mut state = State { mode, ..State::default() };
+            state.set_cursor(Some(Cursor { feed_seq, event_time: None }));
+            file.save(&state, false).unwrap();
+            let whole = fs::read(&path).unwrap();
+            let Found::State(loaded) = file.load().unwrap() else { panic!("{:?}", String::from_utf8_lossy(&whole)) };
+            prop_assert_eq!((loaded.cursor(), &loaded.mode), (state.cursor(), &state.mode));
+            // But for the line end, which nobody needs.
+            fs::write(&path, &whole[..at.index(whole.len() - 1)]).unwrap();
+            prop_assert!(matches!(file.load(), Ok(Found::Torn(_))));
+            fs::remove_file(&path).unwrap();
+        }
+    }
+}

@@ -43,6 +43,11 @@ impl Batch {
         self.prev
     }
 
+    /// The number of the first event.
+    pub fn first(&self) -> FeedSeq {
+        self.entries.first().map_or(self.prev, |entry| entry.seq)
+    }
+
     /// The number of the last event.
     pub fn last(&self) -> FeedSeq {
         self.entries.last().map_or(self.prev, |entry| entry.seq)
@@ -71,6 +76,11 @@ impl Batch {
     /// The whole batch as one HTTP chunk.
     pub fn as_chunk(&self) -> &[u8] {
         &self.framed[self.framed_from..]
+    }
+
+    /// The bytes of the whole batch, as one HTTP chunk or without framing.
+    pub fn whole(&self, is_chunked: bool) -> &[u8] {
+        if is_chunked { self.as_chunk() } else { self.blocks_after(self.prev) }
     }
 
     /// The blocks of the events above `cursor`, without HTTP framing.
@@ -169,6 +179,8 @@ impl BatchBuilder {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn batch(prev: i64, seqs: &[i64]) -> Batch {
@@ -206,5 +218,21 @@ mod tests {
             Err("no")
         });
         assert_eq!((outcome, builder.bytes(), builder.len()), (Err("no"), 0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_cursor_exactly_what_lies_above_it_is_left(
+            gaps in prop::collection::vec(1_i64..4, 1..30),
+            cursor in 0_i64..130,
+        ) {
+            let seqs: Vec<i64> = gaps.iter().scan(4, |seq, gap| { *seq += gap; Some(*seq) }).collect();
+            let batch = batch(4, &seqs);
+            let above: Vec<i64> = seqs.iter().copied().filter(|&seq| seq > cursor).collect();
+            let expected: String = above.iter().map(|seq| format!("id: {seq}\n\n")).collect();
+            prop_assert_eq!(batch.blocks_after(FeedSeq(cursor)), expected.as_bytes());
+            prop_assert_eq!(batch.count_after(FeedSeq(cursor)), above.len());
+            prop_assert_eq!(batch.whole(false), batch.blocks_after(batch.prev()));
+        }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
 use super::batch::{Batch, SharedBatch};
 use super::client::Client;
 use super::lock;
+use super::queue::Offered;
 use super::stats::Stats;
 use super::tail::Tail;
 use super::tier::{Control, Registered, Tier};
@@ -72,11 +74,19 @@ impl Broadcaster {
             if self.tier.delay().is_zero() {
                 stats.events.inc_by(batch.entries().len() as u64);
             }
+            let now = Instant::now();
+            let written = stats.broadcast_to_written.local();
             for client in self.clients.values() {
-                let dropped = client.queue.offer(&batch);
-                if dropped > 0 {
-                    client.dropped(dropped);
-                    stats.dropped.inc_by(dropped as u64);
+                match client.queue.offer(&batch, now) {
+                    Offered::Written => {
+                        client.delivered(batch.last(), batch.entries().len(), stats);
+                        written.observe(batch.age().as_secs_f64());
+                    }
+                    Offered::Queued { dropped: 0 } => {}
+                    Offered::Queued { dropped } => {
+                        client.dropped(dropped);
+                        stats.dropped.inc_by(dropped as u64);
+                    }
                 }
             }
         }

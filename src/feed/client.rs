@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use super::lock;
 use super::queue::Queue;
 use super::reason::End;
+use super::stats::Stats;
 use crate::db::keys::Key;
 use crate::event::{EventTime, FeedSeq};
 use crate::http::outlet;
@@ -43,10 +44,16 @@ impl Client {
         FeedSeq(self.cursor.load(Ordering::Relaxed))
     }
 
-    /// Notes what was written to its socket.
-    pub fn delivered(&self, cursor: FeedSeq, events: usize) {
+    /// Notes that everything up to `cursor` was written to its socket, or is not to be.
+    pub fn stands_at(&self, cursor: FeedSeq) {
         self.cursor.store(cursor.0, Ordering::Relaxed);
+    }
+
+    /// Notes so many events, up to `cursor`, that were written to its socket.
+    pub fn delivered(&self, cursor: FeedSeq, events: usize, stats: &Stats) {
+        self.stands_at(cursor);
         self.delivered.fetch_add(events as u64, Ordering::Relaxed);
+        stats.deliveries.inc_by(events as u64);
     }
 
     /// How many events were written to its socket.

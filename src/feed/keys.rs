@@ -407,6 +407,8 @@ fn base64_url(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -424,6 +426,16 @@ mod tests {
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
             assert_eq!(read_token(&String::from_utf8(changed).unwrap(), b"secret"), None);
             assert_eq!(read_token(&token[..at], b"secret"), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_tells_what_it_was_made_of_and_nothing_else_is_one(id: i64, end: i64, secret: Vec<u8>, text: String) {
+            let token = make_token(id, EventTime(end), &secret).unwrap();
+            prop_assert_eq!(read_token(&token, &secret), Some((id, EventTime(end))));
+            prop_assert_eq!(read_token(&text, &secret), None);
+            prop_assert_eq!(read_token(&format!("{token}{text}A"), &secret), None);
         }
     }
 }

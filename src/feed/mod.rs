@@ -1,7 +1,8 @@
 //! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `broadcast`
-//! (`tail`, `queue`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
-//! `health`, `clock`, `keys`, `client`, `upkeep`.
+//! (`tail`, `queue`, `loan`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
+//! `health`, `clock`, `keys`, `client`, `upkeep`; and for replay `pool` and `ahead`.
 
+pub mod ahead;
 pub mod batch;
 pub mod broadcast;
 pub mod client;
@@ -10,6 +11,7 @@ pub mod delayed;
 pub mod health;
 pub mod keys;
 pub mod listen;
+pub mod loan;
 pub mod pages;
 pub mod pool;
 pub mod queue;
@@ -73,6 +75,8 @@ pub struct Feed {
     tiers: Mutex<HashMap<Duration, Arc<Tier>>>,
     /// Connections for replay.
     pub replay: ReplayPool,
+    /// Who reads pages ahead for streams that replay.
+    pub ahead: ahead::Readers,
     /// What is counted.
     pub stats: Stats,
     /// When the server started, by this machine's clock.
@@ -96,6 +100,8 @@ pub struct Feed {
 pub struct Inlets {
     /// For `reader`: what clients ask.
     pub control: Receiver<Control>,
+    /// For `replay-…`: pages to be read ahead.
+    pub pages: Receiver<ahead::Request>,
     /// For `upkeep`: what is to be written.
     pub records: Receiver<Record>,
 }
@@ -105,6 +111,7 @@ impl Feed {
     pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
         let (live, control) = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
+        let (ahead, pages) = ahead::Readers::new();
         let feed = Self {
             clock: DatabaseClock::default(),
             health: Health::default(),
@@ -113,6 +120,7 @@ impl Feed {
             clients: Clients::default(),
             live,
             tiers: Mutex::default(),
+            ahead,
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
             started_at: Timestamp::now(),
@@ -128,7 +136,7 @@ impl Feed {
             poisoned: Mutex::default(),
             options,
         };
-        (feed, Inlets { control, records })
+        (feed, Inlets { control, pages, records })
     }
 
     /// The identity of the log.

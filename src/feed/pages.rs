@@ -19,7 +19,7 @@ const BATCH_EVENTS: usize = 256;
 const BATCH_BYTES: usize = 128 * 1024;
 
 /// Reads pages, and remembers how large they may be.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct PageReader {
     rows: i64,
 }

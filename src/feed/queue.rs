@@ -1,4 +1,5 @@
-//! A client's queue: what the reader has broadcast and the client has not yet taken.
+//! A client's queue: what the reader has broadcast and the client has not yet taken. Of a client whose thread sleeps it has
+//! the socket on loan (see `loan`), so that a small batch goes there at once and wakes nobody.
 //!
 //! Bounded in events and in bytes; when it is full the oldest go, and the client finds the hole by arithmetic (`prev`).
 //! It is a deque with a `bounded(1)` channel as its bell. A channel of batches would allocate a slot for every event that
@@ -7,11 +8,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::batch::SharedBatch;
+use super::loan::{Loan, Written};
 use super::lock;
 
 /// A queue's bound in bytes, 32 MiB: two of the largest blocks. Batches are shared, so all queues together pin about that much.
@@ -24,6 +26,20 @@ struct Pending {
     batches: VecDeque<SharedBatch>,
     events: usize,
     bytes: usize,
+    /// The client's socket, while its thread sleeps.
+    loan: Option<Loan>,
+}
+
+/// What became of a batch that was offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offered {
+    /// It is written to the client's socket.
+    Written,
+    /// It waits for the client's thread. So many events were dropped to make room.
+    Queued {
+        /// Events dropped.
+        dropped: usize,
+    },
 }
 
 /// One client's bounded queue, with the reader at one end and the client's thread at the other.
@@ -42,11 +58,24 @@ impl Queue {
         Self { capacity_events, pending: Mutex::default(), bell, waiting }
     }
 
-    /// Adds a batch, dropping the oldest where there is no room, and rings. Never blocks. Returns how many events were dropped.
-    pub fn offer(&self, batch: &SharedBatch) -> usize {
+    /// Writes a batch to the socket, where that is lent and takes it; else adds it, dropping the oldest where there is no
+    /// room, and rings. Never blocks.
+    pub fn offer(&self, batch: &SharedBatch, now: Instant) -> Offered {
         let mut dropped = 0;
         {
             let mut pending = lock(&self.pending);
+            if pending.batches.is_empty()
+                && let Some(loan) = &mut pending.loan
+            {
+                match loan.write(batch, now) {
+                    Written::Whole => return Offered::Written,
+                    Written::Partly => {
+                        self.wake();
+                        return Offered::Queued { dropped };
+                    }
+                    Written::Not => {}
+                }
+            }
             pending.events += batch.entries().len();
             pending.bytes += batch.memory_bytes();
             pending.batches.push_back(batch.clone());
@@ -54,12 +83,19 @@ impl Queue {
                 dropped += pending.pop().map_or(0, |oldest| oldest.entries().len());
             }
         }
-        self.ring();
-        dropped
+        self.wake();
+        Offered::Queued { dropped }
     }
 
-    /// Wakes the client without a batch: something else is to be looked at.
+    /// Wakes the client: something is to be looked at, and before it has looked nobody writes to its socket.
     pub fn ring(&self) {
+        if let Some(loan) = &mut lock(&self.pending).loan {
+            loan.end();
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
         // A full bell has not been answered yet: it will be.
         let _ = self.bell.try_send(());
     }
@@ -86,12 +122,26 @@ impl Queue {
 
     /// Empties the queue.
     pub fn clear(&self) {
-        *lock(&self.pending) = Pending::default();
+        let mut pending = lock(&self.pending);
+        *pending = Pending { loan: pending.loan.take(), ..Pending::default() };
     }
 
     /// Waits until it rings, at most `patience`. A ring may stand for nothing new.
     pub fn wait(&self, patience: Duration) {
         let _ = self.waiting.recv_timeout(patience);
+    }
+
+    /// Waits likewise, with the socket on loan, and gives it back.
+    pub fn wait_lending(&self, loan: Loan, patience: Duration) -> Option<Loan> {
+        {
+            let mut pending = lock(&self.pending);
+            if !pending.batches.is_empty() {
+                return Some(loan);
+            }
+            pending.loan = Some(loan);
+        }
+        self.wait(patience);
+        lock(&self.pending).loan.take()
     }
 }
 

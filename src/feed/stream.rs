@@ -3,19 +3,22 @@
 //! A stream is always in one of two modes. Catching up, it reads above its cursor, from memory where it can and else page
 //! by page from the log, until it stands at the head and registers with the reader. Live, it writes what its queue holds.
 //! A hole in the queue (`prev` above the cursor) leads back to catching up, or to the end for a client that stood still.
+//! While it sleeps, the reader writes to its socket (see `loan`); it wakes for whatever the reader cannot do.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::ahead::Ahead;
 use super::batch::SharedBatch;
 use super::client::Client;
+use super::loan::Loan;
 use super::pages::{self, PageReader};
 use super::reason::End;
 use super::standby::Role;
 use super::tail::TailRead;
-use super::tier::Tier;
+use super::tier::{Registered, Tier};
 use super::window::Earliest;
 use super::{Feed, delayed, lock, random_between};
 use crate::db::{self, event_log};
@@ -44,13 +47,37 @@ pub struct Asked {
 
 /// Where a stream stands.
 #[derive(Debug, Clone, Copy)]
-struct Position {
+pub struct Place {
     /// Everything up to here was sent, or is not to be.
     cursor: FeedSeq,
     /// The time of the event with that number, where it is known: it tells whether the log is still the same.
     time: Option<EventTime>,
     /// The number of the last log row at or below the cursor, where it is known.
     row: Option<FeedSeq>,
+    /// Events broadcast up to the cursor, as the reader counts them; for counting what was dropped.
+    ordinal: u64,
+}
+
+impl Place {
+    /// Behind a cursor of which nothing else is known.
+    fn at(cursor: FeedSeq) -> Self {
+        Self { cursor, time: None, row: None, ordinal: 0 }
+    }
+
+    /// Behind the last event of a batch.
+    pub fn after(batch: &SharedBatch) -> Self {
+        Self {
+            cursor: batch.last(),
+            time: batch.entries().last().map(|entry| entry.time),
+            row: Some(batch.last()),
+            ordinal: batch.ordinal() + batch.entries().len() as u64,
+        }
+    }
+
+    /// The number behind which it is.
+    pub fn cursor(&self) -> FeedSeq {
+        self.cursor
+    }
 }
 
 /// One client's stream.
@@ -59,13 +86,13 @@ pub struct Stream<'a, 'o> {
     client: &'a Arc<Client>,
     tier: Arc<Tier>,
     outlet: &'a mut Outlet<'o>,
-    at: Position,
-    /// Events broadcast up to the cursor, as the reader counts them; for counting what was dropped.
-    ordinal: u64,
+    at: Place,
     history: u64,
     told_epoch: u64,
     ends_at: Option<Instant>,
     pages: PageReader,
+    /// The next page, where it is being read already.
+    ahead: Option<Ahead>,
 }
 
 /// Why a stream left its loop.
@@ -93,12 +120,12 @@ impl<'a, 'o> Stream<'a, 'o> {
             client,
             tier: feed.live.clone(),
             outlet,
-            at: Position { cursor: FeedSeq(0), time: None, row: None },
-            ordinal: 0,
+            at: Place::at(FeedSeq(0)),
             history: feed.live.history(),
             told_epoch: feed.health.epoch(),
             ends_at: age.and_then(|age| Instant::now().checked_add(age)),
             pages: PageReader::default(),
+            ahead: None,
         }
     }
 
@@ -166,8 +193,8 @@ impl<'a, 'o> Stream<'a, 'o> {
     }
 
     fn begin_at(&mut self, cursor: FeedSeq, time: Option<Timestamp>) -> Step {
-        self.at = Position { cursor, time: None, row: None };
-        self.client.delivered(cursor, 0);
+        self.at = Place::at(cursor);
+        self.client.stands_at(cursor);
         self.connected(cursor)?;
         // Nothing that a delayed key is told may depend on what its tier has not reached.
         let is_skipped = |stream: &Self| stream.feed.is_skipped(cursor);
@@ -253,9 +280,9 @@ impl<'a, 'o> Stream<'a, 'o> {
         match self.tier.register(self.client, || self.feed.health.is_stopping()) {
             None => Err(Stop::Between(End::Shutdown)),
             Some(registered) => {
-                self.at = Position { cursor: registered.head, time: registered.head_time, row: Some(registered.head) };
-                self.ordinal = registered.ordinal;
-                self.client.delivered(registered.head, 0);
+                let Registered { head, head_time, ordinal } = registered;
+                self.at = Place { cursor: head, time: head_time, row: Some(head), ordinal };
+                self.client.stands_at(head);
                 Ok(())
             }
         }
@@ -280,6 +307,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                 TailRead::Batches(batches) => self.write_batches(&batches)?,
                 TailRead::TooOld => self.write_page()?,
                 TailRead::AtHead if registered => {
+                    self.ahead = None;
                     self.outlet.forget_standstill();
                     return Ok(());
                 }
@@ -292,7 +320,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                         self.at = cursor;
                     } else if cursor.cursor > self.at.cursor {
                         self.at.cursor = cursor.cursor;
-                        self.client.delivered(cursor.cursor, 0);
+                        self.client.stands_at(cursor.cursor);
                     }
                 }
             }
@@ -306,10 +334,19 @@ impl<'a, 'o> Stream<'a, 'o> {
             Some(row) => row,
             None => self.find_place(after)?,
         };
-        let mut pages = std::mem::take(&mut self.pages);
-        let page = self.query(|connection| pages.read(connection, after, upto));
-        self.pages = pages;
-        let page = page?;
+        let ahead = self.ahead.take().and_then(|ahead| ahead.wait(after, self.history));
+        let page = match ahead {
+            Some((pages, page)) => {
+                self.pages = pages;
+                page
+            }
+            None => {
+                let mut pages = self.pages;
+                let page = self.query(|connection| pages.read(connection, after, upto));
+                self.pages = pages;
+                page?
+            }
+        };
         self.feed.stats.replay_pages.inc();
         let Some(first) = page.rows.first() else {
             // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which. Or this is
@@ -328,8 +365,15 @@ impl<'a, 'o> Stream<'a, 'o> {
         if page.pruned_through > after {
             self.truncated(Earliest { seq: first.seq, prev: page.pruned_through })?;
         }
+        if page.full
+            && let Some(last) = page.rows.last()
+            && !lock(&self.tier.tail).covers(last.seq)
+        {
+            self.ahead = self.feed.ahead.ask(self.pages, last.seq, self.tier.head(), self.history);
+        }
         let prev = row.max(page.pruned_through);
         let batches = pages::render(&page.rows, prev, 0, usize::MAX, |row, poison| self.feed.quarantine(row, poison));
+        drop(page);
         for batch in batches {
             self.attend()?;
             self.write_batches(&[Arc::new(batch)])?;
@@ -400,14 +444,8 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
         self.write_pieces(&mut slices)?;
         if let Some(last) = batches.last() {
-            self.at = Position {
-                cursor: last.last(),
-                time: last.entries().last().map(|entry| entry.time),
-                row: Some(last.last()),
-            };
-            self.ordinal = last.ordinal() + last.entries().len() as u64;
-            self.client.delivered(self.at.cursor, events);
-            self.feed.stats.deliveries.inc_by(events as u64);
+            self.at = Place::after(last);
+            self.client.delivered(self.at.cursor, events, &self.feed.stats);
         }
         Ok(())
     }
@@ -478,20 +516,31 @@ impl<'a, 'o> Stream<'a, 'o> {
         Ok(())
     }
 
-    /// Waits for the queue to ring, at most until the next thing is due.
+    /// Waits for the queue to ring, at most until the next thing is due. Meanwhile the reader writes, where it can.
     fn wait(&mut self) -> Step {
+        let now = Instant::now();
+        let key_ends = self.client.expires_at().and_then(|at| now.checked_add(at.since(self.feed.clock.now())));
+        let until = self.ends_at.into_iter().chain(key_ends).min();
         let mut patience = self.feed.options.heartbeat.saturating_sub(self.outlet.silent_for());
-        if let Some(left) = self.outlet.look()? {
-            patience = patience.min(left);
+        // Also where nothing is on its way: what the reader writes from now on is looked at in time.
+        patience = patience.min(self.outlet.look()?.unwrap_or(self.feed.options.write_timeout));
+        if let Some(until) = until {
+            patience = patience.min(until.saturating_duration_since(now));
         }
-        if let Some(at) = self.ends_at {
-            patience = patience.min(at.saturating_duration_since(Instant::now()));
-        }
-        if let Some(at) = self.client.expires_at() {
-            patience = patience.min(at.since(self.feed.clock.now()));
-        }
+        let loan = Loan::new(self.outlet.lend(), self.at, until);
         // A little later than due rather than a little before: who wakes too early waits again for nothing.
-        self.client.queue.wait(patience + Duration::from_millis(1));
+        let Some(loan) = self.client.queue.wait_lending(loan, patience + Duration::from_millis(1)) else {
+            return Ok(());
+        };
+        self.at = loan.place();
+        self.outlet.take_back(loan.outlet());
+        if let Some((batch, rest)) = loan.rest() {
+            let asked = self.stuck_end();
+            self.outlet.write(&mut [std::io::IoSlice::new(rest)], asked)?;
+            self.at = Place::after(batch);
+            self.client.delivered(self.at.cursor, batch.entries().len(), &self.feed.stats);
+            self.feed.stats.broadcast_to_written.observe(batch.age().as_secs_f64());
+        }
         Ok(())
     }
 
@@ -525,7 +574,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     /// The log was replaced under the running server: goes on where the last event is in the new one, as it was sent.
     fn check_history(&mut self) -> Step {
         self.history = self.tier.history();
-        let Position { cursor, time, .. } = self.at;
+        let Place { cursor, time, .. } = self.at;
         let now = self.query(|connection| event_log::read_time(connection, cursor))?;
         let is_same = match time {
             Some(time) => now == Some(time),
@@ -564,7 +613,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             earliest.seq
         );
         self.feed.stats.truncated.inc();
-        self.at = Position { cursor: earliest.prev, time: None, row: Some(earliest.prev) };
+        self.at = Place { cursor: earliest.prev, time: None, row: Some(earliest.prev), ordinal: self.at.ordinal };
         self.system(
             &serde_json::json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}),
         )
@@ -588,7 +637,7 @@ impl<'a, 'o> Stream<'a, 'o> {
     fn dropped(&mut self, next: &SharedBatch) -> Step {
         let from = lock(&self.tier.tail).first_after(self.at.cursor).unwrap_or(self.at.cursor.next());
         let to = next.prev();
-        let dropped = next.ordinal().saturating_sub(self.ordinal);
+        let dropped = next.ordinal().saturating_sub(self.at.ordinal);
         log::warn!(
             "dropped {dropped} events ({from} to {to}): key {:?} from {} took nothing for a second and its queue overflowed",
             self.client.key.name,

@@ -177,6 +177,8 @@ fn percent_decoded(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Option<Head>, HeadError> {
@@ -219,6 +221,57 @@ mod tests {
     fn a_broken_percent_code_is_no_text() {
         for broken in ["%", "%4", "%zz", "%+1", "%ff"] {
             assert_eq!(percent_decoded(broken), None, "{broken}");
+        }
+    }
+
+    /// A request as clients write them, and as those do who try what happens.
+    fn request() -> impl Strategy<Value = Vec<u8>> {
+        let target =
+            prop::sample::select(vec!["/feed", "/feed?cursor=5&cursor_time=%zz", "http://a/b?c", "*", "/%", "//"]);
+        let field = prop::sample::select(vec![
+            "Host: a",
+            "X-API-Key:",
+            "Cookie: a=b;;=",
+            "Content-Length: 0",
+            "Last-Event-ID: 7",
+            "Authorization: Bearer x y",
+            "X: \u{e9}",
+            "A:b",
+            "Long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        ]);
+        let end = prop::sample::select(vec!["\r\n", "\n"]);
+        (target, prop::collection::vec(field, 0..9), end).prop_map(|(target, fields, end)| {
+            let lines = fields.iter().map(|field| format!("{field}{end}"));
+            format!("GET {target} HTTP/1.1{end}{}{end}", lines.collect::<String>()).into_bytes()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_whatever_make_it_panic(bytes: Vec<u8>, request in request(), at: prop::sample::Index) {
+            let _ = Head::parse(&bytes);
+            // Noise within what is nearly a request comes further.
+            let mut noisy = request.clone();
+            noisy.splice(at.index(request.len())..at.index(request.len()), bytes);
+            if let Ok(Some(head)) = Head::parse(&noisy) {
+                let _ = (head.field("cookie"), head.parameters("cursor").count());
+            }
+        }
+
+        #[test]
+        fn a_head_is_complete_with_its_last_byte_and_what_follows_changes_nothing(request in request(), more: Vec<u8>) {
+            let head = Head::parse(&request).unwrap();
+            prop_assert!(head.is_some());
+            for cut in 0..request.len() {
+                prop_assert_eq!(Head::parse(&request[..cut]), Ok(None));
+            }
+            prop_assert_eq!(Head::parse(&[request, more].concat()), Ok(head));
+        }
+
+        #[test]
+        fn whatever_was_percent_encoded_is_decoded_to_itself(text: String) {
+            let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            prop_assert_eq!(percent_decoded(&encoded), Some(text));
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
+use rustix::net::SendFlags;
 
 use super::unsent::unsent_bytes;
 
@@ -27,7 +29,7 @@ pub enum Blocked {
 /// A stream's socket.
 #[derive(Debug)]
 pub struct Outlet<'a> {
-    stream: &'a TcpStream,
+    stream: &'a Arc<TcpStream>,
     is_chunked: bool,
     write_timeout: Duration,
     last_write: Instant,
@@ -42,7 +44,7 @@ pub struct Outlet<'a> {
 
 impl<'a> Outlet<'a> {
     /// Writes to this socket, whose send time-out must be [`LOOK_EVERY`], and adds what it has written to `sent`.
-    pub fn new(stream: &'a TcpStream, is_chunked: bool, write_timeout: Duration, sent: &'a IntCounter) -> Self {
+    pub fn new(stream: &'a Arc<TcpStream>, is_chunked: bool, write_timeout: Duration, sent: &'a IntCounter) -> Self {
         Self {
             stream,
             is_chunked,
@@ -74,7 +76,7 @@ impl<'a> Outlet<'a> {
     pub fn look(&mut self) -> Result<Option<Duration>, Blocked> {
         let unsent = unsent_bytes(self.stream).unwrap_or(0);
         if unsent == 0 {
-            self.outstanding_since = None;
+            (self.acknowledged, self.outstanding_since) = (self.bytes, None);
             return Ok(None);
         }
         let acknowledged = self.bytes.saturating_sub(unsent);
@@ -121,7 +123,7 @@ impl<'a> Outlet<'a> {
     /// # Errors
     /// Why it cannot be written. Part of it may have been.
     pub fn write(&mut self, mut pieces: &mut [IoSlice<'_>], asked_to_end: impl Fn() -> bool) -> Result<(), Blocked> {
-        let mut stream = self.stream;
+        let mut stream = self.stream.as_ref();
         let mut stuck: Option<Stuck> = None;
         while !pieces.is_empty() {
             match stream.write_vectored(pieces) {
@@ -159,6 +161,56 @@ impl<'a> Outlet<'a> {
     /// Whether the other side has closed the connection, as far as can be seen without waiting.
     pub fn is_closed(&self) -> bool {
         is_closed(self.stream)
+    }
+
+    /// The socket for somebody who never waits. Until it is [taken back](Self::take_back) nobody else writes.
+    pub fn lend(&self) -> Lent {
+        Lent {
+            stream: self.stream.clone(),
+            is_chunked: self.is_chunked,
+            bytes: 0,
+            sent: self.sent.clone(),
+            written: None,
+        }
+    }
+
+    /// What was written meanwhile counts as written here.
+    pub fn take_back(&mut self, lent: &Lent) {
+        self.bytes += lent.bytes;
+        if let Some((first, last)) = lent.written {
+            self.last_write = last;
+            // Nothing was on its way at the last look: what was written first has been waiting the longest.
+            self.outstanding_since.get_or_insert(first);
+        }
+    }
+}
+
+/// A stream's socket in other hands: they write what the kernel takes at once, and no more.
+#[derive(Debug)]
+pub struct Lent {
+    stream: Arc<TcpStream>,
+    is_chunked: bool,
+    bytes: u64,
+    sent: IntCounter,
+    /// When something was written for the first and for the last time.
+    written: Option<(Instant, Instant)>,
+}
+
+impl Lent {
+    /// Whether blocks are framed as chunks.
+    pub fn is_chunked(&self) -> bool {
+        self.is_chunked
+    }
+
+    /// Writes at the time `now` as much as the kernel takes without waiting, and says how much that was: nothing also where
+    /// the connection is broken, which the next write that may wait finds out.
+    pub fn write(&mut self, bytes: &[u8], now: Instant) -> usize {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let Ok(count) = rustix::net::send(&self.stream, bytes, flags) else { return 0 };
+        self.bytes += count as u64;
+        self.sent.inc_by(count as u64);
+        self.written = Some((self.written.map_or(now, |(first, _)| first), now));
+        count
     }
 }
 

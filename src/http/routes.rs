@@ -463,6 +463,8 @@ fn parse_time(text: &str) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn head(text: &str) -> Head {
@@ -528,5 +530,46 @@ mod tests {
         assert_eq!(of("Cookie: a=b; signal_feed_session=tok"), Some(Credential::Session("tok".into())));
         assert_eq!(of("Authorization: Basic abc"), None);
         assert_eq!(of("Authorization: Bearer"), Some(Credential::from_key("")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_cursor_is_digits_up_to_the_largest_number_and_nothing_else(text in "[0-9]{0,24}|\\PC{0,8}|[+ -]?[0-9]{1,20}") {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let value = text.trim_start_matches('0').parse::<u128>().unwrap_or(0);
+            let expected = (digits && value <= i64::MAX as u128).then(|| i64::try_from(value).unwrap());
+            prop_assert_eq!(parse_cursor(&text).map(|cursor| cursor.0), expected);
+        }
+
+        #[test]
+        fn a_time_is_the_same_instant_with_whatever_offset_and_no_text_makes_it_panic(
+            micros in -62_135_596_800_000_000_i64..253_402_214_400_000_000,
+            minutes in -1439_i32..1440,
+            noise: String,
+        ) {
+            let instant = Timestamp::from_microsecond(micros).unwrap();
+            let offset = jiff::tz::Offset::from_seconds(minutes * 60).unwrap();
+            let written = instant.display_with_offset(offset).to_string();
+            if !written.starts_with('-') {
+                prop_assert_eq!(parse_time(&written), Some(instant), "{}", written);
+                prop_assert_eq!(parse_time(&written.replace('+', " ")), Some(instant), "{}", written);
+            }
+            let _ = parse_time(&noise);
+            let _ = parse_time(&written.replacen('0', &noise, 1));
+        }
+
+        #[test]
+        fn a_key_is_found_wherever_it_stands(key in "[!-~]{1,60}", noise in "[ -~]{0,40}") {
+            let of = |field: &str| credential(&head(&format!("GET / HTTP/1.1\r\nA: {noise}\r\n{field}\r\n\r\n")));
+            let expected = Some(Credential::from_key(&key));
+            prop_assert_eq!(of(&format!("Authorization: Bearer {key}")), expected.clone());
+            prop_assert_eq!(of(&format!("X-API-Key: {key}")), expected);
+            let _ = of(&format!("Cookie: {noise}"));
+            let token = key.replace([';', '='], "");
+            prop_assert_eq!(
+                of(&format!("Cookie: a=b; {COOKIE}={token}")),
+                Some(Credential::Session(token))
+            );
+        }
     }
 }

@@ -12,9 +12,14 @@ use crate::support::wait::{PATIENCE, until};
 
 /// One statement that inserts `count` signals of about ten kilobytes.
 fn insert_large(count: usize) -> String {
+    insert_of(count, 10)
+}
+
+/// One statement that inserts `count` signals of about so many kilobytes.
+fn insert_of(count: usize, kilobytes: usize) -> String {
     format!(
         "insert into stock_market.signal (symbol, action, side, meta) \
-         select 'S' || i, 'entry', 'BUY', jsonb_build_object('filler', repeat(md5(i::text), 320)) \
+         select 'S' || i, 'entry', 'BUY', jsonb_build_object('filler', repeat(md5(i::text), 32 * {kilobytes})) \
          from generate_series(1, {count}) as i"
     )
 }
@@ -237,10 +242,67 @@ fn a_peer_that_takes_nothing_is_cut_off_also_while_no_write_is_stuck() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--write-timeout", "2s"]);
-    let _slow = stalled(&server, &key);
-    // More than the client has room for, and less than the server's own buffer: no write blocks.
-    database.sql(&insert_large(4));
-    let began = Instant::now();
-    server.wait_log(&["stream ended", "write_timeout"]);
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    // More than the client has room for, and less than the server's own buffer: no write blocks. The stream's thread
+    // writes the large ones, the reader the small one.
+    for (ended, statement) in [(1, insert_large(4)), (2, insert_of(1, 6))] {
+        let _slow = stalled(&server, &key);
+        database.sql(&statement);
+        let began = Instant::now();
+        until("it is cut off", || {
+            let log = server.log();
+            let cut_off = log.iter().filter(|line| line.contains("stream ended") && line.contains("write_timeout"));
+            (cut_off.count() == ended).then_some(())
+        });
+        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn small_events_wake_no_thread_of_a_stream_that_takes_them() {
+    let database = Database::migrated();
+    let keys: Vec<String> = (0..4).map(|i| database.mint(&format!("bot {i}"))).collect();
+    let server = Server::ready(&database, &[]);
+    let mut streams: Vec<Stream> = (0..40).map(|i| server.stream(&keys[i % 4])).collect();
+    for stream in &mut streams {
+        stream.connected();
+    }
+    database.insert(1);
+    for stream in &mut streams {
+        stream.signals(1);
+    }
+    let before = server.client_thread_switches();
+    for _ in 0..25 {
+        database.insert(1);
+        for stream in &mut streams {
+            stream.signals(1);
+        }
+    }
+    let switches = server.client_thread_switches() - before;
+    assert!(switches < 200, "{switches} wake-ups for 1,000 deliveries");
+}
+
+#[test]
+fn a_small_event_of_which_a_full_socket_takes_a_part_arrives_whole() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    for is_chunked in [true, false] {
+        let first = database.head();
+        let mut request = Request::feed(&key).receive_buffer(2048);
+        if !is_chunked {
+            request = request.http_10();
+        }
+        let mut slow = request.open(server.address());
+        slow.connected();
+        let mut healthy = server.stream(&key);
+        healthy.connected();
+        let mut client = database.connect();
+        // One commit each, and more than its socket takes.
+        for _ in 0..150 {
+            client.batch_execute(&insert_of(1, 5)).unwrap();
+            healthy.signals(1);
+        }
+        let signals = slow.signals(150);
+        assert_eq!((signals[0].prev_seq(), signals[149].feed_seq()), (Some(first), Some(first + 150)));
+    }
 }

@@ -18,7 +18,7 @@ use signal_feed::consumer::stop::Stop;
 use signal_feed::consumer::stream::{ApiKey, Cursor, Trouble};
 use signal_feed::demo::postgres::PrivatePostgres;
 
-use crate::support::database::{Database, signal_all};
+use crate::support::database::{Database, Frozen};
 use crate::support::outside::{Port, Scratch, free_address, nginx};
 use crate::support::server::Server;
 use crate::support::sse::{Connection, Request, Stream};
@@ -184,15 +184,15 @@ fn the_service_manager_is_told_of_readiness_of_outages_and_of_the_end_and_fed_al
     manager.wait("STATUS=live: streams 1, head 2\n");
 
     // A database that says nothing takes longest: each call has to be given up.
-    signal_all(&cluster, "STOP");
-    let frozen = Instant::now();
+    let began = Instant::now();
+    let frozen = Frozen::new(&cluster);
     manager.wait("STATUS=degraded: ");
     manager.drain();
     for _ in 0..2 {
         manager.wait("WATCHDOG=1\n");
     }
-    let twice_fed = frozen.elapsed();
-    signal_all(&cluster, "CONT");
+    let twice_fed = began.elapsed();
+    drop(frozen);
     assert!(twice_fed < Duration::from_secs(40), "fed twice in {twice_fed:?} with WatchdogSec=60s");
     manager.wait("STATUS=live: ");
 

@@ -170,6 +170,17 @@ impl Server {
         tasks.flatten().map(name).filter(|name| name.trim() == "client").count()
     }
 
+    /// How often the threads that serve a connection have gone to sleep so far.
+    pub fn client_thread_switches(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let of_client = |status: &String| status.starts_with("Name:\tclient\n");
+        let switches = |status: String| {
+            status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+        };
+        tasks.flatten().map(status).filter(of_client).filter_map(switches).sum()
+    }
+
     /// How many TCP sockets it has open, the listening one included. (The database is reached by a unix socket.)
     pub fn tcp_sockets(&self) -> usize {
         let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.pid())).unwrap();

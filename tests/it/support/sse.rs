@@ -102,6 +102,17 @@ impl Request {
     pub fn open(&self, address: SocketAddr) -> Stream {
         self.post(address).stream(PATIENCE)
     }
+
+    /// The same where there may be no server, or one that refuses: then the status, where there is one.
+    pub fn try_open(&self, address: SocketAddr) -> Result<Stream, Option<u16>> {
+        let mut connection = Connection::try_connect(address, self.receive_buffer).map_err(|_| None)?;
+        connection.socket.write_all(self.bytes().as_bytes()).map_err(|_| None)?;
+        let head = connection.head(PATIENCE).ok_or(None)?;
+        match head.get(9..12) {
+            Some("200") => Ok(connection.stream_behind(head, PATIENCE)),
+            status => Err(status.and_then(|status| status.parse().ok())),
+        }
+    }
 }
 
 /// A connection to the server.
@@ -160,13 +171,17 @@ fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 
 impl Connection {
     pub fn connect(address: SocketAddr, receive_buffer: Option<usize>) -> Self {
-        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+        Self::try_connect(address, receive_buffer).unwrap()
+    }
+
+    fn try_connect(address: SocketAddr, receive_buffer: Option<usize>) -> std::io::Result<Self> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
         if let Some(bytes) = receive_buffer {
-            socket.set_recv_buffer_size(bytes).unwrap();
+            socket.set_recv_buffer_size(bytes)?;
         }
-        socket.connect(&address.into()).unwrap();
-        socket.set_tcp_nodelay(true).unwrap();
-        Self { socket: socket.into(), bytes: Vec::new(), taken: 0, ended: false }
+        socket.connect(&address.into())?;
+        socket.set_tcp_nodelay(true)?;
+        Ok(Self { socket: socket.into(), bytes: Vec::new(), taken: 0, ended: false })
     }
 
     /// What has arrived and was not taken.
@@ -254,6 +269,10 @@ impl Connection {
     /// Reads the head of a stream, which must be right.
     pub fn stream(mut self, patience: Duration) -> Stream {
         let head = self.head(patience).expect("the connection was closed without an answer");
+        self.stream_behind(head, patience)
+    }
+
+    fn stream_behind(mut self, head: String, patience: Duration) -> Stream {
         let is_chunked = match field(&head, "Transfer-Encoding") {
             Some("chunked") => true,
             None => false,
