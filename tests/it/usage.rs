@@ -14,6 +14,8 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
         (&["serve", "--max-stream-age", "never"], &["--max-stream-age", "never", "off"]),
         (&["serve", "--listen", "localhost"], &["--listen", "localhost"]),
         (&["serve", "--log-level", "loud"], &["--log-level", "loud", "error, warn, info, debug"]),
+        (&["serve", "--trusted-proxy", "10.0.0.0/40"], &["--trusted-proxy", "10.0.0.0/40", "at most 32 bits"]),
+        (&["serve", "--trusted-proxy", "127.0.0.1,proxy"], &["--trusted-proxy", "proxy", "10.0.0.0/8"]),
         (&["serve", "--no-such-option"], &["--no-such-option"]),
         (&["key", "mint"], &["--name"]),
         (&["key", "mint", "--name", ""], &["--name", "1 to 100 characters"]),
