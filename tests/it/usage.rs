@@ -83,7 +83,11 @@ fn a_connection_string_that_cannot_work_is_refused_at_once_by_the_name_of_what_i
 fn without_tls_what_demands_it_is_refused_and_the_rest_goes_on_in_clear() {
     for mode in ["require", "verify-ca", "verify-full"] {
         let said = signal_feed(&format!("host=h sslmode={mode}"), &["serve"]).failed(2);
-        assert!(said.contains("this build has no TLS") && said.contains("disable, allow or prefer"), "{said}");
+        assert!(
+            said.contains(&format!("sslmode={mode}: this build has no TLS"))
+                && said.contains("disable, allow or prefer"),
+            "{said}"
+        );
     }
     for mode in ["disable", "allow", "prefer"] {
         let database = Database::migrated();
