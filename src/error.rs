@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use tokio_postgres::error::SqlState;
+
 use crate::db;
 
 /// Why a command failed. The text is one line with the whole cause, and never holds a secret.
@@ -45,13 +47,27 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(text) | Self::Failed(text) | Self::Refused(text) => f.write_str(text),
-            Self::Database { doing, cause } => write!(f, "{doing}: {cause}"),
+            Self::Database { doing, cause } => write!(f, "{doing}: {cause}{}", advice(cause)),
             Self::Io { doing, cause } => write!(f, "{doing}: {cause}"),
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+/// What helps where the database itself says only what is wrong.
+fn advice(cause: &db::Error) -> &'static str {
+    match cause.sql_state().map(SqlState::code) {
+        // undefined_table, invalid_schema_name (PostgreSQL documentation, appendix A).
+        Some("42P01" | "3F000") => "; run \"signal-feed migrate\" first",
+        // insufficient_privilege
+        Some("42501") => {
+            "; serve needs the role signal_feed_server, key, quarantine, prune, doctor and restored need signal_feed_admin, \
+             trader-bot --recovery signal_feed_bot, and migrate a superuser or the owner with CREATEROLE"
+        }
+        _ => "",
+    }
+}
 
 /// Says what was being done when a call failed.
 pub trait Doing<T> {

@@ -1,5 +1,7 @@
 //! `signal-feed doctor`: checks the installation end to end.
 
+use super::progress::Progress;
+use super::table::say_rows;
 use super::{DatabaseArgs, say};
 use crate::db::{doctor, migrate};
 use crate::error::Error;
@@ -22,7 +24,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut connection = args.database.connect()?;
     migrate::allow_long_statements(&mut connection)?;
+    let progress = Progress::start("doctor");
     let checks = doctor::examine(&mut connection);
+    drop(progress);
     if args.json {
         let list: Vec<_> = checks
             .iter()
@@ -30,11 +34,15 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             .collect();
         say(serde_json::Value::from(list));
     } else {
-        for one in &checks {
-            let verdict = if one.ok { "ok  " } else { "FAIL" };
-            let fix = one.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
-            say(format_args!("{verdict} {}: {}{fix}", one.check, one.message));
-        }
+        let rows: Vec<_> = checks
+            .iter()
+            .map(|one| {
+                let verdict = if one.ok { "ok" } else { "FAIL" };
+                let fix = one.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
+                [verdict.to_owned(), one.check.to_owned(), format!("{}{fix}", one.message)]
+            })
+            .collect();
+        say_rows(&rows);
     }
     let failed: Vec<&str> = checks.iter().filter(|one| !one.ok).map(|one| one.check).collect();
     if failed.is_empty() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::table::{minute, say_rows};
 use super::{DatabaseArgs, say};
 use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::keys::{self, Key};
@@ -53,7 +54,7 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// An array for scripts
-        #[arg(long)]
+        #[arg(long, env = "SIGNAL_FEED_JSON")]
         json: bool,
     },
     /// End every live key of a name, at once, and its streams within a second
@@ -108,7 +109,7 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
     let (key, hash) = new_key()?;
     let mut connection = database.connect()?;
     if !keys::rotate(&mut connection, name, &hash, overlap, expires_in).doing("rotate a key")? {
-        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}")));
+        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}; key list shows them")));
     }
     say(key);
     Ok(())
@@ -117,7 +118,7 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
 fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
     let mut connection = database.connect()?;
     match keys::revoke(&mut connection, name).doing("revoke a key")? {
-        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}"))),
+        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}; key list shows them"))),
         1 => {
             say(format_args!("revoked {name}"));
             Ok(())
@@ -141,19 +142,18 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
         say("no keys yet: signal-feed key mint --name NAME");
         return Ok(());
     }
-    let width = keys.iter().map(|key| key.name.chars().count()).max().unwrap_or(0).max(4);
-    say(format_args!("{:width$}  {:7}  {:27}  {:27}  {:>7}  LAST USED", "NAME", "STATE", "CREATED", "ENDS", "DELAY"));
-    for key in &keys {
-        say(format_args!(
-            "{:width$}  {:7}  {:27}  {:27}  {:>7}  {}",
-            key.name,
-            key.state(now).name(),
-            key.created_at.to_string(),
-            key.revoked_at.or(key.expires_at).map_or("never".into(), |at| at.to_string()),
-            humantime::format_duration(key.delay).to_string(),
-            key.last_used_at.map_or("never".into(), |at| at.to_string()),
-        ));
-    }
+    let mut rows = vec![["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"].map(str::to_owned)];
+    rows.extend(keys.iter().map(|key| {
+        [
+            key.name.clone(),
+            key.state(now).name().to_owned(),
+            minute(key.created_at),
+            key.revoked_at.or(key.expires_at).map_or("never".to_owned(), minute),
+            if key.delay.is_zero() { "none".to_owned() } else { humantime::format_duration(key.delay).to_string() },
+            key.last_used_at.map_or("never".to_owned(), minute),
+        ]
+    }));
+    say_rows(&rows);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::progress::Progress;
 use super::{DatabaseArgs, say};
 use crate::config::parse_duration;
 use crate::db::Connection;
@@ -10,7 +11,8 @@ use crate::error::{Doing, Error};
 
 /// Install, upgrade or repair the feed's schema; safe to run again
 ///
-/// Prints what it did. The first run is a superuser's, or that of the owner of the database and of signal with CREATEROLE.
+/// Prints what it did; while it lasts, standard error tells so: on a terminal a line that is drawn anew each second,
+/// elsewhere a line every twenty seconds. The first run is a superuser's, or that of the owner of the database and of signal with CREATEROLE.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed migrate --check               # before an upgrade: what would be done
@@ -59,10 +61,15 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut connection =
         Connection::open(&args.database.settings()?, "signal-feed migrate").doing("connect to the database")?;
     migrate::allow_long_statements(&mut connection)?;
+    let progress = Progress::start("migrate");
     if !args.check {
-        return migrate::migrate(&mut connection, &options, &mut |line| say(line));
+        return migrate::migrate(&mut connection, &options, &mut |line| {
+            progress.say(line);
+            progress.tell(format!("at work, last {line:?}"));
+        });
     }
     let missing = migrate::check(&mut connection, &options)?;
+    drop(progress);
     for line in &missing {
         say(line);
     }

@@ -6,10 +6,12 @@ mod doctor;
 mod generate;
 mod key;
 mod migrate;
+mod progress;
 mod prune;
 mod quarantine;
 mod restored;
 mod serve;
+mod table;
 mod tail;
 
 pub use database::DatabaseArgs;

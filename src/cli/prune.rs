@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use super::{DatabaseArgs, say};
+use super::DatabaseArgs;
+use super::progress::Progress;
 use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::{migrate, prune};
 use crate::error::{Doing, Error};
 
 /// Remove old events from the log, without ever being in a writer's way
 ///
-/// Deletes from the old end, in batches; one that was interrupted is finished by the next. Needs the role signal_feed_admin.
+/// Deletes from the old end, in batches; one that was interrupted is finished by the next. While it lasts, standard error
+/// tells how far it is: on a terminal a line that is drawn anew each second, elsewhere a line every twenty seconds. Needs the
+/// role signal_feed_admin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed prune --older-than 30d --dry-run
@@ -32,10 +35,11 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut connection = args.database.connect()?;
     migrate::check_schema(&mut connection)?;
     migrate::allow_long_statements(&mut connection)?;
+    let progress = Progress::start("prune");
     let plan = prune::plan(&mut connection, args.older_than, args.replay_window).doing("find what to prune")?;
     let age = humantime::format_duration(plan.older_than);
     if plan.older_than > args.older_than {
-        say(format_args!(
+        progress.say(&format!(
             "--older-than {} is lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and nothing younger than an hour goes",
             humantime::format_duration(args.older_than),
             humantime::format_duration(args.replay_window),
@@ -44,10 +48,13 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     }
     let through = plan.through.map(|through| format!(", up to {through}")).unwrap_or_default();
     if args.dry_run {
-        say(format_args!("would remove {} events older than {age}{through}", plan.events));
+        progress.say(&format!("would remove {} events older than {age}{through}", plan.events));
         return Ok(());
     }
-    let removed = prune::run(&mut connection, &plan).doing("prune the log")?;
-    say(format_args!("removed {removed} events older than {age}{through}"));
+    let removed = prune::run(&mut connection, &plan, &mut |removed| {
+        progress.tell(format!("{removed} of {} events removed", plan.events));
+    })
+    .doing("prune the log")?;
+    progress.say(&format!("removed {removed} events older than {age}{through}"));
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::table::{minute, say_rows};
 use super::{DatabaseArgs, say};
 use crate::db::quarantine;
 use crate::error::{Doing, Error};
@@ -24,7 +25,7 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// An array for scripts
-        #[arg(long)]
+        #[arg(long, env = "SIGNAL_FEED_JSON")]
         json: bool,
     },
 }
@@ -41,9 +42,9 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     } else if list.is_empty() {
         say("nothing is quarantined");
     } else {
-        for one in list {
-            say(format_args!("{:>12}  {}  {}", one.seq, one.at, one.error));
-        }
+        let mut rows = vec![["NUMBER", "FOUND (UTC)", "ERROR"].map(str::to_owned)];
+        rows.extend(list.into_iter().map(|one| [one.seq.to_string(), minute(one.at), one.error]));
+        say_rows(&rows);
     }
     Ok(())
 }

@@ -2,12 +2,18 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::consumer::follow::{End, FollowOptions, Follower, Happening};
 use crate::consumer::key_from_file;
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{Cursor, FeedUrl};
-use crate::error::Error;
+use crate::error::{Doing, Error};
 
 /// Print every event of a feed as one JSON line
 ///
@@ -38,6 +44,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
         .map_err(|error| Error::Failed(format!("set up the handler of SIGINT: {error}")))?;
+    let nobody_reads = Arc::new(AtomicBool::new(false));
+    watch_reader(stop.clone(), nobody_reads.clone())?;
     let cursor = args.cursor.map(|feed_seq| Cursor { feed_seq, event_time: None });
     let mut follower = Follower::new(&FollowOptions::new(args.feed_url, key), cursor, stop);
     let mut missed = None;
@@ -45,6 +53,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     while left != Some(0) {
         let happening = match follower.next_happening() {
             Ok(happening) => happening,
+            Err(End::Stopped) if nobody_reads.load(Ordering::Relaxed) => return Ok(()),
             Err(End::Stopped) => break,
             Err(End::Unauthorized { url, answer }) => return Err(Error::Refused(format!("{url}: {answer}"))),
         };
@@ -86,6 +95,22 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
         None => Ok(()),
         Some(missed) => Err(Error::Failed(format!("{}: events were missed for good", missed.reason()))),
     }
+}
+
+/// Asks to stop as soon as nobody reads standard output any more: on a quiet feed, `| head` would otherwise keep the shell
+/// waiting until the next event cannot be written.
+fn watch_reader(stop: Stop, nobody_reads: Arc<AtomicBool>) -> Result<(), Error> {
+    let watch = move || {
+        let output = io::stdout();
+        // Nothing is asked for: the other end's closing is told unasked, and a file never says anything (poll(2)).
+        let mut descriptors = [PollFd::new(&output, PollFlags::empty())];
+        while let Err(Errno::INTR) = poll(&mut descriptors, None) {}
+        if descriptors[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
+            nobody_reads.store(true, Ordering::Relaxed);
+            stop.ask();
+        }
+    };
+    thread::Builder::new().name("output".into()).spawn(watch).map(drop).doing("start the thread output")
 }
 
 /// False where nobody reads any more (`| head`), which is a normal end.

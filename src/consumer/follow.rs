@@ -165,7 +165,7 @@ impl Follower {
         let now = Instant::now();
         let place = |url: &FeedUrl| Place { url: url.clone(), not_before: now };
         Self {
-            client: Client::new(&options.key, options.read_timeout, stop.clone()),
+            client: Client::new(options, stop.clone()),
             stop,
             places: options.urls.iter().map(place).collect(),
             at: 0,

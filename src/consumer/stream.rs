@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body, Timeout};
 
+use super::follow::FollowOptions;
 use super::sse::{Event, Parser};
 use super::stop::Stop;
 
@@ -46,7 +47,11 @@ impl std::str::FromStr for FeedUrl {
     /// # Errors
     /// A text saying what is allowed.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = "expected http://HOST[:PORT]/feed";
+        let wanted = if cfg!(feature = "tls") {
+            "expected http://HOST[:PORT]/feed or https://…"
+        } else {
+            "expected http://HOST[:PORT]/feed"
+        };
         let uri: ureq::http::Uri = text.parse().map_err(|_| wanted.to_owned())?;
         match uri.scheme_str() {
             Some("http") => {}
@@ -171,9 +176,20 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that counts a connection dead after `read_timeout` without a byte. Asking `stop` ends its streams.
-    pub fn new(key: &ApiKey, read_timeout: Duration, stop: Stop) -> Self {
-        let agent: Agent = Agent::config_builder()
+    /// A client that counts a connection dead after the read time-out without a byte. Asking `stop` ends its streams.
+    ///
+    /// For `https` the server's certificate must be signed by an authority that the system trusts, or that the file named by
+    /// the environment variable `SSL_CERT_FILE` holds, as they are now.
+    pub fn new(options: &FollowOptions, stop: Stop) -> Self {
+        let read_timeout = options.read_timeout;
+        let config = Agent::config_builder();
+        #[cfg(feature = "tls")]
+        let config = if options.urls.iter().any(|url| url.0.starts_with("https:")) {
+            config.tls_config(tls_config())
+        } else {
+            config
+        };
+        let agent: Agent = config
             .http_status_as_error(false)
             .proxy(None)
             .max_redirects(0)
@@ -191,7 +207,7 @@ impl Client {
             .into();
         let interrupted = agent.clone();
         stop.on_ask(move || interrupted.shutdown());
-        Self { agent, authorization: format!("Bearer {}", key.0), read_timeout, stop }
+        Self { agent, authorization: format!("Bearer {}", options.key.0), read_timeout, stop }
     }
 
     /// Opens the stream after `cursor`, or from now. Blocks until the feed has answered.
@@ -289,8 +305,40 @@ fn name_trouble(error: ureq::Error, read_timeout: Duration, stop: &Stop) -> Trou
         ureq::Error::Timeout(during) => Trouble::Connection(format!("connect to the feed: timed out ({during})")),
         ureq::Error::HostNotFound => Trouble::Connection("look up the feed's name: not found".to_owned()),
         ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => Trouble::Ended,
-        other => Trouble::Connection(format!("connection to the feed: {other}")),
+        other => Trouble::Connection(format!("connection to the feed: {other}{}", advice(&other))),
     }
+}
+
+/// The system's root certificates, not a list that was compiled in: an operator has one place for a private authority.
+#[cfg(feature = "tls")]
+fn tls_config() -> ureq::tls::TlsConfig {
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        log::warn!("read the system's root certificates: {error}");
+    }
+    let roots = found.certs.iter().map(|root| ureq::tls::Certificate::from_der(root).to_owned());
+    ureq::tls::TlsConfig::builder()
+        .root_certs(roots.collect::<Vec<_>>().into())
+        .unversioned_rustls_crypto_provider(std::sync::Arc::new(rustls::crypto::ring::default_provider()))
+        .build()
+}
+
+/// What to do about an authority that nobody here trusts.
+#[cfg(feature = "tls")]
+fn advice(error: &ureq::Error) -> &'static str {
+    use rustls::{CertificateError::UnknownIssuer, Error::InvalidCertificate};
+    let ureq::Error::Io(error) = error else { return "" };
+    match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+        Some(InvalidCertificate(UnknownIssuer)) => {
+            "; its authority's certificate must be among the system's, or in a file that SSL_CERT_FILE names"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+fn advice(_: &ureq::Error) -> &'static str {
+    ""
 }
 
 fn judge(response: Response<Body>) -> Result<Response<Body>, Trouble> {

@@ -202,7 +202,7 @@ impl Dialer<'_> {
         let mut errors = Vec::new();
         for mode in tries {
             config.ssl_mode(*mode);
-            match config.connect(self.connector.clone()).await {
+            match config.connect(Connector::clone(&self.connector)).await {
                 Ok((client, mut driver)) => {
                     return match check_session(&client, &mut driver, wanted).await {
                         Ok(()) => Ok((client, driver)),

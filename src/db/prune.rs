@@ -57,11 +57,12 @@ pub fn plan(connection: &mut Connection, older_than: Duration, replay_window: Du
     Ok(Plan { older_than, longest_delay, through: row.get(0), events: row.get(1) })
 }
 
-/// Does what the plan says: raises `pruned_through`, and then deletes, batch by batch. Returns how many events went.
+/// Does what the plan says: raises `pruned_through`, and then deletes, batch by batch. Returns how many events went;
+/// `so_far` is told the same after each batch.
 ///
 /// # Errors
 /// Where the database refuses or is lost; then what is left goes with the next prune.
-pub fn run(connection: &mut Connection, plan: &Plan) -> Result<u64, Error> {
+pub fn run(connection: &mut Connection, plan: &Plan, so_far: &mut dyn FnMut(u64)) -> Result<u64, Error> {
     if let Some(through) = plan.through {
         connection.query("select stock_market.signal_feed_prune_to($1)", &[&through])?;
     }
@@ -87,5 +88,6 @@ pub fn run(connection: &mut Connection, plan: &Plan) -> Result<u64, Error> {
         };
         after = last;
         removed += u64::try_from(row.get::<_, i64>(1)).unwrap_or_default();
+        so_far(removed);
     }
 }

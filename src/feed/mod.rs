@@ -1,6 +1,6 @@
 //! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `broadcast`
 //! (`tail`, `queue`, `loan`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
-//! `health`, `clock`, `keys`, `client`, `upkeep`; and for replay `pool` and `ahead`.
+//! `health`, `clock`, `standby`, `keys`, `client`, `upkeep`; and for replay `pool` and `ahead`.
 
 pub mod ahead;
 pub mod batch;

@@ -63,6 +63,13 @@ enum Look {
     Another,
 }
 
+/// Why a look at the log failed.
+struct Failure {
+    error: db::Error,
+    /// The database had accepted the session.
+    in_session: bool,
+}
+
 impl<'a> Reader<'a> {
     /// A reader that has not connected yet.
     pub fn new(feed: &'a Feed, settings: &'a Settings, wake: Receiver<()>, requests: Receiver<Control>) -> Self {
@@ -122,9 +129,9 @@ impl<'a> Reader<'a> {
                         false => next_look,
                     };
                 }
-                // A standby has cancelled a query, or ended the session, for what it had to replay: nothing is lost.
-                Err(error)
-                    if error.is_conflict()
+                // Nothing is lost, and another session is as good.
+                Err(Failure { error, in_session })
+                    if self.is_replay_conflict(&error, in_session)
                         && conflicts_from.get_or_insert_with(Instant::now).elapsed() < CONFLICT_PATIENCE =>
                 {
                     log::debug!("read the log: {error}");
@@ -132,7 +139,7 @@ impl<'a> Reader<'a> {
                     next_look = Instant::now() + CONFLICT_RETRY;
                     next_glance = next_look;
                 }
-                Err(error) => {
+                Err(Failure { error, .. }) => {
                     if self.connection.take().is_some() || retry == FIRST_RETRY {
                         log::warn!("read the log: {error}");
                     }
@@ -147,22 +154,26 @@ impl<'a> Reader<'a> {
         self.broadcaster.ring_all();
     }
 
+    /// Whether a standby has cancelled a query, or ended the session, for what it had to replay. Of a session that ends the
+    /// reason does not always arrive; a server that is really going accepts no other.
+    fn is_replay_conflict(&self, error: &db::Error, in_session: bool) -> bool {
+        let is_unexplained = match error {
+            db::Error::Closed | db::Error::Postgres(_) => !error.is_statement_error(),
+            _ => false,
+        };
+        error.is_conflict() || (in_session && is_unexplained && self.feed.role() == Role::Standby)
+    }
+
     /// Connects where that is needed, checks where that is due that the log is still the same, and broadcasts what is new.
-    fn look(&mut self, check: bool) -> Result<(), db::Error> {
+    fn look(&mut self, check: bool) -> Result<(), Failure> {
         let (mut connection, is_new) = match self.connection.take() {
             Some(connection) => (connection, false),
-            None => (self.connect()?, true),
+            None => (self.connect().map_err(|error| Failure { error, in_session: false })?, true),
         };
-        let outcome = self.look_with(&mut connection, is_new, check);
-        match &outcome {
-            Ok(()) => {
-                self.connection = Some(connection);
-                self.feed.health.proven(Part::Log);
-            }
-            Err(error) if !is_new && error.is_conflict() && !connection.is_lost() => self.connection = Some(connection),
-            Err(_) => {}
-        }
-        outcome
+        self.look_with(&mut connection, is_new, check).map_err(|error| Failure { error, in_session: true })?;
+        self.connection = Some(connection);
+        self.feed.health.proven(Part::Log);
+        Ok(())
     }
 
     /// Connects to the database, which may have another schema than when the server began.

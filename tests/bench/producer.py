@@ -5,7 +5,7 @@ Compares, in interleaved rounds of one run, a database without a feed, one with 
 notifies (it leaves holes), and the feed with signal_inserted off and on. Prints medians and their ratios.
 
     cargo build --release
-    python3 tests/bench/producer.py [--seconds 4] [--rounds 3] [--only single,multi,bulk,wait,snapshot,million]
+    python3 tests/bench/producer.py [--seconds 4] [--rounds 3] [--only single,multi,slow,cpu,bulk,wait,snapshot,million]
 
 Needs the PostgreSQL server programs, pgbench and psql; works as root too (PostgreSQL then runs as another user).
 """
@@ -237,6 +237,55 @@ def snapshot(cluster, args):
         print(f"| {variant} | {first:,.0f} | {last:,.0f} | {last / first:.2f} |", flush=True)
 
 
+class Session:
+    """A psql that stays, and the processor time of its backend."""
+
+    def __init__(self, cluster, database):
+        self.process = subprocess.Popen([str(cluster.bin / "psql"), "-XqAt", "-d", cluster.url(database)], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.pid = int(self.ask("select pg_backend_pid();"))
+
+    def ask(self, sql):
+        self.process.stdin.write(sql + "\n\\echo done\n")
+        self.process.stdin.flush()
+        answer = []
+        while (line := self.process.stdout.readline().rstrip("\n")) != "done":
+            answer.append(line)
+        return "\n".join(answer)
+
+    def cost(self, sql):
+        """Microseconds on a processor; only Linux tells them so exactly."""
+        clock = lambda: int(pathlib.Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1000
+        before = clock()
+        self.ask(sql)
+        return clock() - before
+
+
+def processor(cluster):
+    """The least of many short samples, in turns: what else the machine does hardly shows."""
+    update = "update stock_market.signal set price = price + 1 where id"
+    newest = "(select max(id) from stock_market.signal)"
+    kinds = [
+        ("a transaction of one INSERT", (INSERT + ";\n") * 15, 15),
+        ("BEGIN, INSERT, UPDATE, INSERT, COMMIT", f"begin;\n{INSERT};\n{update} = {newest};\n{INSERT};\ncommit;\n" * 5, 5),
+        ("one of many rows inserted", "insert into stock_market.signal (symbol, action, side, quantity, price, strategy)"
+         " select 'BULK' || n, 'entry', 'BUY', n, 12.34, 'bulk' from generate_series(1, 800) as n;", 800),
+        ("one of many rows updated", f"{update} > {newest} - 500;", 500),
+    ]
+    sessions = {variant: Session(cluster, variant) for variant in VARIANTS}
+    rows = []
+    for name, sql, count in kinds:
+        costs = {variant: [] for variant in VARIANTS}
+        for _ in range(100):
+            for variant in VARIANTS:
+                costs[variant].append(sessions[variant].cost(sql) / count)
+        rows.append((name, {variant: [min(costs[variant])] for variant in VARIANTS}))
+    table("Processor time of the writer's backend, least of 100 samples, microseconds (ratios above 1 are slower)", rows)
+    for session in sessions.values():
+        session.process.stdin.close()
+        session.process.wait()
+
+
 def million(cluster, program):
     print("\n### 1,000,000 rows in one statement\n")
     print("| | seconds | longest commit of another writer meanwhile | largest memory of the backend |\n|---|---|---|---|")
@@ -274,7 +323,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--program", default=str(ROOT / "target/release/signal-feed"))
-    parser.add_argument("--only", default="single,multi,slow,bulk,wait,snapshot,million")
+    parser.add_argument("--only", default="single,multi,slow,cpu,bulk,wait,snapshot,million")
     args = parser.parse_args()
     wanted = args.only.split(",")
     # A disk whose flush takes a millisecond, played by commit_delay.
@@ -292,6 +341,8 @@ def main():
             if slow or "multi" in wanted:
                 commits(cluster, f"Three statements with 2 ms between them, commits/s ({name})", MULTI, (8,), args)
             if not slow:
+                if "cpu" in wanted:
+                    processor(cluster)
                 if "bulk" in wanted:
                     bulk(cluster, args)
                 if "wait" in wanted:

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::database::Database;
 use crate::support::outside::{Port, Running, Scratch, free_address, nginx};
-use crate::support::wait::until;
+use crate::support::wait::{PATIENCE, until, until_within};
 
 fn installed(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients").join(path);
@@ -107,7 +107,7 @@ fn real_clients_see_every_event_once_over_a_restart_directly_and_behind_proxies(
             writeln!(expected, "{seq}").unwrap();
         }
         for (name, seen, _) in &running {
-            until(&format!("{name} sees events 1 to {last}"), || {
+            until_within(4 * PATIENCE, &format!("{name} sees events 1 to {last}"), || {
                 let seen = fs::read_to_string(seen).unwrap();
                 assert!(expected.starts_with(&seen) || seen == expected, "{name} saw {seen:?}");
                 (seen == expected).then_some(())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
 
-use crate::support::database::{Database, insert_signals, signal_all};
+use crate::support::database::{Database, Frozen, insert_signals};
 use crate::support::server::Server;
 use crate::support::sse::{Connection, Request, Stream};
 use crate::support::wait::{PATIENCE, until};
@@ -71,13 +71,13 @@ fn a_restart_of_the_database_is_told_and_nothing_is_missed() {
 fn a_database_that_is_frozen_is_noticed_within_ten_seconds() {
     let feed = Feed::start(&["--heartbeat", "1s"]);
     let mut stream = feed.stream();
-    let frozen = Instant::now();
-    signal_all(&feed.cluster, "STOP");
+    let began = Instant::now();
+    let frozen = Frozen::new(&feed.cluster);
     let degraded = stream.next_block(PATIENCE);
-    let noticed = frozen.elapsed();
+    let noticed = began.elapsed();
     let ready = feed.server.is_ready();
     let refused = Request::feed(&feed.key).send(feed.server.address());
-    signal_all(&feed.cluster, "CONT");
+    drop(frozen);
     assert_eq!(degraded.unwrap().reason(), Some("degraded"));
     assert!(noticed < Duration::from_secs(10), "{noticed:?}");
     assert!(!ready);

@@ -1,9 +1,13 @@
 //! What a shell and its user get: completions, manual pages, progress, colours, columns.
 
-use std::process::Command;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
+use crate::support::database::Database;
 use crate::support::directory::Directory;
-use crate::support::program::signal_feed;
+use crate::support::program::{command, signal_feed};
+use crate::support::wait::until;
 
 const NOWHERE: &str = "postgres://nobody@127.0.0.1:1/none";
 
@@ -58,4 +62,126 @@ fn every_command_has_a_manual_page_with_its_options_defaults_variables_and_examp
         let page = page(name);
         assert!(page.contains(&format!(".TH {name} 1 ")) && page.contains(".SH EXAMPLES"), "{page}");
     }
+}
+
+/// A run whose output, both kinds in one, is read while it lasts.
+struct Run {
+    child: Child,
+    output: Arc<Mutex<String>>,
+}
+
+impl Run {
+    fn start(mut command: Command) -> Self {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+        drop(command);
+        let output = Arc::new(Mutex::new(String::new()));
+        let read = output.clone();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut bytes) {
+                read.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
+            }
+        });
+        Self { child, output }
+    }
+
+    fn wait_words(&self, words: &[&str]) -> String {
+        until(&format!("{words:?} is said"), || {
+            let said = self.output.lock().unwrap().clone();
+            words.iter().all(|word| said.contains(word)).then_some(said)
+        })
+    }
+
+    fn wait_end(&mut self) -> String {
+        assert!(until("the end", || self.child.try_wait().unwrap()).success());
+        self.output.lock().unwrap().clone()
+    }
+}
+
+/// The program on a terminal of 80 columns.
+fn on_a_terminal(url: &str, arguments: &str) -> Command {
+    let mut terminal = Command::new("script");
+    let program = env!("CARGO_BIN_EXE_signal-feed");
+    terminal.env("SIGNAL_FEED_DATABASE_URL", url).env("TERM", "xterm").env_remove("NO_COLOR");
+    terminal.args(["-qefc", &format!("stty cols 80; exec {program} {arguments}"), "/dev/null"]);
+    terminal
+}
+
+#[test]
+fn colours_are_for_terminals_and_for_those_who_want_them() {
+    let run = |mut command: Command| String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
+    assert!(run(on_a_terminal(NOWHERE, "--help")).contains("\x1b["));
+    let mut without = on_a_terminal(NOWHERE, "--help");
+    without.env("NO_COLOR", "1");
+    assert!(!run(without).contains('\x1b'));
+    assert!(!signal_feed(NOWHERE, &["--help"]).ok().contains('\x1b'));
+    for arguments in ["serve --heartbeat soon", "key list"] {
+        assert!(!run(on_a_terminal(NOWHERE, arguments)).contains('\x1b'), "{arguments}");
+    }
+}
+
+#[test]
+fn long_work_tells_a_terminal_each_second_how_far_it_is_and_takes_the_line_away() {
+    let database = Database::migrated();
+    database.log_rows("select n, now() - interval '30 days', 'INSERT', 'null' from generate_series(1, 10) as n");
+    let mut other = database.connect();
+    let mut lock = other.transaction().unwrap();
+    lock.batch_execute("lock table stock_market.signal_feed_event").unwrap();
+    let mut prune = Run::start(on_a_terminal(&database.url, "prune --older-than 7d"));
+    prune.wait_words(&["prune: at work", "1s so far"]);
+    lock.rollback().unwrap();
+    let said = prune.wait_end();
+    assert!(said.ends_with(" \rremoved 10 events older than 7days, up to 10\r\n"), "{said:?}");
+}
+
+#[test]
+fn long_work_tells_a_log_now_and_then_and_short_work_says_nothing() {
+    let database = Database::migrated();
+    let mut short = command(&database.url);
+    let short = short.args(["prune", "--older-than", "7d"]).output().unwrap();
+    assert!(short.status.success() && short.stderr.is_empty(), "{short:?}");
+    database.sql("drop trigger signal_feed_key_changed on stock_market.signal_feed_api_key");
+    let mut other = database.connect();
+    let mut lock = other.transaction().unwrap();
+    lock.batch_execute("lock table stock_market.signal").unwrap();
+    let mut migrate = command(&database.url);
+    migrate.arg("migrate");
+    let mut migrate = Run::start(migrate);
+    let said = migrate.wait_words(&["so far\n"]);
+    assert!(said.contains("migrate: at work, last \"waiting for a lock; "), "{said}");
+    lock.rollback().unwrap();
+    assert!(migrate.wait_end().contains("put right: the trigger signal_feed_key_changed"));
+}
+
+#[test]
+fn lists_are_columns_that_fit_a_terminal_and_one_line_a_row_elsewhere() {
+    let database = Database::migrated();
+    database.mint("bot-1");
+    database.mint_with("guest", &["--expires-in", "90d", "--delay", "15m"]);
+    let error = "a reason of many words ".repeat(10);
+    database.log_rows("select 1, now(), 'INSERT', 'null'");
+    database.sql(&format!("insert into stock_market.signal_feed_quarantine (feed_seq, error) values (1, '{error}')"));
+    for list in ["key list", "quarantine list", "doctor"] {
+        let plain = command(&database.url).args(list.split(' ')).output().unwrap();
+        let plain = String::from_utf8(plain.stdout).unwrap();
+        let terminal = on_a_terminal(&database.url, list).stdin(Stdio::null()).output().unwrap();
+        let terminal = String::from_utf8(terminal.stdout).unwrap();
+        // What the terminal breaks is the same words. What stood in a line before it was drawn anew is not seen, and the
+        // error of a doctor that finds fsync off is none of its lines.
+        let seen = terminal.lines().filter_map(|line| line.trim_end().rsplit('\r').next());
+        let broken: Vec<&str> = seen.take_while(|line| !line.contains("error: ")).collect();
+        assert!(broken.iter().all(|line| line.chars().count() <= 80), "{terminal}");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&plain), words(&broken.join(" ")), "{list}");
+        // The second column begins at one place in all rows.
+        let starts =
+            plain.lines().map(|line| line.find("  ").map(|at| line[at..].len() - line[at..].trim_start().len() + at));
+        let starts: std::collections::BTreeSet<_> = starts.collect();
+        assert_eq!(starts.len(), 1, "{plain}");
+    }
+    let plain = signal_feed(&database.url, &["quarantine", "list"]).ok();
+    assert_eq!(plain.lines().count(), 2, "{plain}");
+    let keys = signal_feed(&database.url, &["key", "list"]).ok();
+    assert!(keys.contains("15m") && keys.contains("never"), "{keys}");
 }

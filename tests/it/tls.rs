@@ -119,18 +119,37 @@ fn every_sslmode_with_every_certificate_does_what_libpq_does() {
             }
         }
     };
-    let roots = ["ours.crt", "other.crt", "missing.crt"];
-    for certificate in ["good", "wrong_name", "expired", "common_name", "version_1", "itself"] {
+    let roots = ["ours.crt", "other.crt", "impostor.crt", "missing.crt"];
+    for certificate in ["good", "wrong_name", "expired", "common_name", "version_1", "expired_1", "chain", "itself"] {
         secured.show(certificate);
         compare("postgres", certificate, &roots);
     }
     compare("postgres", "itself", &["itself.crt"]);
+    secured.show("wildcard");
+    for host in ["db.feed.example", "DB.FEED.example", "a.db.feed.example", "feed.example", "other.example"] {
+        let full = format!("sslmode=verify-full sslrootcert={}", secured.file("ours.crt"));
+        let string = secured.string("postgres", &full).replace("localhost", host);
+        assert_eq!(ours(&string).ok(), libpq(&string).ok(), "{string}");
+    }
     secured.show("good");
     for user in ["encrypted", "clear"] {
         compare(user, "good", &["ours.crt", "other.crt", "missing.crt"]);
     }
     secured.speak_clear();
     compare("postgres", "none", &roots);
+}
+
+#[test]
+fn roots_that_cannot_be_read_are_found_out_before_anything_is_tried() {
+    for (string, words) in [
+        ("host=h sslmode=verify-full", "none is given"),
+        ("host=h sslmode=verify-ca sslrootcert=/nowhere/root.crt", "/nowhere/root.crt: No such file"),
+        ("host=h sslmode=prefer sslrootcert=/dev/null", "/dev/null holds no certificate"),
+        ("host=h sslmode=require sslrootcert=/", "read /: "),
+    ] {
+        let said = signal_feed(string, &["serve"]).failed(2);
+        assert!(said.starts_with("error: --database-url: sslrootcert: ") && said.contains(words), "{said}");
+    }
 }
 
 #[test]

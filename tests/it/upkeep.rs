@@ -358,3 +358,32 @@ fn the_whole_upkeep_works_without_a_superuser() {
     assert!(signal_feed(&boss, &["migrate"]).ok().contains("capture was off"));
     signal_feed(&admin, &["doctor"]).ok();
 }
+
+#[test]
+fn a_dump_moves_to_a_cluster_without_a_superuser() {
+    let old = PrivatePostgres::start(&[("fsync", "on")]).unwrap();
+    let source = Database::empty_in(&old);
+    source.migrate();
+    source.sql(&format!("{SIGNAL}; {SIGNAL}; {SIGNAL}"));
+    let file = old.dir().join("dump");
+    let file = file.to_str().unwrap();
+    run(&old, "pg_dump", &["--format=custom", "--file", file, &source.url]);
+    // What a managed PostgreSQL gives its customer: a login with CREATEROLE and a database of its own.
+    let new = PrivatePostgres::start(&[("fsync", "on")]).unwrap();
+    let target = Database::empty_in(&new);
+    target.sql(&format!("create role boss login createrole; alter database {} owner to boss", target.name));
+    let boss = target.url_as("boss");
+    let mut client = Client::connect(&boss, NoTls).unwrap();
+    let roles = signal_feed("postgresql:///nowhere", &["migrate", "--roles-sql"]).ok();
+    client.batch_execute(&roles).unwrap();
+    run(&new, "pg_restore", &["--exit-on-error", "--no-owner", "--no-acl", "--dbname", &boss, file]);
+    signal_feed(&boss, &["migrate"]).ok();
+    client.batch_execute("create role admin login in role signal_feed_admin").unwrap();
+    let admin = target.url_as("admin");
+    signal_feed(&admin, &["restored"]).ok();
+    signal_feed(&admin, &["doctor"]).ok();
+    client.batch_execute(SIGNAL).unwrap();
+    assert_eq!(count(&mut client, "select max(feed_seq) from stock_market.signal_feed_event"), 1_000_004);
+    assert!(client.batch_execute("delete from stock_market.signal_feed_event").is_err());
+    assert!(signal_feed(&boss, &["migrate"]).ok().contains("nothing to do"));
+}

@@ -1,5 +1,6 @@
 //! Wrong usage: exit 2 and one line that names the option, the value and what is allowed.
 
+use crate::support::database::Database;
 use crate::support::program::signal_feed;
 
 const NOWHERE: &str = "postgres://nobody:secret@127.0.0.1:1/none";
@@ -13,6 +14,8 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
         (&["serve", "--max-stream-age", "never"], &["--max-stream-age", "never", "off"]),
         (&["serve", "--listen", "localhost"], &["--listen", "localhost"]),
         (&["serve", "--log-level", "loud"], &["--log-level", "loud", "error, warn, info, debug"]),
+        (&["serve", "--trusted-proxy", "10.0.0.0/40"], &["--trusted-proxy", "10.0.0.0/40", "at most 32 bits"]),
+        (&["serve", "--trusted-proxy", "127.0.0.1,proxy"], &["--trusted-proxy", "proxy", "10.0.0.0/8"]),
         (&["serve", "--no-such-option"], &["--no-such-option"]),
         (&["key", "mint"], &["--name"]),
         (&["key", "mint", "--name", ""], &["--name", "1 to 100 characters"]),
@@ -83,10 +86,23 @@ fn without_tls_what_demands_it_is_refused_and_the_rest_goes_on_in_clear() {
         assert!(said.contains("this build has no TLS") && said.contains("disable, allow or prefer"), "{said}");
     }
     for mode in ["disable", "allow", "prefer"] {
-        let database = crate::support::database::Database::migrated();
+        let database = Database::migrated();
         signal_feed(&format!("{}&sslmode={mode}", database.url), &["doctor"]);
         signal_feed(&format!("{}&sslmode={mode}", database.url), &["key", "list"]).ok();
     }
+}
+
+#[test]
+fn a_database_that_is_not_ready_for_a_command_is_told_with_what_helps() {
+    let database = Database::empty();
+    let said = signal_feed(&database.url, &["key", "list"]).failed(1);
+    assert!(said.contains("does not exist") && said.contains("run \"signal-feed migrate\" first"), "{said}");
+    let database = Database::migrated();
+    let role = format!("stranger_{}", database.name);
+    database.sql(&format!("create role {role} login"));
+    let said = signal_feed(&database.url_as(&role), &["key", "list"]).failed(1);
+    database.sql(&format!("drop role {role}"));
+    assert!(said.contains("permission denied") && said.contains("signal_feed_admin"), "{said}");
 }
 
 #[test]

@@ -76,6 +76,92 @@ fn tail_ends_with_77_where_the_key_is_not_accepted() {
     assert_eq!(code(&mut child), Some(77));
 }
 
+/// A proxy that speaks TLS with this certificate before the feed; ended with the test.
+#[cfg(feature = "tls")]
+struct Proxy(Child);
+
+#[cfg(feature = "tls")]
+impl Proxy {
+    fn start(place: &Place, certificate: &str, feed: &str) -> (Self, String) {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let both =
+            format!("{}{}", place.read(&format!("{certificate}.crt")), place.read(&format!("{certificate}.key")));
+        let shown = place.path(&format!("{certificate}.pem"));
+        std::fs::write(&shown, both).unwrap();
+        let upstream = feed.trim_start_matches("http://").trim_end_matches("/feed");
+        let configuration = place.path(&format!("{certificate}.cfg"));
+        let text = format!(
+            "defaults\n  mode http\n  timeout connect 5s\n  timeout client 50s\n  timeout server 50s\n\
+             listen feed\n  bind 127.0.0.1:{port} ssl crt {}\n  server feed {upstream}\n",
+            shown.display()
+        );
+        std::fs::write(&configuration, text).unwrap();
+        let proxy = Command::new("haproxy").arg("-f").arg(configuration).stderr(Stdio::null()).spawn().unwrap();
+        until("the proxy listens", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+        (Self(proxy), format!("https://localhost:{port}/feed"))
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tail_follows_an_https_feed_whose_authority_it_is_told_and_gives_its_key_to_no_other() {
+    let (feed, place) = (Feed::new(), Place::new());
+    crate::support::authority::make_certificates(Command::new("sh"), &place.dir);
+    std::fs::write(place.path("key"), KEY).unwrap();
+    let follow = |certificate: &str, trusted: &str| {
+        let (proxy, url) = Proxy::start(&place, certificate, &feed.url);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signal-feed"));
+        command.args(["tail", "--feed-url", &url, "--count", "1", "--feed-api-key-file"]).arg(place.path("key"));
+        command.env("SSL_CERT_FILE", place.path(trusted)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        (proxy, command.spawn().unwrap())
+    };
+    for (certificate, trusted, why) in [
+        ("good", "other.crt", "SSL_CERT_FILE"),
+        ("wrong_name", "ours.crt", "not valid for name"),
+        ("expired", "ours.crt", "expired"),
+    ] {
+        let (_proxy, mut child) = follow(certificate, trusted);
+        let mut said = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains(why) && said.contains("trying again"), "{said}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    // Nothing of all that has reached the feed: the first request is the trusted one's.
+    let (_proxy, mut child) = follow("good", "ours.crt");
+    let request = feed.accept();
+    assert_eq!(request.header("authorization"), Some(format!("Bearer {KEY}").as_str()));
+    let mut stream = request.open();
+    stream.connected(5);
+    stream.insert(6, &row(1, "entry"));
+    assert_eq!(code(&mut child), Some(0));
+    assert!(text(child.stdout.take().unwrap()).contains("\"feed_seq\":6"));
+}
+
+#[test]
+fn tail_in_a_pipeline_ends_with_its_reader_though_nothing_more_happens() {
+    let (feed, place) = (Feed::new(), Place::new());
+    std::fs::write(place.path("key"), KEY).unwrap();
+    let program = env!("CARGO_BIN_EXE_signal-feed");
+    let pipeline =
+        format!("set -o pipefail; {program} tail --feed-url {} --feed-api-key-file key | head -n 1", feed.url);
+    let mut shell = Command::new("bash");
+    shell.current_dir(&place.dir).args(["-c", &pipeline]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry"));
+    assert_eq!(code(&mut shell), Some(0), "{}", text(shell.stderr.take().unwrap()));
+    assert_eq!(text(shell.stdout.take().unwrap()).lines().count(), 1);
+}
+
 #[test]
 fn tail_ends_well_with_its_reader_and_with_sigint() {
     let (feed, place) = (Feed::new(), Place::new());

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use postgres::{Client, NoTls};
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use super::wait::until;
+
 /// Shared by the tests that leave the cluster as it is. Its keeper stops it when the test process ends.
 static SHARED: OnceLock<PrivatePostgres> = OnceLock::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -69,12 +71,9 @@ impl Database {
     pub fn lock_out(&self) {
         let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
         admin.batch_execute(&format!("alter database {} allow_connections false", self.name)).unwrap();
-        admin
-            .batch_execute(&format!(
-                "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{}'",
-                self.name
-            ))
-            .unwrap();
+        let theirs =
+            format!("select pg_terminate_backend(pid)::text from pg_stat_activity where datname = '{}'", self.name);
+        until("nobody is connected", || admin.query(&theirs, &[]).unwrap().is_empty().then_some(()));
     }
 
     /// Ends what [`lock_out`](Self::lock_out) began.
@@ -174,11 +173,29 @@ pub fn insert_signals(count: usize) -> String {
     )
 }
 
-/// Freezes (`STOP`) or thaws (`CONT`) every process of a cluster.
-pub fn signal_all(cluster: &PrivatePostgres, signal: &str) {
+/// A cluster every process of which stands still until this is dropped, also by a test that fails.
+pub struct Frozen<'a>(&'a PrivatePostgres);
+
+impl<'a> Frozen<'a> {
+    pub fn new(cluster: &'a PrivatePostgres) -> Self {
+        signal_all(cluster, "STOP");
+        Self(cluster)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        signal_all(self.0, "CONT");
+    }
+}
+
+/// Sends a signal (`STOP`, `CONT`) to every process of a cluster.
+fn signal_all(cluster: &PrivatePostgres, signal: &str) {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", cluster.pid())).unwrap();
     cluster.signal(signal).unwrap();
     for child in children.split_whitespace() {
-        std::process::Command::new("kill").args([&format!("-{signal}"), child]).status().unwrap();
+        // One may have ended meanwhile.
+        let mut kill = std::process::Command::new("kill");
+        let _ = kill.args([&format!("-{signal}"), child]).stderr(std::process::Stdio::null()).status();
     }
 }
