@@ -203,7 +203,7 @@ fn a_rotation_overlaps_without_a_refused_request() {
     let server = Server::ready(&database, &[]);
     let mut stream = server.stream(&old);
     stream.connected();
-    let new = key_command(&database, &["rotate", "bot", "--overlap", "3s"]);
+    let new = key_command(&database, &["rotate", "bot", "--overlap", "10s"]);
     server.stream(&new).connected();
     server.stream(&old).connected();
     // The old one's stream learns its new end, and keeps it.
