@@ -19,14 +19,16 @@
 //! | `accept` | [`http::accept`] | the feed's listening sockets | connections, a pipe that closes when the server stops |
 //! | `ops` | [`http::accept`] for [`ops`] | the operator's listening socket | the same, but to the very end |
 //! | `client`, one a connection | [`http::routes`], [`feed::stream`], [`ops::routes`] | one socket | its queue's bell, the heartbeat |
-//! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe |
-//! | `reader` | [`feed::reader`] | the live head, its clients, one connection | `listen`, clients' requests, `--poll-interval` |
+//! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe; on a standby a timer |
+//! | `reader` | [`feed::reader`] | the live head, its clients, one connection | `listen`, clients' requests, `--poll-interval` and, on a standby, far sooner |
 //! | `replay-…`, one a replay connection | [`feed::ahead`] | nothing | streams that read the log page by page |
 //! | `tier-…`, one a delay in use | [`feed::delayed`] | a delayed head and its clients | what is due, clients' requests |
 //! | `keys` | [`feed::keys`] | one connection | notifications, requests with unknown keys, a timer |
 //! | `upkeep` | [`feed::upkeep`] | one connection, which may be missing | what is to be recorded, a timer |
 //!
 //! [`serve`] starts them; a core thread (all but `client`) that ends before the server does ends the process with an error.
+//! Its own thread then waits for a signal, and meanwhile tells the service manager how things are (`service`) and lets the
+//! log tell of floods (`logging`).
 //!
 //! # Shutdown
 //!

@@ -34,13 +34,14 @@ const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 /// A text naming the option, and what would do.
 #[cfg(feature = "tls")]
 pub(super) fn check(target: &Target) -> Result<(), String> {
+    Connector::new(target)?;
     if let super::url::RootCertificates::File(path) = &target.roots
         && target.ssl_mode != SslMode::Disable
         && !path.exists()
     {
         log::warn!("sslrootcert {} does not exist: the server's certificate is not checked", path.display());
     }
-    Connector::new(target).map(drop)
+    Ok(())
 }
 
 /// Whether the connection string can work in this build.
@@ -51,8 +52,10 @@ pub(super) fn check(target: &Target) -> Result<(), String> {
 pub(super) fn check(target: &Target) -> Result<(), String> {
     match target.ssl_mode {
         SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
-            Err("sslmode: this build has no TLS; expected disable, allow or prefer, or a build with the feature tls"
-                .into())
+            let word = target.ssl_mode.word();
+            Err(format!(
+                "sslmode={word}: this build has no TLS; expected disable, allow or prefer, or a build with the feature tls"
+            ))
         }
         SslMode::Disable | SslMode::Allow | SslMode::Prefer => Ok(()),
     }

@@ -156,8 +156,11 @@ impl Standby {
     /// Whether it has replayed all that it knows its primary to have.
     pub fn is_caught_up(&self) -> bool {
         match self.receiver {
-            Receiver::Streaming(Some(heard)) => self.has_replayed(heard.end) && self.replayed >= self.received,
-            Receiver::Streaming(None) => self.replayed >= self.received,
+            // Where nothing was heard yet, what was received is all that is known.
+            Receiver::Streaming(heard) => {
+                let end = heard.and_then(|heard| heard.end);
+                (end.is_none() || self.has_replayed(end)) && self.replayed >= self.received
+            }
             Receiver::Absent | Receiver::Idle => false,
         }
     }

@@ -77,9 +77,10 @@ fn trusted(mode: SslMode, roots: &RootCertificates) -> Result<Option<Trusted>, S
     let remedy = "name the file with the certificate of the authority that signed the server's, or sslrootcert=system";
     match roots {
         RootCertificates::System => read_system().map(Some),
+        // A service's home may be one that it cannot look into.
+        RootCertificates::File(path) | RootCertificates::Home(path) if !wants_chain && !path.exists() => Ok(None),
         RootCertificates::File(path) | RootCertificates::Home(path) => match File::open(path) {
             Ok(file) => read_file(path, file).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !wants_chain => Ok(None),
             Err(error) => Err(format!("sslrootcert: read {}: {error}; {remedy}", path.display())),
         },
         RootCertificates::None if wants_chain => Err(format!("sslrootcert: none is given; {remedy}")),

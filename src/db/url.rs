@@ -27,6 +27,24 @@ pub(super) enum SslMode {
     VerifyFull,
 }
 
+impl SslMode {
+    /// Each with the word for it.
+    const WORDS: [(&str, Self); 6] = [
+        ("disable", Self::Disable),
+        ("allow", Self::Allow),
+        ("prefer", Self::Prefer),
+        ("require", Self::Require),
+        ("verify-ca", Self::VerifyCa),
+        ("verify-full", Self::VerifyFull),
+    ];
+
+    /// The word for it.
+    #[cfg(not(feature = "tls"))]
+    pub(super) fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, mode)| *mode == self).map_or("", |(word, _)| word)
+    }
+}
+
 /// Whom to trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RootCertificates {
@@ -197,14 +215,6 @@ impl Options {
     }
 
     fn trust(&self) -> Result<(SslMode, RootCertificates), String> {
-        let modes = [
-            ("disable", SslMode::Disable),
-            ("allow", SslMode::Allow),
-            ("prefer", SslMode::Prefer),
-            ("require", SslMode::Require),
-            ("verify-ca", SslMode::VerifyCa),
-            ("verify-full", SslMode::VerifyFull),
-        ];
         let roots = match self.text("sslrootcert") {
             Some("system") => RootCertificates::System,
             Some(file) => RootCertificates::File(file.into()),
@@ -215,7 +225,7 @@ impl Options {
         // Anybody can get a certificate that the system trusts, so only the name proves anything (libpq has it so too).
         let is_system = roots == RootCertificates::System;
         let default = if is_system { SslMode::VerifyFull } else { SslMode::Prefer };
-        let mode = self.choice("sslmode", &modes, default)?;
+        let mode = self.choice("sslmode", &SslMode::WORDS, default)?;
         if is_system && mode != SslMode::VerifyFull {
             return Err("sslrootcert=system: expected sslmode=verify-full with it".to_owned());
         }

@@ -17,7 +17,7 @@
 use std::time::Instant;
 
 use super::batch::SharedBatch;
-use super::stream::Place;
+use super::place::Place;
 use crate::http::outlet::Lent;
 
 /// The largest batch that the reader writes itself, 8 KiB. Beyond it copying costs more than waking a thread.
@@ -58,7 +58,7 @@ impl Loan {
 
     /// Writes a batch at the time `now`, where that is what comes next. Never blocks.
     pub fn write(&mut self, batch: &SharedBatch, now: Instant) -> Written {
-        let follows = batch.prev() <= self.place.cursor() && self.place.cursor() < batch.first();
+        let follows = batch.prev() <= self.place.cursor && self.place.cursor < batch.first();
         if self.is_over || !follows || self.until.is_some_and(|until| until <= now) {
             return Written::Not;
         }
@@ -146,7 +146,7 @@ mod tests {
         }
         assert_eq!(lent.write(&batch(1, 2, 3), now), Written::Whole);
         assert_eq!(lent.write(&batch(2, 3, 3), now), Written::Whole);
-        assert_eq!(lent.place().cursor(), FeedSeq(3));
+        assert_eq!(lent.place().cursor, FeedSeq(3));
         assert_eq!(lent.write(&batch(3, 4, 3), now + Duration::from_secs(1)), Written::Not, "something is due");
         lent.end();
         assert_eq!(lent.write(&batch(3, 4, 3), now), Written::Not, "the thread was asked for");
@@ -169,7 +169,7 @@ mod tests {
                 other => break other,
             }
         };
-        assert_eq!(lent.place().cursor(), FeedSeq(seq));
+        assert_eq!(lent.place().cursor, FeedSeq(seq));
         let (unfinished, rest) = lent.rest().map(|(batch, rest)| (batch.last().0, rest.to_vec())).unwrap_or_default();
         match outcome {
             Written::Partly => assert!(unfinished == seq + 1 && !rest.is_empty() && rest.len() < 7_919),

@@ -1,6 +1,6 @@
 //! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `broadcast`
-//! (`tail`, `queue`, `loan`) → `stream`, which writes to one client's socket. Beside it what they share: `tier`, `window`,
-//! `health`, `clock`, `keys`, `client`, `upkeep`; and for replay `pool` and `ahead`.
+//! (`tail`, `queue`, `loan`) → `stream` (`place`), which writes to one client's socket. Beside it what they share: `tier`, `window`,
+//! `health`, `clock`, `standby`, `keys`, `client`, `upkeep`; and for replay `pool` and `ahead`.
 
 pub mod ahead;
 pub mod batch;
@@ -13,6 +13,7 @@ pub mod keys;
 pub mod listen;
 pub mod loan;
 pub mod pages;
+pub mod place;
 pub mod pool;
 pub mod queue;
 pub mod reader;

@@ -15,6 +15,7 @@ use super::batch::SharedBatch;
 use super::client::Client;
 use super::loan::Loan;
 use super::pages::{self, PageReader};
+use super::place::Place;
 use super::reason::End;
 use super::standby::Role;
 use super::tail::TailRead;
@@ -22,7 +23,7 @@ use super::tier::{Registered, Tier};
 use super::window::Earliest;
 use super::{Feed, delayed, lock, random_between};
 use crate::db::{self, event_log};
-use crate::event::{EventTime, FeedSeq};
+use crate::event::FeedSeq;
 use crate::http::outlet::{Blocked, Outlet};
 
 /// How much is written at once, and so how long an end or a notice may wait for a slow client.
@@ -43,41 +44,6 @@ pub struct Asked {
     pub cursor: Option<FeedSeq>,
     /// The time that the consumer saw for the event at the cursor.
     pub time: Option<Timestamp>,
-}
-
-/// Where a stream stands.
-#[derive(Debug, Clone, Copy)]
-pub struct Place {
-    /// Everything up to here was sent, or is not to be.
-    cursor: FeedSeq,
-    /// The time of the event with that number, where it is known: it tells whether the log is still the same.
-    time: Option<EventTime>,
-    /// The number of the last log row at or below the cursor, where it is known.
-    row: Option<FeedSeq>,
-    /// Events broadcast up to the cursor, as the reader counts them; for counting what was dropped.
-    ordinal: u64,
-}
-
-impl Place {
-    /// Behind a cursor of which nothing else is known.
-    fn at(cursor: FeedSeq) -> Self {
-        Self { cursor, time: None, row: None, ordinal: 0 }
-    }
-
-    /// Behind the last event of a batch.
-    pub fn after(batch: &SharedBatch) -> Self {
-        Self {
-            cursor: batch.last(),
-            time: batch.entries().last().map(|entry| entry.time),
-            row: Some(batch.last()),
-            ordinal: batch.ordinal() + batch.entries().len() as u64,
-        }
-    }
-
-    /// The number behind which it is.
-    pub fn cursor(&self) -> FeedSeq {
-        self.cursor
-    }
 }
 
 /// One client's stream.

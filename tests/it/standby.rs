@@ -77,8 +77,9 @@ fn a_feed_on_a_standby_delivers_what_its_primary_commits_and_asks_little_when_no
     assert_eq!(stream.signals(20)[0].prev_seq(), Some(0));
     assert_eq!(delayed.signals(20)[0].prev_seq(), Some(0));
     let doctor = doctor(&standby, &database);
-    assert!(doctor.contains("standby: a hot standby, which streams; it has replayed all"), "{doctor}");
-    assert!(!doctor.contains("listen") && !doctor.contains("cluster"), "{doctor}");
+    assert!(doctor.contains("a hot standby, which streams; it has replayed all"), "{doctor}");
+    let is_asked = |check: &str| doctor.lines().any(|line| line.split_whitespace().nth(1) == Some(check));
+    assert!(is_asked("standby") && !is_asked("listen") && !is_asked("cluster"), "{doctor}");
     // Quiet: the polls have grown rare. (The statistics themselves are some transactions.)
     let transactions = || {
         let query = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
@@ -125,6 +126,17 @@ fn a_feed_on_the_primary_keeps_a_standby_with_default_settings_informed() {
     assert!(doctor(&standby, &database).contains("set wal_receiver_timeout = 8s"));
     // Nobody else writes: its probes alone prove up to when the standby is complete.
     wrong_key_is_refused(&server);
+    // Where it cannot be seen when the primary was last heard, events come all the same, and nothing final is said.
+    let key = database.mint("bot");
+    database.sql("revoke pg_read_all_stats from signal_feed_owner");
+    standby.wait_replayed(&database);
+    let blind = on_standby(&standby, &database, &["--degraded-hold", "1s"]);
+    blind.wait_log(&["WARN", "grant pg_read_all_stats to signal_feed_owner"]);
+    assert!(doctor(&standby, &database).contains("grant pg_read_all_stats"));
+    assert_eq!(Request::feed("sf_wrong").send(blind.address()).refusal(), (503, "degraded".into()));
+    let mut stream = open(&blind, &key);
+    database.insert(1);
+    stream.signal();
 }
 
 /// A wrong key is told so as soon as that is proven, and before that nothing that is final.

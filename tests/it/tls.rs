@@ -187,6 +187,9 @@ fn roots_are_taken_from_the_home_directory_and_from_the_system_as_libpq_takes_th
         let (ended, said) = list(&string("sslrootcert=system"), ("SSL_CERT_FILE", &secured.file(root)));
         assert_eq!(ended, code, "{said}");
     }
+    // A home that cannot be looked into (a service's) is one without a file.
+    let (ended, said) = list(&string("sslmode=require"), ("HOME", "/dev/null"));
+    assert_eq!(ended, 0, "{said}");
     // A name is demanded with the system's roots, which sign for anybody.
     secured.show("wrong_name");
     let (ended, said) = list(&string("sslrootcert=system"), ("SSL_CERT_FILE", &secured.file("ours.crt")));

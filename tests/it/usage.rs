@@ -14,6 +14,8 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
         (&["serve", "--max-stream-age", "never"], &["--max-stream-age", "never", "off"]),
         (&["serve", "--listen", "localhost"], &["--listen", "localhost"]),
         (&["serve", "--log-level", "loud"], &["--log-level", "loud", "error, warn, info, debug"]),
+        (&["serve", "--trusted-proxy", "10.0.0.0/40"], &["--trusted-proxy", "10.0.0.0/40", "at most 32 bits"]),
+        (&["serve", "--trusted-proxy", "127.0.0.1,proxy"], &["--trusted-proxy", "proxy", "10.0.0.0/8"]),
         (&["serve", "--no-such-option"], &["--no-such-option"]),
         (&["key", "mint"], &["--name"]),
         (&["key", "mint", "--name", ""], &["--name", "1 to 100 characters"]),
@@ -81,7 +83,11 @@ fn a_connection_string_that_cannot_work_is_refused_at_once_by_the_name_of_what_i
 fn without_tls_what_demands_it_is_refused_and_the_rest_goes_on_in_clear() {
     for mode in ["require", "verify-ca", "verify-full"] {
         let said = signal_feed(&format!("host=h sslmode={mode}"), &["serve"]).failed(2);
-        assert!(said.contains("this build has no TLS") && said.contains("disable, allow or prefer"), "{said}");
+        assert!(
+            said.contains(&format!("sslmode={mode}: this build has no TLS"))
+                && said.contains("disable, allow or prefer"),
+            "{said}"
+        );
     }
     for mode in ["disable", "allow", "prefer"] {
         let database = Database::migrated();

@@ -32,7 +32,7 @@ fn kill_until_done(place: &Place, events: i64, options: &[&str], longest_life: D
         }
     };
     std::thread::spawn(serve_all);
-    let end = Instant::now() + Duration::from_secs(400);
+    let end = Instant::now() + Duration::from_secs(900);
     let longest = u64::try_from(longest_life.as_millis()).unwrap();
     let mut kills = 0;
     while place.cursor() != Some(events) {
