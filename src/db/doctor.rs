@@ -360,7 +360,7 @@ fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
 fn replication(connection: &mut Connection) -> Result<Verdict, Error> {
     let reading = standby::read(connection)?;
     let Some(standby) = reading.standby else { return Ok(well("a primary, since a moment ago")) };
-    if let Some(trouble) = standby.trouble(reading.now) {
+    if let Some(trouble) = standby.trouble(reading.now, true) {
         return Ok(wrong(
             format!("a hot standby: {trouble}"),
             "see that the primary runs and that the standby reaches it (primary_conninfo, the standby's log); a feed here is degraded until then",

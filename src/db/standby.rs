@@ -12,8 +12,8 @@ use crate::event::EventTime;
 const MARGIN: Duration = Duration::from_millis(500);
 /// A message of the primary that was its last for so long, 500 ms, had nothing more behind it.
 const QUIET: Duration = Duration::from_millis(500);
-/// The longest silence of a primary.
-const SILENCE: Duration = Duration::from_secs(10);
+/// The longest silence of a primary that is at work.
+pub const SILENCE: Duration = Duration::from_secs(10);
 /// How long the answer to the WAL receiver's own question may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -169,13 +169,14 @@ impl Standby {
         position.is_some() && self.replayed >= position
     }
 
-    /// Why it cannot be relied upon, if so.
-    pub fn trouble(&self, now: EventTime) -> Option<Trouble> {
+    /// Why it cannot be relied upon, if so. A primary that may be idle is given the time in which it would say so.
+    pub fn trouble(&self, now: EventTime, may_be_idle: bool) -> Option<Trouble> {
         match self.receiver {
             Receiver::Absent | Receiver::Idle => Some(Trouble::NotStreaming),
             Receiver::Streaming(heard) => {
                 let age = now.since(heard?.received);
-                (age > self.longest_silence()?).then_some(Trouble::Silent(age))
+                let longest = if may_be_idle { self.longest_silence()? } else { SILENCE };
+                (age > longest).then_some(Trouble::Silent(age))
             }
         }
     }
@@ -250,13 +251,15 @@ mod tests {
         let after = |seconds: i64, timeout: u64| {
             let mut standby = standby(heard(50, 50, 100));
             standby.receiver_timeout = Duration::from_secs(timeout);
-            standby.trouble(EventTime((50 + seconds) * SECOND)).is_some()
+            standby.trouble(EventTime((50 + seconds) * SECOND), true).is_some()
         };
         assert!(!after(9, 8) && after(11, 8));
         assert!(!after(34, 60) && after(36, 60), "an idle primary is heard every 30 s");
         assert!(!after(1_000_000, 0));
-        assert_eq!(standby(Receiver::Absent).trouble(EventTime(0)), Some(Trouble::NotStreaming));
-        assert_eq!(standby(Receiver::Idle).trouble(EventTime(0)), Some(Trouble::NotStreaming));
-        assert_eq!(standby(Receiver::Streaming(None)).trouble(EventTime(0)), None);
+        let at_work = standby(heard(50, 50, 100));
+        assert!(at_work.trouble(EventTime(61 * SECOND), false).is_some(), "whatever the settings");
+        assert_eq!(standby(Receiver::Absent).trouble(EventTime(0), true), Some(Trouble::NotStreaming));
+        assert_eq!(standby(Receiver::Idle).trouble(EventTime(0), true), Some(Trouble::NotStreaming));
+        assert_eq!(standby(Receiver::Streaming(None)).trouble(EventTime(0), true), None);
     }
 }

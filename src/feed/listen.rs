@@ -12,8 +12,9 @@ use crossbeam_channel::Sender;
 
 use super::Feed;
 use super::health::Part;
-use crate::db::standby::{Receiver, Trouble};
+use crate::db::standby::{Receiver, Standby, Trouble};
 use crate::db::{self, Connection, Settings};
+use crate::event::EventTime;
 
 /// How often it is notified for a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -21,6 +22,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a standby is asked whether it hears from its primary.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// A primary that was heard again after a silence is taken for one that is idle at times, for so long.
+const IDLENESS_LASTS: Duration = Duration::from_secs(600);
 /// How often it looks whether the server stops.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Waits between attempts to connect: the first, and the longest.
@@ -30,8 +33,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// The thread `listen`: runs until the server stops.
 pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
     let mut retry = FIRST_RETRY;
+    let mut idleness = Idleness::default();
     while !feed.health.is_stopping() {
-        let Err(ended) = hear(feed, settings, reader, &mut retry) else { return };
+        let Err(ended) = hear(feed, settings, reader, &mut retry, &mut idleness) else { return };
         match ended {
             Ended::Promoted => {
                 log::warn!("the standby was promoted: it is listened to from now on");
@@ -83,18 +87,44 @@ impl From<db::Error> for Ended {
     }
 }
 
-fn hear(feed: &Feed, settings: &Settings, reader: &Sender<()>, retry: &mut Duration) -> Result<(), Ended> {
+fn hear(
+    feed: &Feed,
+    settings: &Settings,
+    reader: &Sender<()>,
+    retry: &mut Duration,
+    idleness: &mut Idleness,
+) -> Result<(), Ended> {
     let mut connection = Connection::open(settings, "signal-feed listen")?;
     let is_standby = db::standby::is_standby(&mut connection)?;
     feed.replication.set_deaf(is_standby);
     if is_standby {
-        return watch(feed, &mut connection, retry);
+        return watch(feed, &mut connection, retry, idleness);
     }
     listen(feed, settings, connection, reader, retry)
 }
 
+/// Whether a primary is one that falls silent because it has nothing to say: that is known once it was heard again after
+/// such a silence. Until then silence is taken for what it may be, the worst.
+#[derive(Debug, Default)]
+struct Idleness {
+    heard: Option<EventTime>,
+    last: Option<Instant>,
+}
+
+impl Idleness {
+    fn seen(&mut self, standby: &Standby, now: Instant) -> bool {
+        if let Receiver::Streaming(Some(heard)) = standby.receiver {
+            if self.heard.is_some_and(|before| heard.received.since(before) > db::standby::SILENCE) {
+                self.last = Some(now);
+            }
+            self.heard = Some(heard.received);
+        }
+        self.last.is_some_and(|last| now.duration_since(last) < IDLENESS_LASTS)
+    }
+}
+
 /// Asks a standby whether it hears from its primary, until it is one itself.
-fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration) -> Result<(), Ended> {
+fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration, idleness: &mut Idleness) -> Result<(), Ended> {
     let mut told: Option<Trouble> = None;
     let mut is_first = true;
     while !feed.health.is_stopping() {
@@ -116,7 +146,7 @@ fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration) -> Resu
             );
         }
         feed.replication.observe(&reading, asked);
-        match standby.trouble(reading.now) {
+        match standby.trouble(reading.now, idleness.seen(&standby, asked)) {
             None => {
                 told = None;
                 feed.health.proven(Part::Listen);

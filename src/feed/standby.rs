@@ -87,7 +87,7 @@ impl Replication {
     pub(super) fn observe(&self, reading: &Reading, asked: Instant) {
         let Some(standby) = reading.standby else { return };
         let mut lag = lock(&self.lag);
-        if standby.is_caught_up() && standby.trouble(reading.now).is_none() {
+        if standby.is_caught_up() && standby.trouble(reading.now, true).is_none() {
             *lag = Lag { caught_up_at: Some(asked), behind_since: None };
             return;
         }
