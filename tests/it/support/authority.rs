@@ -39,10 +39,8 @@ cat intermediate.crt >>chain.crt
 pub fn make_certificates(mut shell: Command, directory: &Path) {
     let output = shell.args(["-c", SCRIPT, "sh"]).arg(directory).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    super::wait::until("the certificate has expired", || {
-        let expired = directory.join("expired_1.crt");
-        let mut check = Command::new("openssl");
-        let check = check.args(["x509", "-checkend", "0", "-noout", "-in"]).arg(&expired).stdout(Stdio::null());
-        (!check.status().unwrap().success()).then_some(())
-    });
+    // A certificate of no days ends with the second in which it was made.
+    let seconds = || std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let made = seconds();
+    super::wait::until("the certificate has expired", || (seconds() > made).then_some(()));
 }
