@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,6 +19,7 @@ pub struct Server {
     child: Child,
     address: Option<SocketAddr>,
     log: Arc<Mutex<Vec<String>>>,
+    log_reader: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -65,12 +67,12 @@ impl Server {
         let log = Arc::new(Mutex::new(Vec::new()));
         let errors = BufReader::new(child.stderr.take().unwrap());
         let lines = log.clone();
-        std::thread::spawn(move || {
+        let log_reader = std::thread::spawn(move || {
             for line in errors.lines().map_while(Result::ok) {
                 lines.lock().unwrap().push(line);
             }
         });
-        Self { child, address: None, log }
+        Self { child, address: None, log, log_reader: Some(log_reader) }
     }
 
     /// Where it listens.
@@ -143,6 +145,8 @@ impl Server {
         self.signal(Signal::TERM);
         let status = self.wait_end(PATIENCE);
         assert_eq!(status.code(), Some(0), "{:?}", self.log());
+        // Its last lines may still lie in the pipe.
+        self.log_reader.take().unwrap().join().unwrap();
         self.log()
     }
 
