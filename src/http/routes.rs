@@ -238,9 +238,7 @@ impl Request<'_> {
             }
             if !is_marked {
                 is_marked = true;
-                if self.place.is_stranger() {
-                    feed.stats.evicted.inc();
-                }
+                count_stranger(feed, self.place, self.address);
             }
             if outlet::is_closed(self.stream) {
                 return Err(Held::Over);

@@ -8,15 +8,20 @@ use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::standby::Standby;
 
-#[test]
-fn open_streams_follow_a_failover_to_another_host_and_miss_nothing() {
+/// A primary and its standby, a key, and a feed that is given both hosts, of which it wants the primary.
+fn pair() -> (PrivatePostgres, Database, String, Standby, Server) {
     let primary = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&primary);
     let key = database.mint("bot");
     let standby = Standby::start(&primary, &[]);
-    // Both hosts, of which only a primary is wanted.
     let server = Server::spawn(Server::command(&standby.both(&database, "read-write"), "127.0.0.1:0"));
     server.wait_ready();
+    (primary, database, key, standby, server)
+}
+
+#[test]
+fn open_streams_follow_a_failover_to_another_host_and_miss_nothing() {
+    let (primary, database, key, standby, server) = pair();
     let mut stream = server.stream(&key);
     stream.connected();
     database.insert(3);
@@ -34,12 +39,7 @@ fn open_streams_follow_a_failover_to_another_host_and_miss_nothing() {
 
 #[test]
 fn what_an_asynchronous_standby_had_not_got_is_told_as_another_history() {
-    let primary = PrivatePostgres::start(&[]).unwrap();
-    let database = Database::migrated_in(&primary);
-    let key = database.mint("bot");
-    let standby = Standby::start(&primary, &[]);
-    let server = Server::spawn(Server::command(&standby.both(&database, "read-write"), "127.0.0.1:0"));
-    server.wait_ready();
+    let (primary, database, key, standby, server) = pair();
     let mut open = server.stream(&key);
     open.connected();
     database.insert(3);
