@@ -157,6 +157,12 @@ fn an_order_that_the_broker_surely_has_not_is_sent_again() {
     assert_eq!(place.alerts().len(), 1);
 }
 
+/// Whether a process runs; one that is dead and only waits to be asked for does not.
+fn is_running(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
 #[test]
 fn on_the_time_out_the_whole_process_group_is_killed_before_the_order_is_looked_up() {
     let (feed, place) = (Feed::new(), Place::new());
@@ -164,7 +170,7 @@ fn on_the_time_out_the_whole_process_group_is_killed_before_the_order_is_looked_
     let text = format!(
         "{ASKED}grep -q lookup line && {{ [ -e broker.book ] && exit 0; exit 66; }}\n\
          [ -e hung ] && {{ echo $ref >> broker.book; exit 0; }}\n\
-         touch hung; (sleep 1; echo late >> broker.book) & wait; exit 0"
+         touch hung; (sleep 1; echo late >> broker.book) & echo $! > child; wait; exit 0"
     );
     place.script("broker", &text);
     let _bot = place.start(&feed.url, &["--broker", "exec:./broker", "--broker-timeout", "300ms"]);
@@ -173,7 +179,8 @@ fn on_the_time_out_the_whole_process_group_is_killed_before_the_order_is_looked_
     let mut stream = feed.open(5);
     stream.insert(6, &row(1, "exit"));
     place.wait_cursor(6);
-    std::thread::sleep(std::time::Duration::from_millis(1200));
+    // Killed, or else at its own end a second later. (One that was never begun has left no number.)
+    until("the child is gone", || (!is_running(place.read("child").trim())).then_some(()));
     assert_eq!(place.read("broker.book"), "sf-1-exit\n");
     assert!(place.read("log").contains("did not end within 300ms"), "{}", place.read("log"));
 }
