@@ -1,5 +1,6 @@
 //! An event of the log: its number, its time, and the row as it was read.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -125,7 +126,7 @@ pub struct LogRow {
     /// Its time; unusable ones included.
     pub time: EventTime,
     /// `INSERT` or `UPDATE`.
-    pub op: String,
+    pub op: Cow<'static, str>,
     /// The row's JSON as PostgreSQL prints it, or why there is none.
     pub signal: Result<Vec<u8>, Poison>,
 }

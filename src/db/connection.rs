@@ -60,6 +60,12 @@ impl Settings {
     }
 }
 
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("is_lost", &self.is_lost()).finish_non_exhaustive()
+    }
+}
+
 /// One notification that arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {

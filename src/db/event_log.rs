@@ -1,5 +1,7 @@
 //! Reading the log: pages of rows, where it stands, what lies before a cursor.
 
+use std::borrow::Cow;
+
 use tokio_postgres::types::{FromSql, Type};
 
 use super::{Connection, Error};
@@ -181,15 +183,25 @@ pub fn read_page(connection: &mut Connection, after: FeedSeq, upto: FeedSeq, lim
             None if row.try_get(4)? => Err(Poison::NullSignal),
             None => read_large_row(connection, seq)?,
         };
-        let op: RawText<'_> = row.try_get(2)?;
-        rows.push(LogRow { seq, time: row.try_get(1)?, op: String::from_utf8_lossy(op.0).into_owned(), signal });
-        page.pruned_through = FeedSeq(row.try_get::<_, Option<i64>>(5)?.unwrap_or(0));
-        page.anchor = row.try_get(6)?;
+        rows.push(LogRow { seq, time: row.try_get(1)?, op: operation(row.try_get(2)?), signal });
+    }
+    if let Some(any) = found.last() {
+        page.pruned_through = FeedSeq(any.try_get::<_, Option<i64>>(5)?.unwrap_or(0));
+        page.anchor = any.try_get(6)?;
     }
     recall_quarantine(connection, &mut rows)?;
     page.full = i64::try_from(rows.len()) == Ok(limit);
     page.rows = rows;
     Ok(page)
+}
+
+/// Without an allocation for the two that there are; a log of the sequence era may say anything.
+fn operation(op: RawText<'_>) -> Cow<'static, str> {
+    match op.0 {
+        b"INSERT" => Cow::Borrowed("INSERT"),
+        b"UPDATE" => Cow::Borrowed("UPDATE"),
+        other => Cow::Owned(String::from_utf8_lossy(other).into_owned()),
+    }
 }
 
 /// Reads one row by itself; whatever of it cannot be read is its poison.
@@ -216,7 +228,7 @@ pub fn read_single(connection: &mut Connection, after: FeedSeq, upto: FeedSeq) -
     let poisoned = LogRow {
         seq: FeedSeq(row.try_get(0)?),
         time: row.try_get(1)?,
-        op: String::new(),
+        op: Cow::Borrowed(""),
         signal: Err(Poison::Unreadable { sql_state }),
     };
     Ok(Page {

@@ -1,20 +1,25 @@
 //! The connections for replay: few, made when first needed, lent out for one page at a time.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::lock;
 use crate::db::{Connection, Error, Settings};
 
 /// Longest wait for a connection; then the page is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// At most `--replay-connections` connections. Who waits longest is served first.
+/// At most `--replay-connections` connections. Who waits longest is served first, and with the connection that was used
+/// last: its backend has the log's pages, and what it knows of the tables, in its processor's caches.
 #[derive(Debug)]
 pub struct ReplayPool {
     settings: Settings,
-    returned: Sender<Option<Connection>>,
-    free: Receiver<Option<Connection>>,
+    /// Leaves to use a connection, which may have to be made.
+    returned: Sender<()>,
+    free: Receiver<()>,
+    idle: Mutex<Vec<Connection>>,
     size: usize,
     waiting: AtomicUsize,
 }
@@ -24,9 +29,9 @@ impl ReplayPool {
     pub fn new(settings: Settings, connections: usize) -> Self {
         let (returned, free) = bounded(connections);
         for _ in 0..connections {
-            let _ = returned.send(None);
+            let _ = returned.send(());
         }
-        Self { settings, returned, free, size: connections, waiting: AtomicUsize::new(0) }
+        Self { settings, returned, free, idle: Mutex::default(), size: connections, waiting: AtomicUsize::new(0) }
     }
 
     /// How many connections it may have.
@@ -52,16 +57,19 @@ impl ReplayPool {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let lent = self.free.recv_timeout(PATIENCE);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        let mut slot = match lent {
-            Ok(slot) => slot,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Err(Error::TimedOut(PATIENCE)),
-        };
+        if let Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) = lent {
+            return Err(Error::TimedOut(PATIENCE));
+        }
+        let mut slot = lock(&self.idle).pop();
         let was_idle = slot.is_some();
         let mut outcome = self.attempt(&mut slot, &mut work);
         if was_idle && slot.is_none() && !matches!(outcome, Ok(_) | Err(Error::TimedOut(_))) {
             outcome = self.attempt(&mut slot, &mut work);
         }
-        let _ = self.returned.send(slot);
+        if let Some(connection) = slot {
+            lock(&self.idle).push(connection);
+        }
+        let _ = self.returned.send(());
         outcome
     }
 
