@@ -105,6 +105,7 @@ fn a_row_that_cannot_become_jsonb_is_logged_without_its_content_and_never_fails_
         .batch_execute(
             "insert into stock_market.signal values (1, '{\"a\": \"\\u0000\"}');
             update stock_market.signal set id = id;
+            update stock_market.signal set updated_at = now();
             update stock_market.signal set id = 2;
             update stock_market.signal set j = '1';
             update stock_market.signal set j = '\"\\u0000\"'",
