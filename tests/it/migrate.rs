@@ -143,6 +143,35 @@ fn owners_grants_functions_and_guards_are_put_right_and_strange_grants_are_told(
 }
 
 #[test]
+fn a_database_with_defaults_of_its_own_is_installed_and_examined_like_any_other() {
+    let database = Database::empty();
+    for default in [
+        "standard_conforming_strings = off",
+        "quote_all_identifiers = on",
+        "default_transaction_isolation = serializable",
+        "default_transaction_read_only = on",
+        "search_path = ''",
+        "datestyle = 'German'",
+        "statement_timeout = '10s'",
+        "lock_timeout = '1ms'",
+        "session_replication_role = replica",
+    ] {
+        database.sql(&format!("begin read write; alter database {} set {default}; commit", database.name));
+    }
+    database.migrate();
+    database.sql(
+        "begin read write; insert into stock_market.signal (symbol, action, side) values ('A', 'entry', 'BUY'); commit",
+    );
+    assert_eq!(database.head(), 1);
+    assert!(database.migrate().contains("nothing to do"));
+    let checks: serde_json::Value =
+        serde_json::from_str(&signal_feed(&database.url, &["doctor", "--json"]).stdout).unwrap();
+    let failed: Vec<_> = checks.as_array().unwrap().iter().filter(|one| one["ok"] == false).collect();
+    // The tests' own PostgreSQL runs without fsync.
+    assert!(failed.iter().all(|one| one["check"] == "fsync"), "{failed:?}");
+}
+
+#[test]
 fn capture_that_was_off_is_put_on_and_leaves_one_event_without_a_row() {
     for harm in [
         "alter table stock_market.signal disable trigger \"!signal_feed_capture\"",
