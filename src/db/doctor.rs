@@ -79,7 +79,12 @@ pub fn examine(connection: &mut Connection) -> Vec<Check> {
     let mut checks = Vec::new();
     let schema = match migrate::check_schema(connection) {
         Ok(()) => well(format!("schema {}", migrate::known_version())),
-        Err(error) => wrong(error.to_string(), "see the message"),
+        Err(crate::error::Error::Failed(text)) => {
+            // It ends with the command that helps.
+            let (what, help) = text.rsplit_once(": ").unwrap_or((&text, MIGRATE));
+            wrong(what, help)
+        }
+        Err(error) => wrong(error.to_string(), "run doctor as a member of signal_feed_admin, in the feed's database"),
     };
     let usable = schema.ok;
     checks.push(named("schema", schema));

@@ -183,7 +183,8 @@ fn doctor_finds_each_fault_and_says_what_to_do() {
         ("schema", "update stock_market.signal_feed_migration set version = 1000 where version = 4", "newer"),
     ] {
         let database = Database::empty_in(&cluster);
-        assert!(!examined(&database.url, "schema").0);
+        let (ok, text) = examined(&database.url, "schema");
+        assert!(!ok && text.ends_with("; \"run \\\"signal-feed migrate\\\" first\""), "{text}");
         database.migrate();
         let mut client = database.connect();
         client.batch_execute(&format!("{SIGNAL}; {SIGNAL}; {SIGNAL}")).unwrap();
