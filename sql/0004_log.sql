@@ -158,9 +158,13 @@ begin
         from (values
             -- Its name sorts before those of other triggers: a row's INSERT comes before the UPDATE that one of them makes.
             -- A constraint trigger, because CREATE OR REPLACE TRIGGER needs no more than the right TRIGGER on signal, which
-            -- the screener may have, and replaces any other kind.
+            -- the screener may have, and replaces any other kind. Only a foreign table, as a partition, can have none.
             ('signal', '!signal_feed_capture', 21, case when told then 1 else 0 end,
-                'create constraint trigger %I after insert or update on stock_market.signal not deferrable for each row execute function stock_market.signal_feed_capture('
+                'create ' || case when exists (
+                    select from pg_catalog.pg_partition_tree('stock_market.signal') as r
+                    join pg_catalog.pg_class as c on c.oid = r.relid where c.relkind = 'f')
+                    then '' else 'constraint ' end
+                    || 'trigger %I after insert or update on stock_market.signal for each row execute function stock_market.signal_feed_capture('
                     || case when told then '''signal_inserted''' else '' end || ')',
                 'signal_feed_capture', false,
                 'Appends to the log at commit; it has to fire before other AFTER triggers, hence the name'),
@@ -182,8 +186,7 @@ begin
             select from pg_catalog.pg_trigger as t
             where t.tgrelid = wanted.rel and t.tgname = wanted.name and t.tgtype = wanted.kind
                 and t.tgfoid = pg_catalog.to_regprocedure('stock_market.' || wanted.func || '()')
-                and t.tgnargs = wanted.args and (t.tgconstraint <> 0) = (wanted.kind in (9, 21))
-                and t.tgdeferrable = wanted.deferred
+                and t.tgnargs = wanted.args and t.tgdeferrable = wanted.deferred
                 and t.tginitdeferred = wanted.deferred and t.tgqual is null
                 and (t.tgattr::text <> '') = (wanted.kind = 21 and wanted.deferred))
         then

@@ -72,7 +72,6 @@ pub(super) fn trigger_faults(connection: &mut Connection) -> Result<Vec<TriggerF
                 when t.oid is null then pg_catalog.format('the trigger %I on %s is missing', w.name, part.relid::regclass)
                 when p.proname <> w.func or n.nspname <> 'stock_market' or not p.prosecdef
                     or t.tgtype <> w.kind or t.tgdeferrable <> w.deferred or t.tginitdeferred <> w.deferred
-                    or (t.tgconstraint <> 0) <> (w.kind in (9, 21))
                     or t.tgqual is not null or (t.tgattr::text <> '') <> (w.kind = 21 and w.deferred)
                     then pg_catalog.format('the trigger %I on %s is not the feed''s own', w.name, part.relid::regclass)
                 when t.tgenabled = 'D'
