@@ -31,9 +31,17 @@ exception
             return null;
         end if;
         image := stock_market.signal_feed_render(now, null);
-        -- Two rows that both cannot become jsonb differ unless they are the same bytes.
-        if image is null and now operator(pg_catalog.*=) before then
-            return 'false';
+        -- Two rows that both cannot become jsonb differ unless they are the same bytes, but for updated_at.
+        if image is null then
+            begin
+                now.updated_at := before.updated_at;
+            exception
+                -- There is no such column.
+                when others then null;
+            end;
+            if now operator(pg_catalog.*=) before then
+                return 'false';
+            end if;
         end if;
         return image;
 end
@@ -308,12 +316,17 @@ begin
     lock table stock_market.signal_feed_lock in share update exclusive mode;
     perform set_config('synchronous_commit', 'on', true)
         where current_setting('synchronous_commit') in ('off', 'local');
+    -- From the first number that is not history yet: where the counter is ahead of the log, what lies between them was
+    -- given to events that are lost.
     select greatest(
-        (select c.value from stock_market.signal_feed_counter as c order by c.value desc limit 1),
         (select max(e.feed_seq) from stock_market.signal_feed_event as e),
-        (select p.pruned_through from stock_market.signal_feed_pruned as p)) + 1
+        (select p.pruned_through from stock_market.signal_feed_pruned as p),
+        (select max(s.to_seq) from stock_market.signal_feed_skipped as s),
+        (select i.counter_start from stock_market.signal_feed_identity as i), 0) + 1
     into from_seq;
-    to_seq := from_seq + (skip - 1);
+    to_seq := greatest(
+        from_seq - 1,
+        (select c.value from stock_market.signal_feed_counter as c order by c.value desc limit 1)) + skip;
     update stock_market.signal_feed_counter as c set value = to_seq;
     if not found then
         raise exception 'the counter of the feed has no row'

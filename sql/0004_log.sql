@@ -147,7 +147,7 @@ begin
         select from pg_catalog.pg_trigger as t
         join pg_catalog.pg_proc as p on p.oid = t.tgfoid
         where t.tgrelid = 'stock_market.signal'::regclass and not t.tgisinternal and t.tgenabled <> 'D'
-            and p.proname not like 'signal\_feed\_%'
+            and p.oid <> 'stock_market.signal_feed_capture()'::regprocedure
             and (p.prosrc like '%signal_inserted%'
                 or pg_catalog.encode(t.tgargs, 'escape') like '%signal_inserted%'))
     into strict told from stock_market.signal_feed_choice as h;
@@ -157,8 +157,14 @@ begin
             pg_catalog.to_regclass('stock_market.' || v.tab) as rel
         from (values
             -- Its name sorts before those of other triggers: a row's INSERT comes before the UPDATE that one of them makes.
+            -- A constraint trigger, because CREATE OR REPLACE TRIGGER needs no more than the right TRIGGER on signal, which
+            -- the screener may have, and replaces any other kind. Only a foreign table, as a partition, can have none.
             ('signal', '!signal_feed_capture', 21, case when told then 1 else 0 end,
-                'create trigger %I after insert or update on stock_market.signal for each row execute function stock_market.signal_feed_capture('
+                'create ' || case when exists (
+                    select from pg_catalog.pg_partition_tree('stock_market.signal') as r
+                    join pg_catalog.pg_class as c on c.oid = r.relid where c.relkind = 'f')
+                    then '' else 'constraint ' end
+                    || 'trigger %I after insert or update on stock_market.signal for each row execute function stock_market.signal_feed_capture('
                     || case when told then '''signal_inserted''' else '' end || ')',
                 'signal_feed_capture', false,
                 'Appends to the log at commit; it has to fire before other AFTER triggers, hence the name'),
@@ -198,5 +204,25 @@ begin
     end loop;
 end
 $triggers$;
+
+-- Row-level security would hide the feed's rows from its own roles, and a rule would send them elsewhere.
+do $plain$
+declare
+    odd record;
+begin
+    for odd in
+        select c.oid::regclass as tab, r.rulename as rule
+        from pg_catalog.pg_class as c left join pg_catalog.pg_rewrite as r on r.ev_class = c.oid
+        where c.relnamespace = 'stock_market'::regnamespace and c.relkind = 'r'
+            and c.relowner = 'signal_feed_owner'::regrole and pg_catalog.starts_with(c.relname::text, 'signal_feed_')
+            and (c.relrowsecurity or c.relforcerowsecurity or r.oid is not null)
+    loop
+        execute pg_catalog.format('alter table %s disable row level security, no force row level security', odd.tab);
+        if odd.rule is not null then
+            execute pg_catalog.format('drop rule %I on %s', odd.rule, odd.tab);
+        end if;
+    end loop;
+end
+$plain$;
 
 revoke create on schema stock_market from signal_feed_capture, signal_feed_render;

@@ -79,7 +79,12 @@ pub fn examine(connection: &mut Connection) -> Vec<Check> {
     let mut checks = Vec::new();
     let schema = match migrate::check_schema(connection) {
         Ok(()) => well(format!("schema {}", migrate::known_version())),
-        Err(error) => wrong(error.to_string(), "see the message"),
+        Err(crate::error::Error::Failed(text)) => {
+            // It ends with the command that helps.
+            let (what, help) = text.rsplit_once(": ").unwrap_or((&text, MIGRATE));
+            wrong(what, help)
+        }
+        Err(error) => wrong(error.to_string(), "run doctor as a member of signal_feed_admin, in the feed's database"),
     };
     let usable = schema.ok;
     checks.push(named("schema", schema));
@@ -167,6 +172,9 @@ fn privileges(connection: &mut Connection) -> Result<Verdict, Error> {
 
 /// Everything else that migrate would put right.
 fn installation(connection: &mut Connection) -> Result<Verdict, Error> {
+    if let Some(why) = inspect::refusal(connection)? {
+        return Ok(wrong(why, "put that right; until then migrate refuses this database"));
+    }
     let faults: Vec<String> = inspect::faults(connection)?.into_iter().map(|fault| fault.text).collect();
     if !faults.is_empty() {
         return Ok(wrong(faults.join("; "), MIGRATE));
@@ -175,6 +183,11 @@ fn installation(connection: &mut Connection) -> Result<Verdict, Error> {
 }
 
 fn log(connection: &mut Connection) -> Result<Verdict, Error> {
+    for table in ["signal_feed_identity", "signal_feed_pruned"] {
+        if connection.query_opt(&format!("select from stock_market.{table}"), &[])?.is_none() {
+            return Ok(wrong(format!("the table stock_market.{table} has no row"), MIGRATE));
+        }
+    }
     // One statement, so one snapshot: the counter and the log change in one commit.
     let row = connection.query_one(
         "with base as (
@@ -206,7 +219,10 @@ fn log(connection: &mut Connection) -> Result<Verdict, Error> {
     };
     let restored = "was the log restored, or changed by hand? run \"signal-feed restored\", which lets the numbers go on above every number in doubt";
     if counters != 1 {
-        return Ok(wrong(format!("the counter has {counters} rows"), "delete all but the highest"));
+        return Ok(wrong(
+            format!("the counter has {counters} rows, of which {value} is the highest"),
+            format!("as a superuser: delete from stock_market.signal_feed_counter where value < {value}"),
+        ));
     }
     if value < should {
         return Ok(wrong(
@@ -234,7 +250,8 @@ fn log(connection: &mut Connection) -> Result<Verdict, Error> {
         );
         return Ok(wrong(
             format!("the log has a hole after the counter's start: {place}"),
-            "somebody deleted events by hand, or the log was damaged; consumers see the hole as a loss until they accept it",
+            "somebody deleted events by hand, or the log was damaged; consumers that have not had them are not told: \
+             let such bots start with --recovery once; this goes away when prune has removed the log up to there",
         ));
     }
     Ok(well(format!("{rows} events without a hole from {} on; the counter stands at {value}", start + 1)))
@@ -306,8 +323,9 @@ fn snapshots(connection: &mut Connection) -> Result<Verdict, Error> {
                 clock_timestamp() - coalesce(a.xact_start, clock_timestamp()) as age,
                 pg_catalog.format('end its transaction, or: select pg_terminate_backend(%s)', a.pid) as fix
             from pg_catalog.pg_stat_activity as a
-            where a.backend_xmin is not null and a.pid <> pg_backend_pid() and a.datname = current_database()
-                and a.backend_type = 'client backend'
+            where a.pid <> pg_backend_pid() and a.datname = current_database() and a.backend_type = 'client backend'
+                -- A transaction that has written holds vacuum back as a snapshot does.
+                and (a.backend_xmin is not null or a.backend_xid is not null)
             union all
             select pg_catalog.format('replication slot %s (%s)', s.slot_name,
                     case when s.active then 'active' else 'nobody reads it' end),
@@ -325,8 +343,9 @@ fn snapshots(connection: &mut Connection) -> Result<Verdict, Error> {
         ) as h order by h.age desc limit 5",
         &[],
     )?;
+    let unseen = unseen(connection)?;
     let Some(oldest) = rows.first() else {
-        return Ok(well("nobody holds an old snapshot"));
+        return Ok(well(format!("nobody is seen to hold an old snapshot{unseen}")));
     };
     let names: Vec<String> = rows
         .iter()
@@ -340,11 +359,17 @@ fn snapshots(connection: &mut Connection) -> Result<Verdict, Error> {
             )
         })
         .collect();
-    let message = format!("held back by {}", names.join(", "));
+    let message = format!("held back by {}{unseen}", names.join(", "));
     if oldest.get::<_, f64>(1) < SNAPSHOT_PATIENCE.as_secs_f64() {
         return Ok(well(message));
     }
     Ok(wrong(message, oldest.get::<_, String>(2)))
+}
+
+/// What is to be added where PostgreSQL hides from this login what other sessions do.
+fn unseen(connection: &mut Connection) -> Result<&'static str, Error> {
+    let sees: bool = connection.query_one("select pg_catalog.pg_has_role('pg_read_all_stats', 'usage')", &[])?.get(0);
+    Ok(if sees { "" } else { "; other roles' sessions cannot be seen: grant pg_monitor to signal_feed_admin" })
 }
 
 fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
@@ -430,8 +455,9 @@ fn notify_queue(connection: &mut Connection) -> Result<Verdict, Error> {
         || "no open transaction is to be seen".to_owned(),
         |row| format!("the oldest open transaction is {}", row.get::<_, String>(0)),
     );
+    let unseen = unseen(connection)?;
     Ok(wrong(
-        format!("{share}; {who}"),
+        format!("{share}; {who}{unseen}"),
         "end the session that LISTENs and sits in an old transaction: when the queue is full every notifying commit fails",
     ))
 }
@@ -464,7 +490,8 @@ fn lock_holders(connection: &mut Connection) -> Result<Vec<(String, i32, String)
                 coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, '?')),
             coalesce(l.pid, 0), coalesce(a.xact_start::text, '')
             from pg_catalog.pg_locks as l left join pg_catalog.pg_stat_activity as a on a.pid = l.pid
-            where l.granted and l.locktype = 'relation' and l.mode = 'ShareUpdateExclusiveLock'
+            where l.granted and l.locktype = 'relation'
+                and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
                 and l.relation = 'stock_market.signal_feed_lock'::regclass
                 and l.database = (select d.oid from pg_catalog.pg_database as d where d.datname = current_database())",
         &[],

@@ -49,8 +49,11 @@ pub(super) const TABLES: [&str; 14] = [
     "signal_feed_event",
 ];
 
-/// Table, privileges, roles; `privilege(column)` is one on a column.
-const GRANTS: [(&str, &[&str], &[&str]); 19] = [
+/// The sequences of the feed's tables.
+const SEQUENCES: [&str; 2] = ["signal_feed_outbox_seq_seq", "signal_feed_api_key_id_seq"];
+
+/// Table or sequence, privileges, roles; `privilege(column)` is one on a column.
+const GRANTS: [(&str, &[&str], &[&str]); 20] = [
     ("signal_feed_migration", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_choice", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_cluster", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
@@ -60,6 +63,7 @@ const GRANTS: [(&str, &[&str], &[&str]); 19] = [
     ("signal_feed_skipped", &["SELECT"], &["signal_feed_server", "signal_feed_admin", "signal_feed_bot"]),
     ("signal_feed_outbox", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_outbox", &["INSERT"], &["signal_feed_capture"]),
+    ("signal_feed_outbox_seq_seq", &["USAGE"], &["signal_feed_capture"]),
     ("signal_feed_first", &["SELECT"], &["signal_feed_server", "signal_feed_admin"]),
     ("signal_feed_first", &["INSERT", "SELECT(xact)", "SELECT(round)"], &["signal_feed_capture"]),
     ("signal_feed_lock", &["SELECT"], &["signal_feed_admin"]),
@@ -199,6 +203,22 @@ pub(super) fn refusal(connection: &mut Connection) -> Result<Option<String>, Err
         Err(error) if error.is_statement_error() => {}
         Err(error) => return Err(error),
     }
+    let elsewhere = connection.query_opt(
+        "select t.tgname::text, t.tgrelid::regclass::text from pg_catalog.pg_trigger as t
+            join pg_catalog.pg_proc as p on p.oid = t.tgfoid
+            join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
+            where n.nspname = 'stock_market' and p.proname = 'signal_feed_append' and t.tgparentid = 0
+                and t.tgrelid <> coalesce(pg_catalog.to_regclass('stock_market.signal'), 0)
+            limit 1",
+        &[],
+    )?;
+    if let Some(row) = elsewhere {
+        let (trigger, table): (String, String) = (row.get(0), row.get(1));
+        return Ok(Some(format!(
+            "the table {table} too has a trigger of the sequence era, {trigger}, so its rows reach the log: \
+             was it stock_market.signal once? drop the trigger there first"
+        )));
+    }
     let unfit = connection.query(
         "select w.name, w.type, pg_catalog.format_type(a.atttypid, a.atttypmod)
             from (values ('feed_seq', 'bigint'), ('event_time', 'timestamp with time zone'), ('op', 'text'),
@@ -252,19 +272,22 @@ pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     let tables = table_faults(connection)?;
     let complete = !tables.iter().any(|text| text.ends_with("is missing"));
     faults.extend(tables.into_iter().map(Fault::new));
-    faults.extend(function_faults(connection)?.into_iter().map(Fault::new));
+    faults.extend(function_faults(connection)?);
     let given = grants(connection)?;
     faults.extend(given.missing.into_iter().map(Fault::new));
     faults.extend(schema_faults(connection)?.into_iter().map(Fault::new));
     if complete {
         faults.extend(row_faults(connection)?);
     }
+    // A table that is missing is missed by each of its triggers too.
+    faults.dedup_by(|later, earlier| later.text == earlier.text);
     Ok(faults)
 }
 
 fn table_faults(connection: &mut Connection) -> Result<Vec<String>, Error> {
     let rows = connection.query(
-        "select w.name, pg_catalog.pg_get_userbyid(c.relowner)::text, c.relhasrules, c.relforcerowsecurity,
+        "select w.name, pg_catalog.pg_get_userbyid(c.relowner)::text, c.relrowsecurity or c.relforcerowsecurity,
+            (select min(r.rulename)::text from pg_catalog.pg_rewrite as r where r.ev_class = c.oid),
             pg_catalog.has_table_privilege('signal_feed_owner', c.oid, 'select')
                 and pg_catalog.has_table_privilege('signal_feed_owner', c.oid, 'insert')
                 and pg_catalog.has_table_privilege('signal_feed_owner', c.oid, 'update')
@@ -288,11 +311,22 @@ fn table_faults(connection: &mut Connection) -> Result<Vec<String>, Error> {
             }
             Some(_) => {}
         }
+        if row.get::<_, Option<bool>>(2) == Some(true) {
+            faults.push(format!(
+                "the table stock_market.{name} has row-level security, which hides its rows from the feed's roles"
+            ));
+        }
+        if let Some(rule) = row.get::<_, Option<String>>(3) {
+            faults.push(format!("the table stock_market.{name} has a rule {rule}, which may send its rows elsewhere"));
+        }
     }
     Ok(faults)
 }
 
-fn function_faults(connection: &mut Connection) -> Result<Vec<String>, Error> {
+/// The trigger functions without whose work signals do not reach the log.
+const CAPTURING: [&str; 3] = ["signal_feed_capture", "signal_feed_gather", "signal_feed_number"];
+
+fn function_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     let mut faults = Vec::new();
     let expected = functions();
     let signatures: Vec<String> =
@@ -315,7 +349,7 @@ fn function_faults(connection: &mut Connection) -> Result<Vec<String>, Error> {
     for (function, row) in expected.iter().zip(&rows) {
         let name = format!("the function stock_market.{}", function.signature);
         let Some(body) = row.get::<_, Option<String>>(0) else {
-            faults.push(format!("{name} is missing"));
+            faults.push(Fault::new(format!("{name} is missing")));
             continue;
         };
         let settings: BTreeSet<String> = row
@@ -326,19 +360,21 @@ fn function_faults(connection: &mut Connection) -> Result<Vec<String>, Error> {
             .collect();
         if body != function.body || row.get::<_, bool>(1) != function.security_definer || settings != function.settings
         {
-            faults.push(format!("{name} is not as this program knows it"));
+            // With another body nobody knows what was captured meanwhile.
+            let capture_was_off = body != function.body && CAPTURING.contains(&function.name);
+            faults.push(Fault { text: format!("{name} is not as this program knows it"), capture_was_off });
         }
         let owner: String = row.get(2);
         if owner != function.owner {
-            faults.push(format!("{name} belongs to {owner} and not to {}", function.owner));
+            faults.push(Fault::new(format!("{name} belongs to {owner} and not to {}", function.owner)));
         }
         if row.get(4) {
-            faults.push(format!("{name} may be executed by everybody"));
+            faults.push(Fault::new(format!("{name} may be executed by everybody")));
         }
         let may: Vec<String> = row.get(5);
         for role in EXECUTES.iter().filter(|(name, _)| *name == function.name).flat_map(|(_, roles)| roles.iter()) {
             if !may.iter().any(|given| given == role) {
-                faults.push(format!("{role} may not execute {name}"));
+                faults.push(Fault::new(format!("{role} may not execute {name}")));
             }
         }
     }
@@ -362,15 +398,15 @@ fn schema_faults(connection: &mut Connection) -> Result<Vec<String>, Error> {
                 and c.relnamespace = (select n.oid from pg_catalog.pg_namespace as n where n.nspname = 'stock_market')",
         &[],
     )?;
-    let order = connection.query_one(
-        "select coalesce(pg_catalog.has_sequence_privilege('signal_feed_capture', c.oid, 'usage'), true)
-            from (values (1)) as one (one)
-            left join pg_catalog.pg_class as c on c.relname = 'signal_feed_outbox_seq_seq' and c.relkind = 'S'
-                and c.relnamespace = (select n.oid from pg_catalog.pg_namespace as n where n.nspname = 'stock_market')",
+    let index = connection.query_opt(
+        "select from pg_catalog.pg_index as i
+            join pg_catalog.pg_class as c on c.oid = i.indexrelid
+            join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+            where n.nspname = 'stock_market' and c.relname = 'signal_feed_event_event_time_idx' and i.indisvalid",
         &[],
     )?;
-    if !order.get::<_, bool>(0) {
-        faults.push("signal_feed_capture lacks USAGE on the sequence stock_market.signal_feed_outbox_seq_seq".into());
+    if index.is_none() {
+        faults.push("the index stock_market.signal_feed_event_event_time_idx is missing or not valid".into());
     }
     if !bot.get::<_, bool>(0) {
         faults.push("signal_feed_bot lacks SELECT on stock_market.signal".into());
@@ -486,7 +522,8 @@ pub(super) fn other_notifier(connection: &mut Connection) -> Result<Option<Strin
             join pg_catalog.pg_class as c on c.oid = t.tgrelid
             join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
             where n.nspname = 'stock_market' and c.relname = 'signal' and not t.tgisinternal and t.tgenabled <> 'D'
-                and p.proname not like 'signal\\_feed\\_%'
+                -- Ours, and that of the sequence era, which goes.
+                and (p.proname not in ('signal_feed_capture', 'signal_feed_append') or p.pronamespace <> n.oid)
                 and (p.prosrc like '%signal_inserted%'
                     or pg_catalog.encode(t.tgargs, 'escape') like '%signal_inserted%')
             order by 1 limit 1",
@@ -495,7 +532,7 @@ pub(super) fn other_notifier(connection: &mut Connection) -> Result<Option<Strin
     Ok(row.map(|row| row.get(0)))
 }
 
-/// Grants as they are against [`GRANTS`].
+/// Grants as they are against [`GRANTS`] and [`EXECUTES`].
 pub(super) struct Grants {
     pub(super) missing: Vec<String>,
     /// What nobody of the feed gave: (text, whether it lets somebody write).
@@ -518,7 +555,7 @@ pub(super) fn grants(connection: &mut Connection) -> Result<Grants, Error> {
             cross join lateral pg_catalog.aclexplode(t.attacl) as a
             left join pg_catalog.pg_roles as r on r.oid = a.grantee
             where n.nspname = 'stock_market' and c.relname = any ($1::text[]) and a.grantee <> c.relowner",
-        &[&TABLES.as_slice()],
+        &[&[&TABLES[..], &SEQUENCES[..]].concat()],
     )?;
     let mut given: BTreeSet<(String, String, String)> = rows
         .iter()
@@ -538,7 +575,7 @@ pub(super) fn grants(connection: &mut Connection) -> Result<Grants, Error> {
             }
         }
     }
-    let strange = given
+    let mut strange: Vec<(String, bool)> = given
         .into_iter()
         .map(|(table, role, privilege)| {
             let writes = !privilege.starts_with("SELECT");
@@ -546,7 +583,33 @@ pub(super) fn grants(connection: &mut Connection) -> Result<Grants, Error> {
             (format!("{role} has {privilege} on stock_market.{table}, which the feed did not give"), writes || secret)
         })
         .collect();
+    strange.extend(strange_executes(connection)?.into_iter().map(|text| (text, true)));
     Ok(Grants { missing, strange })
+}
+
+/// Who may execute a function of the feed beside those of [`EXECUTES`]. What PUBLIC may, migrate takes back.
+fn strange_executes(connection: &mut Connection) -> Result<Vec<String>, Error> {
+    let mut strange = Vec::new();
+    let rows = connection.query(
+        "select p.proname::text, pg_catalog.oidvectortypes(p.proargtypes), r.rolname::text
+            from pg_catalog.pg_proc as p
+            join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
+            cross join lateral pg_catalog.aclexplode(p.proacl) as a
+            join pg_catalog.pg_roles as r on r.oid = a.grantee
+            where n.nspname = 'stock_market' and a.grantee <> p.proowner
+            order by 1, 2, 3",
+        &[],
+    )?;
+    let ours = functions();
+    for row in rows {
+        let (name, arguments, role): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        let signature = format!("{name}({arguments})");
+        let given = EXECUTES.iter().any(|(function, roles)| *function == name && roles.contains(&role.as_str()));
+        if !given && ours.iter().any(|function| function.signature == signature) {
+            strange.push(format!("{role} has EXECUTE on stock_market.{signature}, which the feed did not give"));
+        }
+    }
+    Ok(strange)
 }
 
 /// What is worth knowing and no fault.
@@ -586,7 +649,7 @@ pub(super) fn remarks(connection: &mut Connection) -> Result<Vec<String>, Error>
 /// What belongs to the wrong role, and functions that are not as they should be.
 pub(super) fn ownership(connection: &mut Connection) -> Result<Vec<String>, Error> {
     let mut faults = table_faults(connection)?;
-    faults.extend(function_faults(connection)?);
+    faults.extend(function_faults(connection)?.into_iter().map(|fault| fault.text));
     Ok(faults)
 }
 

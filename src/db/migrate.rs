@@ -74,12 +74,18 @@ pub struct Options {
     pub signal_inserted: Option<SignalInserted>,
 }
 
-/// Lifts the deadline of the connection's statements, for [`migrate`] alone.
+/// Lifts the deadline of the connection's statements, and takes back what the defaults of a database or a role would make
+/// of the schema's files and of what the catalog is asked.
 ///
 /// # Errors
 /// Where the database does not answer.
 pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
-    connection.batch("set statement_timeout = 0").doing("prepare the session")?;
+    connection
+        .batch(
+            "set statement_timeout = 0; set standard_conforming_strings = on; set quote_all_identifiers = off;
+             set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off",
+        )
+        .doing("prepare the session")?;
     connection.set_deadline(DEADLINE);
     Ok(())
 }

@@ -24,8 +24,8 @@ const USES_EVERY: Duration = Duration::from_secs(10);
 /// How often there is a look at what is to be written.
 const TURN_EVERY: Duration = Duration::from_secs(1);
 
-/// How often it is checked that capture is on.
-const CAPTURE_EVERY: Duration = Duration::from_secs(10);
+/// How often it is checked that capture is on. Noticed within ten seconds is what is promised, the look itself included.
+const CAPTURE_EVERY: Duration = Duration::from_secs(8);
 
 /// What is to be written.
 #[derive(Debug)]

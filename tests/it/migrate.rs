@@ -124,6 +124,10 @@ fn owners_grants_functions_and_guards_are_put_right_and_strange_grants_are_told(
             alter table stock_market.signal_feed_event enable trigger signal_feed_refuse_statement;
             grant execute on function stock_market.signal_feed_prune_to(bigint) to public;
             grant insert on stock_market.signal_feed_event to public;
+            grant execute on function stock_market.signal_feed_prune_to(bigint) to pg_monitor;
+            alter table stock_market.signal_feed_event enable row level security;
+            create rule lost as on insert to stock_market.signal_feed_quarantine do instead nothing;
+            drop index stock_market.signal_feed_event_event_time_idx;
             delete from stock_market.signal_feed_counter",
         )
         .unwrap();
@@ -132,9 +136,39 @@ fn owners_grants_functions_and_guards_are_put_right_and_strange_grants_are_told(
     assert!(missing.stdout.contains("signal_feed_refuse_row"), "{}", missing.stdout);
     let said = database.migrate();
     assert!(said.contains("warning: PUBLIC has INSERT"), "{said}");
+    assert!(said.contains("warning: pg_monitor has EXECUTE on stock_market.signal_feed_prune_to(bigint)"), "{said}");
     signal_feed(&database.url, &["migrate", "--check"]).ok();
     // Nothing of that kept a signal from the log.
     assert_eq!(count(&mut client, "select count(*) from stock_market.signal_feed_event"), 0);
+}
+
+#[test]
+fn a_database_with_defaults_of_its_own_is_installed_and_examined_like_any_other() {
+    let database = Database::empty();
+    for default in [
+        "standard_conforming_strings = off",
+        "quote_all_identifiers = on",
+        "default_transaction_isolation = serializable",
+        "default_transaction_read_only = on",
+        "search_path = ''",
+        "datestyle = 'German'",
+        "statement_timeout = '10s'",
+        "lock_timeout = '1ms'",
+        "session_replication_role = replica",
+    ] {
+        database.sql(&format!("begin read write; alter database {} set {default}; commit", database.name));
+    }
+    database.migrate();
+    database.sql(
+        "begin read write; insert into stock_market.signal (symbol, action, side) values ('A', 'entry', 'BUY'); commit",
+    );
+    assert_eq!(database.head(), 1);
+    assert!(database.migrate().contains("nothing to do"));
+    let checks: serde_json::Value =
+        serde_json::from_str(&signal_feed(&database.url, &["doctor", "--json"]).stdout).unwrap();
+    let failed: Vec<_> = checks.as_array().unwrap().iter().filter(|one| one["ok"] == false).collect();
+    // The tests' own PostgreSQL runs without fsync.
+    assert!(failed.iter().all(|one| one["check"] == "fsync"), "{failed:?}");
 }
 
 #[test]
@@ -145,6 +179,8 @@ fn capture_that_was_off_is_put_on_and_leaves_one_event_without_a_row() {
         "drop trigger \"!signal_feed_capture\" on stock_market.signal",
         "alter table stock_market.signal_feed_first disable trigger signal_feed_number",
         "drop trigger signal_feed_gather on stock_market.signal_feed_first",
+        "create or replace function stock_market.signal_feed_number() returns trigger
+            language plpgsql security definer as 'begin return null; end'",
         "alter table stock_market.signal rename to signal_old;
          create table stock_market.signal (like stock_market.signal_old including all)",
     ] {
@@ -209,6 +245,13 @@ fn what_no_trigger_can_watch_is_refused_and_nothing_is_installed() {
             "create table stock_market.signal (id int); create table stock_market.signal_feed_event (feed_seq int, event_time timestamptz, op text, signal jsonb)",
             "feed_seq",
         ),
+        (
+            "create table stock_market.signal (id int); create table stock_market.signal_2024 (id int);
+            create function stock_market.signal_feed_append() returns trigger language plpgsql as 'begin return null; end';
+            create trigger signal_feed_append after insert on stock_market.signal_2024
+                for each row execute function stock_market.signal_feed_append()",
+            "stock_market.signal_2024",
+        ),
     ] {
         let database = Database::empty();
         let mut client = database.connect();
@@ -226,9 +269,9 @@ fn an_existing_signal_inserted_trigger_is_kept_and_no_second_one_added() {
     client
         .batch_execute(
             "create schema stock_market; create table stock_market.signal (id int);
-            create function stock_market.shout() returns trigger language plpgsql as $$
+            create function stock_market.signal_feed_shout() returns trigger language plpgsql as $$
                 begin perform pg_notify('signal_inserted', to_jsonb(new)::text); return null; end $$;
-            create trigger shout after insert on stock_market.signal for each row execute function stock_market.shout()",
+            create trigger shout after insert on stock_market.signal for each row execute function stock_market.signal_feed_shout()",
         )
         .unwrap();
     let said = database.migrate();

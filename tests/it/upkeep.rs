@@ -135,6 +135,27 @@ fn doctor_finds_each_fault_and_says_what_to_do() {
         ("owners", "alter table stock_market.signal_feed_event owner to postgres", "belongs to postgres"),
         ("privileges", "revoke select on stock_market.signal_feed_event from signal_feed_server", "lacks SELECT"),
         ("privileges", "grant insert on stock_market.signal_feed_event to public", "PUBLIC has INSERT"),
+        (
+            "privileges",
+            "grant execute on function stock_market.signal_feed_restored(bigint) to pg_monitor",
+            "pg_monitor has EXECUTE on stock_market.signal_feed_restored(bigint)",
+        ),
+        (
+            "privileges",
+            "grant all on sequence stock_market.signal_feed_outbox_seq_seq to pg_monitor",
+            "pg_monitor has UPDATE on stock_market.signal_feed_outbox_seq_seq",
+        ),
+        (
+            "privileges",
+            "revoke all on sequence stock_market.signal_feed_outbox_seq_seq from signal_feed_capture",
+            "lacks USAGE on stock_market.signal_feed_outbox_seq_seq",
+        ),
+        ("owners", "alter table stock_market.signal_feed_event enable row level security", "row-level security"),
+        ("owners", "create rule lost as on insert to stock_market.signal_feed_event do instead nothing", "rule lost"),
+        ("installation", "create table stock_market.child () inherits (stock_market.signal)", "inheritance children"),
+        ("installation", "drop index stock_market.signal_feed_event_event_time_idx", "event_time_idx"),
+        ("log", "delete from stock_market.signal_feed_identity", "signal_feed_identity has no row"),
+        ("log", "delete from stock_market.signal_feed_pruned", "signal_feed_pruned has no row"),
         ("log", "update stock_market.signal_feed_counter set value = 9", "ahead"),
         ("log", "update stock_market.signal_feed_counter set value = 1", "behind"),
         (
@@ -162,7 +183,8 @@ fn doctor_finds_each_fault_and_says_what_to_do() {
         ("schema", "update stock_market.signal_feed_migration set version = 1000 where version = 4", "newer"),
     ] {
         let database = Database::empty_in(&cluster);
-        assert!(!examined(&database.url, "schema").0);
+        let (ok, text) = examined(&database.url, "schema");
+        assert!(!ok && text.ends_with("; \"run \\\"signal-feed migrate\\\" first\""), "{text}");
         database.migrate();
         let mut client = database.connect();
         client.batch_execute(&format!("{SIGNAL}; {SIGNAL}; {SIGNAL}")).unwrap();
@@ -182,6 +204,9 @@ fn doctor_names_who_holds_an_old_snapshot_and_who_sits_on_the_feeds_lock() {
         .batch_execute("set application_name = 'forgetful'; begin isolation level repeatable read; select 1")
         .unwrap();
     assert!(examined(&database.url, "snapshots").1.contains("forgetful"));
+    // Without a snapshot of its own, but with a transaction number.
+    holder.batch_execute(&format!("commit; begin; {SIGNAL}")).unwrap();
+    assert!(examined(&database.url, "snapshots").1.contains("forgetful"));
     holder
         .batch_execute(&format!(
             "commit; begin; {SIGNAL}; set constraints all immediate; set constraints all immediate"
@@ -191,6 +216,16 @@ fn doctor_names_who_holds_an_old_snapshot_and_who_sits_on_the_feeds_lock() {
     assert!(!ok && text.contains("forgetful"), "{text}");
     holder.batch_execute("commit").unwrap();
     assert!(examined(&database.url, "lock").0);
+}
+
+#[test]
+fn doctor_says_what_it_may_not_see() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::empty_in(&cluster);
+    database.migrate();
+    database.sql("revoke pg_monitor from signal_feed_admin; create role admin login in role signal_feed_admin");
+    assert!(!examined(&database.url, "snapshots").1.contains("cannot be seen"));
+    assert!(examined(&database.url_as("admin"), "snapshots").1.contains("cannot be seen: grant pg_monitor"));
 }
 
 #[test]
@@ -218,6 +253,32 @@ fn restored_lets_the_numbers_jump_and_records_the_range() {
     assert_eq!(count(&mut client, "select max(to_seq) from stock_market.signal_feed_skipped"), 1_000_102);
     let (ok, text) = examined(&database.url, "log");
     assert!(ok, "{text}");
+}
+
+#[test]
+fn restored_after_the_log_lost_its_end_or_the_counter_stood_behind_leaves_nothing_for_doctor_to_say() {
+    for (harm, skipped) in [
+        // Of five events the last two are lost, while the counter knows of them: their numbers are history too.
+        (
+            "alter table stock_market.signal_feed_event disable trigger signal_feed_refuse_row;
+             delete from stock_market.signal_feed_event where feed_seq > 3;
+             alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_row",
+            "skipped 4 to 105",
+        ),
+        ("update stock_market.signal_feed_counter set value = 2", "skipped 6 to 105"),
+    ] {
+        let database = Database::migrated();
+        let mut client = database.connect();
+        client.batch_execute(&[SIGNAL; 5].join(";")).unwrap();
+        client.batch_execute(harm).unwrap();
+        assert!(!examined(&database.url, "log").0);
+        let said = signal_feed(&database.url, &["restored", "--skip", "100"]).ok();
+        assert!(said.contains(skipped), "{harm}: {said}");
+        client.batch_execute(SIGNAL).unwrap();
+        assert_eq!(count(&mut client, "select max(feed_seq) from stock_market.signal_feed_event"), 106);
+        let (ok, text) = examined(&database.url, "log");
+        assert!(ok, "{harm}: {text}");
+    }
 }
 
 /// Runs one of PostgreSQL's programs.

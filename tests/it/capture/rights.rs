@@ -81,6 +81,32 @@ fn a_screener_needs_only_its_rights_on_signal_and_has_no_others() {
 }
 
 #[test]
+fn a_screener_with_every_right_on_signal_cannot_put_a_trigger_of_its_own_in_the_place_of_the_feeds() {
+    let screener = Screener::new("");
+    let mut superuser = screener.database.connect();
+    superuser
+        .batch_execute(&format!(
+            "create schema own authorization {0}; grant all on stock_market.signal to {0}",
+            screener.name
+        ))
+        .unwrap();
+    let mut client = screener.connect();
+    client
+        .batch_execute("create function own.nothing() returns trigger language plpgsql as 'begin return null; end'")
+        .unwrap();
+    // PostgreSQL 13 does not know the statement at all.
+    client
+        .batch_execute(
+            "create or replace trigger \"!signal_feed_capture\" after insert on stock_market.signal
+                for each row execute function own.nothing()",
+        )
+        .unwrap_err();
+    client.batch_execute("drop trigger \"!signal_feed_capture\" on stock_market.signal").unwrap_err();
+    client.batch_execute(SIGNAL).unwrap();
+    assert_eq!(log(&mut superuser), ["1 INSERT A"]);
+}
+
+#[test]
 fn the_servers_role_can_do_what_serve_needs_and_nothing_else() {
     let screener = Screener::new("");
     let mut superuser = screener.database.connect();
