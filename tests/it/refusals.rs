@@ -68,6 +68,11 @@ fn a_cursor_that_is_none_is_a_bad_cursor() {
         "cursor=1&cursor_time=2026-11-20",
         "cursor=1&cursor_time=2026-13-20T12:00:00Z",
         "cursor=1&cursor_time=2026-11-20T12:00:00",
+        "cursor=1&cursor_time=2026-11-20T12:00Z",
+        "cursor=1&cursor_time=2026-11-20T120000Z",
+        "cursor=1&cursor_time=2026-11-20T12:00:00%2B0200",
+        "cursor=1&cursor_time=2026-11-20T12:00:00-24:00",
+        "cursor=1&cursor_time=2026-11-20T12:00:00Z[UTC]",
         "cursor_time=nonsense",
     ] {
         let answer = Request::feed_at(&format!("/feed?{query}"), &key).send(server.address());
