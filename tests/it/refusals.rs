@@ -111,6 +111,23 @@ fn what_cannot_be_read_is_a_bad_request_and_another_version_is_named() {
 }
 
 #[test]
+fn a_later_http_1_is_answered_as_1_1() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    for minor in 2..=9 {
+        assert_eq!(raw(&server, &format!("GET /healthz HTTP/1.{minor}\r\n\r\n")).status, 200, "1.{minor}");
+        let slow = format!("\r\nGET /feed HTTP/1.{minor}\nX-API-Key: {key}\n\n");
+        let mut connection = Connection::connect(server.address(), None);
+        for byte in slow.as_bytes().chunks(7) {
+            connection.socket.write_all(byte).unwrap();
+        }
+        connection.stream(PATIENCE).connected();
+    }
+    assert_eq!(raw(&server, "GET /healthz HTTP/1.12\r\n\r\n").status, 400);
+}
+
+#[test]
 fn a_head_that_is_too_large_or_too_late_is_told_so() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
