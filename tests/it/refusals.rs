@@ -239,6 +239,13 @@ fn a_key_has_so_many_streams_by_its_name_over_a_rotation() {
     // One that has left makes room at once, though the feed is quiet.
     drop(streams.pop());
     server.stream(&new).connected();
+    // Also one that had sent more than its request, which nobody reads.
+    let mut noisy = server.stream(&new);
+    noisy.connected();
+    let mut socket = noisy.socket();
+    socket.write_all(b"more").unwrap();
+    drop(noisy);
+    server.stream(&new).connected();
 }
 
 #[test]
