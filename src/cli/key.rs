@@ -1,5 +1,6 @@
 //! `signal-feed key`: mint, list, revoke and rotate API keys.
 
+use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -101,8 +102,7 @@ fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>, delay
             "mint a key: there is a live key named {name:?} already; key rotate or key revoke it"
         )));
     }
-    say(key);
-    Ok(())
+    show(&key, name)
 }
 
 fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Option<Duration>) -> Result<(), Error> {
@@ -111,8 +111,12 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
     if !keys::rotate(&mut connection, name, &hash, overlap, expires_in).doing("rotate a key")? {
         return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}; key list shows them")));
     }
-    say(key);
-    Ok(())
+    show(&key, name)
+}
+
+/// Shows a new key, which nobody can do again: where that fails, so does the command.
+fn show(key: &str, name: &str) -> Result<(), Error> {
+    writeln!(stdout(), "{key}").doing(format!("show the new key {name:?}, which is live now and nobody has"))
 }
 
 fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
