@@ -16,10 +16,13 @@ mod tail;
 
 pub use database::DatabaseArgs;
 
+use std::any::TypeId;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::logging;
@@ -62,7 +65,8 @@ enum Command {
 
 /// Parses the command line, runs the command, and says how the process ends.
 pub fn main() -> ExitCode {
-    match Cli::try_parse() {
+    let matches = with_values_of_any_beginning(Cli::command()).try_get_matches();
+    match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => finish(cli.command.run()),
         Err(error) if !error.use_stderr() => {
             // Help and version; a closed pipe is a normal end.
@@ -90,15 +94,31 @@ impl Command {
     }
 }
 
+/// The same command with options whose values may begin with a hyphen: `-1s` is then a wrong value of its option, and no
+/// unknown option. Not those that take any text, where a value that was left out is the likelier mistake.
+pub(crate) fn with_values_of_any_beginning(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|argument| {
+        let kind = argument.get_value_parser().type_id();
+        let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
+        let takes_value = argument.get_action().takes_values() && !argument.is_positional();
+        if takes_value && !is_text { argument.allow_hyphen_values(true) } else { argument }
+    });
+    command.mut_subcommands(with_values_of_any_beginning)
+}
+
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
 pub(crate) fn usage(error: &clap::Error) -> Error {
-    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Error::Usage("a command is needed; --help shows them".into());
     }
+    let hint = match error.kind() {
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => "; --help shows what there is",
+        _ => "",
+    };
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    Error::Usage(line.strip_prefix("error: ").unwrap_or(&line).to_owned())
+    Error::Usage(format!("{}{hint}", line.strip_prefix("error: ").unwrap_or(&line)))
 }
 
 pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {

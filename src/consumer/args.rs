@@ -201,7 +201,9 @@ pub(crate) fn command() -> clap::Command {
 
 /// Parses the command line, runs the bot, and says how the process ends.
 pub fn main() -> ExitCode {
-    let parsed = command().try_get_matches().and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
+    let parsed = crate::cli::with_values_of_any_beginning(command())
+        .try_get_matches()
+        .and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
     match parsed {
         Ok((args, matches)) => crate::cli::finish(run(&args, &matches)),
         Err(error) if !error.use_stderr() => {
