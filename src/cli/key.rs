@@ -12,6 +12,7 @@ use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
 use crate::event::EventTime;
 use crate::feed::keys::new_key;
+use crate::feed::seconds;
 
 /// The longest name of a key.
 const LONGEST_NAME: usize = 100;
@@ -169,7 +170,7 @@ fn as_json(key: &Key, now: EventTime) -> serde_json::Value {
         "created_at": key.created_at.to_string(),
         "expires_at": time(key.expires_at),
         "revoked_at": time(key.revoked_at),
-        "delay_seconds": key.delay.as_secs(),
+        "delay_seconds": seconds(key.delay),
         "last_used_at": time(key.last_used_at),
     })
 }

@@ -19,7 +19,7 @@ use super::standby::Role;
 use super::tail::TailRead;
 use super::tier::{Registered, Tier};
 use super::window::Earliest;
-use super::{Feed, delayed, lock, random_between};
+use super::{Feed, delayed, lock, random_between, seconds};
 use crate::db::{self, event_log};
 use crate::event::FeedSeq;
 use crate::http::outlet::{Blocked, Outlet};
@@ -560,7 +560,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             "cursor": cursor,
             "head": self.tier.head(),
             "earliest": earliest,
-            "delay_seconds": self.tier.delay().as_secs(),
+            "delay_seconds": seconds(self.tier.delay()),
             "heartbeat_seconds": seconds(self.feed.options.heartbeat),
             "key_expires_at": self.client.expires_at().map(|at| at.to_string()),
         });
@@ -621,9 +621,4 @@ impl Drop for Stream<'_, '_> {
     fn drop(&mut self) {
         self.tier.deregister(self.client, || self.feed.health.is_stopping());
     }
-}
-
-/// Whole seconds as an integer, others with their fraction.
-fn seconds(duration: Duration) -> serde_json::Value {
-    if duration.subsec_nanos() == 0 { duration.as_secs().into() } else { duration.as_secs_f64().into() }
 }
