@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::table::{minute, say_rows};
-use super::{DatabaseArgs, say};
+use super::table::{minute, output_rows};
+use super::{DatabaseArgs, output, say};
 use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
@@ -140,12 +140,10 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
     let (keys, now) = keys::read_all(&mut connection).doing("read the keys")?;
     if json {
         let list: Vec<_> = keys.iter().map(|key| as_json(key, now)).collect();
-        say(serde_json::Value::from(list));
-        return Ok(());
+        return output(serde_json::Value::from(list));
     }
     if keys.is_empty() {
-        say("no keys yet: signal-feed key mint --name NAME");
-        return Ok(());
+        return output("no keys yet: signal-feed key mint --name NAME");
     }
     let mut rows = vec![["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"].map(str::to_owned)];
     rows.extend(keys.iter().map(|key| {
@@ -158,8 +156,7 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
             key.last_used_at.map_or("never".to_owned(), minute),
         ]
     }));
-    say_rows(&rows);
-    Ok(())
+    output_rows(&rows)
 }
 
 fn as_json(key: &Key, now: EventTime) -> serde_json::Value {

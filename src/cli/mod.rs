@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::error::Error;
+use crate::error::{Doing, Error};
 use crate::logging;
 
 /// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
@@ -132,7 +132,18 @@ pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
     }
 }
 
-/// Writes one line to standard output; a reader that has gone (`| head`) is no error.
+/// Writes one line of what was asked for to standard output; a reader that has gone (`| head`) is no error.
+///
+/// # Errors
+/// Where it cannot be written: a listing that was cut short must not pass for a whole one.
+pub(crate) fn output(line: impl std::fmt::Display) -> Result<(), Error> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.doing("write to standard output"),
+    }
+}
+
+/// Writes one line to standard output that tells what was done, which is so whether or not it can be told.
 pub(crate) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -18,6 +18,14 @@ fn key_command(database: &Database, arguments: &[&str]) -> String {
     signal_feed(&database.url, &[&["key"], arguments].concat()).ok().trim_end().to_owned()
 }
 
+/// What a command says, and fails, that has no room for what it writes.
+fn on_a_full_disk(database: &Database, arguments: &[&str]) -> String {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command(&database.url).args(arguments).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
 #[test]
 fn a_new_key_is_alone_on_one_line_and_never_seen_again() {
     let database = Database::migrated();
@@ -48,16 +56,27 @@ fn a_new_key_is_alone_on_one_line_and_never_seen_again() {
 #[test]
 fn a_key_that_could_not_be_shown_is_a_failure_that_names_it() {
     let database = Database::migrated();
-    let refused = |arguments: &[&str]| {
-        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let output = command(&database.url).args(arguments).stdout(full).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        String::from_utf8(output.stderr).unwrap()
-    };
     for arguments in [&["key", "mint", "--name", "bot"][..], &["key", "rotate", "bot"]] {
-        let said = refused(arguments);
+        let said = on_a_full_disk(&database, arguments);
         assert!(said.contains("\"bot\"") && said.contains("No space left"), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn a_listing_that_cannot_be_written_is_a_failure() {
+    let database = Database::migrated();
+    database.mint("bot");
+    for arguments in [
+        &["key", "list"][..],
+        &["key", "list", "--json"],
+        &["quarantine", "list"],
+        &["doctor", "--json"],
+        &["migrate", "--check"],
+        &["migrate", "--roles-sql"],
+    ] {
+        let said = on_a_full_disk(&database, arguments);
+        assert!(said.starts_with("error: write to standard output: No space left"), "{arguments:?}: {said}");
     }
 }
 
