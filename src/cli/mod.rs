@@ -15,14 +15,16 @@ mod table;
 mod tail;
 
 pub use database::DatabaseArgs;
+pub(crate) use database::file_wins;
 
 use std::any::TypeId;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::error::{Doing, Error};
 use crate::logging;
@@ -65,7 +67,7 @@ enum Command {
 
 /// Parses the command line, runs the command, and says how the process ends.
 pub fn main() -> ExitCode {
-    let matches = with_values_of_any_beginning(Cli::command()).try_get_matches();
+    let matches = with_lenient_values(Cli::command()).try_get_matches();
     match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => finish(cli.command.run()),
         Err(error) if !error.use_stderr() => {
@@ -94,16 +96,22 @@ impl Command {
     }
 }
 
-/// The same command with options whose values may begin with a hyphen: `-1s` is then a wrong value of its option, and no
-/// unknown option. Not those that take any text, where a value that was left out is the likelier mistake.
-pub(crate) fn with_values_of_any_beginning(command: clap::Command) -> clap::Command {
+/// The same command, more lenient with values. Those of options may begin with a hyphen: `-1s` is then a wrong value of its
+/// option, and no unknown option. (Not of options that take any text: there a value that was left out is the likelier
+/// mistake.) And the variable of a flag may say `1` or `yes`.
+pub(crate) fn with_lenient_values(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|argument| {
         let kind = argument.get_value_parser().type_id();
         let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
-        let takes_value = argument.get_action().takes_values() && !argument.is_positional();
-        if takes_value && !is_text { argument.allow_hyphen_values(true) } else { argument }
+        match argument.get_action() {
+            ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
+            action if action.takes_values() && !argument.is_positional() && !is_text => {
+                argument.allow_hyphen_values(true)
+            }
+            _ => argument,
+        }
     });
-    command.mut_subcommands(with_values_of_any_beginning)
+    command.mut_subcommands(with_lenient_values)
 }
 
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.

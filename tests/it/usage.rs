@@ -1,7 +1,8 @@
 //! Wrong usage: exit 2 and one line that names the option, the value and what is allowed.
 
 use crate::support::database::Database;
-use crate::support::program::signal_feed;
+use crate::support::directory::Directory;
+use crate::support::program::{command, signal_feed};
 
 const NOWHERE: &str = "postgres://nobody:secret@127.0.0.1:1/none";
 
@@ -125,5 +126,27 @@ fn help_and_version_are_everywhere_and_end_with_0() {
             let arguments: Vec<&str> = command.iter().copied().chain([flag]).collect();
             assert!(!signal_feed(NOWHERE, &arguments).ok().is_empty(), "{arguments:?}");
         }
+    }
+}
+
+#[test]
+fn the_flag_with_a_file_wins_over_the_variable_with_the_connection_string() {
+    let database = Database::migrated();
+    let directory = Directory::new();
+    let file = directory.file("url");
+    std::fs::write(&file, &database.url).unwrap();
+    let listing = signal_feed(NOWHERE, &["key", "list", "--json", "--database-url-file", &file]).ok();
+    assert_eq!(listing, "[]\n");
+    let both = ["key", "list", "--database-url", NOWHERE, "--database-url-file", &file];
+    assert!(signal_feed(&database.url, &both).failed(1).contains("connect to the database"));
+}
+
+#[test]
+fn the_variable_of_a_flag_may_say_yes_or_no_in_several_words() {
+    let database = Database::migrated();
+    for (word, is_json) in [("1", true), ("yes", true), ("true", true), ("0", false), ("no", false)] {
+        let output = command(&database.url).args(["key", "list"]).env("SIGNAL_FEED_JSON", word).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{word:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stdout == b"[]\n", is_json, "{word:?}");
     }
 }
