@@ -21,39 +21,33 @@ begin
 end
 $roles$;
 
--- With it doctor sees what other sessions do; without it doctor says what it could not see.
-do $monitor$
+-- Whoever is no superuser may not be allowed to grant these: without them the feed works, and says less.
+do $watch$
+declare
+    wanted record;
 begin
-    if not pg_catalog.pg_has_role('signal_feed_admin', 'pg_monitor', 'member') then
-        grant pg_monitor to signal_feed_admin;
-    end if;
-exception
-    when insufficient_privilege then
-        raise notice 'signal_feed_admin is not a member of pg_monitor: doctor will see less of other sessions';
-    when others then
-        -- Another database's migrate granted it in the same moment.
-        if not pg_catalog.pg_has_role('signal_feed_admin', 'pg_monitor', 'member') then
-            raise;
-        end if;
+    for wanted in
+        select w.granted, w.member, w.without
+        from (values
+            ('pg_monitor', 'signal_feed_admin', 'doctor will see less of other sessions'),
+            ('pg_read_all_stats', 'signal_feed_owner', 'a feed on a standby cannot tell a silent primary')
+        ) as w (granted, member, without)
+    loop
+        continue when pg_catalog.pg_has_role(wanted.member, wanted.granted, 'member');
+        begin
+            execute pg_catalog.format('grant %I to %I', wanted.granted, wanted.member);
+        exception
+            when insufficient_privilege then
+                raise notice '% is not a member of %: %', wanted.member, wanted.granted, wanted.without;
+            when others then
+                -- Another database's migrate granted it in the same moment.
+                if not pg_catalog.pg_has_role(wanted.member, wanted.granted, 'member') then
+                    raise;
+                end if;
+        end;
+    end loop;
 end
-$monitor$;
-
--- With it a feed on a standby sees when its primary was last heard; without it only whether there is a connection.
-do $receiver$
-begin
-    if not pg_catalog.pg_has_role('signal_feed_owner', 'pg_read_all_stats', 'member') then
-        grant pg_read_all_stats to signal_feed_owner;
-    end if;
-exception
-    when insufficient_privilege then
-        raise notice 'signal_feed_owner is not a member of pg_read_all_stats: a feed on a standby cannot tell a silent primary';
-    when others then
-        -- Another database's migrate granted it in the same moment.
-        if not pg_catalog.pg_has_role('signal_feed_owner', 'pg_read_all_stats', 'member') then
-            raise;
-        end if;
-end
-$receiver$;
+$watch$;
 
 -- Whoever runs migrate without being a superuser must be able to hand objects over to the feed's own roles.
 -- Here that is the owner of the database in which this runs; for another role add a grant of your own:

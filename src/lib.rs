@@ -20,9 +20,9 @@
 //! | `ops` | [`http::accept`] for [`ops`] | the operator's listening socket | the same, but to the very end |
 //! | `client`, one a connection | [`http::routes`], [`feed::stream`], [`ops::routes`] | one socket | its queue's bell, the heartbeat |
 //! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe; on a standby a timer |
-//! | `reader` | [`feed::reader`] | the live head, its clients, one connection | `listen`, clients' requests, `--poll-interval` and, on a standby, far sooner |
+//! | `reader` | [`feed::reader`] | the live head, one connection | `listen`, `--poll-interval` and, on a standby, far sooner |
 //! | `replay-…`, one a replay connection | [`feed::ahead`] | nothing | streams that read the log page by page |
-//! | `tier-…`, one a delay in use | [`feed::delayed`] | a delayed head and its clients | what is due, clients' requests |
+//! | `tier-…`, one a delay in use | [`feed::delayed`] | a delayed head | what is due |
 //! | `keys` | [`feed::keys`] | one connection | notifications, requests with unknown keys, a timer |
 //! | `upkeep` | [`feed::upkeep`] | one connection, which may be missing | what is to be recorded, a timer |
 //!
@@ -37,8 +37,8 @@
 //!
 //! # Invariants
 //!
-//! * One thread moves a tier's head and its list of clients, so registering is atomic: up to the head that the answer
-//!   names, the log is the client's own to read; above it everything comes by its queue.
+//! * A batch goes to a tier's clients, and its head moves, under one lock ([`feed::tier`]), so registering is atomic: up to
+//!   the head that the client is told, the log is its own to read; above it everything comes by its queue.
 //! * Every batch names the row before it. Whoever writes one checks it against its own cursor: there is no other proof of
 //!   completeness, and no other is needed.
 //! * One at a time writes to a socket: the stream's thread, or, while that sleeps and has lent it, the reader.

@@ -69,7 +69,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
 
     let database = settings.clone();
     running.push(threads::start(&feed, "reader", move |feed| {
-        Reader::new(feed, &database, woken, inlets.control).run();
+        Reader::new(feed, &database, woken).run();
     })?);
     for number in 1..=feed.options.replay_connections {
         let requests = inlets.pages.clone();

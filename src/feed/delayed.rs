@@ -1,21 +1,21 @@
 //! The tiers of delayed keys, each with a thread `tier-…` that plays the reader's part in the past.
 //!
-//! Such a thread owns the head and the clients of its tier. It reads ahead the numbers and times of what comes next, sleeps
+//! Such a thread owns the head of its tier. It reads ahead the numbers and times of what comes next, sleeps
 //! until the first is due, and then reads, renders and broadcasts what is due: once a tier, however many clients it has.
-//! It borrows the replay connections, asks the database nothing while nothing new is in the log, takes requests to
-//! register as the reader does, and ends when the server stops.
+//! It borrows the replay connections, asks the database nothing while nothing new is in the log, and ends when the server
+//! stops.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded, select};
+use crossbeam_channel::{Receiver, bounded};
 
 use super::broadcast::Broadcaster;
 use super::pages::{self, PageReader};
 use super::standby::Role;
 use super::tail::Tail;
-use super::tier::{Control, Tier};
+use super::tier::Tier;
 use super::{Feed, lock, threads};
 use crate::db::{self, event_log};
 use crate::event::{EventTime, FeedSeq};
@@ -41,7 +41,7 @@ pub fn tier(feed: &Arc<Feed>, delay: Duration) -> Result<Arc<Tier>, db::Error> {
     if let Some(tier) = tiers.get(&delay) {
         return Ok(tier.clone());
     }
-    let (tier, requests) = Tier::new(delay, feed.options.replay_window, TAIL_BYTES);
+    let tier = Tier::new(delay, feed.options.replay_window, TAIL_BYTES);
     let mut reader = DelayedReader {
         feed: feed.clone(),
         tier: tier.clone(),
@@ -55,8 +55,7 @@ pub fn tier(feed: &Arc<Feed>, delay: Duration) -> Result<Arc<Tier>, db::Error> {
     let name = format!("tier-{}s", delay.as_secs());
     let (wake, woken) = bounded(1);
     feed.health.wake_on_change(wake);
-    threads::start(feed, name, move |_| reader.run(&requests, &woken))
-        .map_err(|error| db::Error::Settings(error.to_string()))?;
+    threads::start(feed, name, move |_| reader.run(&woken)).map_err(|error| db::Error::Settings(error.to_string()))?;
     log::info!("a tier with a delay of {} begins at event {}", humantime::format_duration(delay), tier.head());
     tiers.insert(delay, tier.clone());
     Ok(tier)
@@ -74,20 +73,11 @@ struct DelayedReader {
 }
 
 impl DelayedReader {
-    fn run(mut self, requests: &Receiver<Control>, woken: &Receiver<()>) {
+    fn run(mut self, woken: &Receiver<()>) {
         let mut sleep = Duration::ZERO;
         while !self.feed.health.is_stopping() {
-            select! {
-                recv(requests) -> request => {
-                    if let Ok(request) = request {
-                        self.broadcaster.answer(request);
-                    }
-                    // Requests do not bring forward what is due.
-                    sleep = sleep.min(LEAST_SLEEP);
-                    continue;
-                }
-                recv(woken) -> _ => self.broadcaster.ring_all(),
-                default(sleep) => {}
+            if woken.recv_timeout(sleep).is_ok() {
+                self.broadcaster.ring_all();
             }
             sleep = self.look().unwrap_or_else(|error| {
                 log::debug!("read the log for the tier of {:?}: {error}", self.tier.delay());

@@ -43,7 +43,7 @@ use self::keys::KeyRing;
 use self::pool::ReplayPool;
 use self::standby::{Replication, Role};
 use self::stats::Stats;
-use self::tier::{Control, Tier};
+use self::tier::Tier;
 use self::upkeep::Record;
 use crate::config::ServeOptions;
 use crate::db::Settings;
@@ -99,8 +99,6 @@ pub struct Feed {
 /// The receiving ends of the feed's channels, for the threads that own them.
 #[derive(Debug)]
 pub struct Inlets {
-    /// For `reader`: what clients ask.
-    pub control: Receiver<Control>,
     /// For `replay-…`: pages to be read ahead.
     pub pages: Receiver<ahead::Request>,
     /// For `upkeep`: what is to be written.
@@ -110,7 +108,7 @@ pub struct Inlets {
 impl Feed {
     /// A feed that has not begun.
     pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
-        let (live, control) = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
+        let live = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
         let (ahead, pages) = ahead::Readers::new();
         let feed = Self {
@@ -137,7 +135,7 @@ impl Feed {
             poisoned: Mutex::default(),
             options,
         };
-        (feed, Inlets { control, pages, records })
+        (feed, Inlets { pages, records })
     }
 
     /// The identity of the log.

@@ -2,15 +2,14 @@
 //! the socket on loan (see `loan`), so that a small batch goes there at once and wakes nobody.
 //!
 //! Bounded in events and in bytes; when it is full the oldest go, and the client finds the hole by arithmetic (`prev`).
-//! It is a deque with a `bounded(1)` channel as its bell. A channel of batches would allocate a slot for every event that
+//! It is a deque with a condition variable as its bell. A channel of batches would allocate a slot for every event that
 //! the queue may lag by (35 MiB for a thousand idle clients), or, with fewer slots, hold fewer events than promised when
-//! each batch has one event.
+//! each batch has one event. Nor is a channel the bell: whoever waits for one gives up its processor several times before
+//! it sleeps, and among a thousand threads that costs more than the sleep.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::batch::SharedBatch;
 use super::loan::{Loan, Written};
@@ -28,6 +27,10 @@ struct Pending {
     bytes: usize,
     /// The client's socket, while its thread sleeps.
     loan: Option<Loan>,
+    /// The client's thread has something to look at.
+    is_rung: bool,
+    /// It waits for the bell.
+    is_asleep: bool,
 }
 
 /// What became of a batch that was offered.
@@ -47,57 +50,59 @@ pub enum Offered {
 pub struct Queue {
     capacity_events: usize,
     pending: Mutex<Pending>,
-    bell: Sender<()>,
-    waiting: Receiver<()>,
+    bell: Condvar,
 }
 
 impl Queue {
     /// An empty queue for at most `capacity_events` events.
     pub fn new(capacity_events: usize) -> Self {
-        let (bell, waiting) = bounded(1);
-        Self { capacity_events, pending: Mutex::default(), bell, waiting }
+        Self { capacity_events, pending: Mutex::default(), bell: Condvar::new() }
     }
 
     /// Writes a batch to the socket, where that is lent and takes it; else adds it, dropping the oldest where there is no
     /// room, and rings. Never blocks.
     pub fn offer(&self, batch: &SharedBatch, now: Instant) -> Offered {
         let mut dropped = 0;
+        let mut pending = lock(&self.pending);
+        if pending.batches.is_empty()
+            && let Some(loan) = &mut pending.loan
         {
-            let mut pending = lock(&self.pending);
-            if pending.batches.is_empty()
-                && let Some(loan) = &mut pending.loan
-            {
-                match loan.write(batch, now) {
-                    Written::Whole => return Offered::Written,
-                    Written::Partly => {
-                        self.wake();
-                        return Offered::Queued { dropped };
-                    }
-                    Written::Not => {}
+            match loan.write(batch, now) {
+                Written::Whole => return Offered::Written,
+                Written::Partly => {
+                    self.wake(pending);
+                    return Offered::Queued { dropped };
                 }
-            }
-            pending.events += batch.entries().len();
-            pending.bytes += batch.memory_bytes();
-            pending.batches.push_back(batch.clone());
-            while pending.batches.len() > 1 && (pending.events > self.capacity_events || pending.bytes > QUEUE_BYTES) {
-                dropped += pending.pop().map_or(0, |oldest| oldest.entries().len());
+                Written::Not => {}
             }
         }
-        self.wake();
+        pending.events += batch.entries().len();
+        pending.bytes += batch.memory_bytes();
+        pending.batches.push_back(batch.clone());
+        while pending.batches.len() > 1 && (pending.events > self.capacity_events || pending.bytes > QUEUE_BYTES) {
+            dropped += pending.pop().map_or(0, |oldest| oldest.entries().len());
+        }
+        self.wake(pending);
         Offered::Queued { dropped }
     }
 
     /// Wakes the client: something is to be looked at, and before it has looked nobody writes to its socket.
     pub fn ring(&self) {
-        if let Some(loan) = &mut lock(&self.pending).loan {
+        let mut pending = lock(&self.pending);
+        if let Some(loan) = &mut pending.loan {
             loan.end();
         }
-        self.wake();
+        self.wake(pending);
     }
 
-    fn wake(&self) {
-        // A full bell has not been answered yet: it will be.
-        let _ = self.bell.try_send(());
+    fn wake(&self, mut pending: MutexGuard<'_, Pending>) {
+        // Once is enough: a system call for whoever is awake, or about to be, would cost more than the batch.
+        let must_notify = pending.is_asleep && !pending.is_rung;
+        pending.is_rung = true;
+        drop(pending);
+        if must_notify {
+            self.bell.notify_one();
+        }
     }
 
     /// Takes the oldest batches, up to about `limit_bytes` of them.
@@ -123,25 +128,35 @@ impl Queue {
     /// Empties the queue.
     pub fn clear(&self) {
         let mut pending = lock(&self.pending);
-        *pending = Pending { loan: pending.loan.take(), ..Pending::default() };
+        pending.batches = VecDeque::new();
+        pending.events = 0;
+        pending.bytes = 0;
     }
 
     /// Waits until it rings, at most `patience`. A ring may stand for nothing new.
     pub fn wait(&self, patience: Duration) {
-        let _ = self.waiting.recv_timeout(patience);
+        drop(self.sleep(lock(&self.pending), patience));
     }
 
     /// Waits likewise, with the socket on loan, and gives it back.
     pub fn wait_lending(&self, loan: Loan, patience: Duration) -> Option<Loan> {
-        {
-            let mut pending = lock(&self.pending);
-            if !pending.batches.is_empty() {
-                return Some(loan);
-            }
-            pending.loan = Some(loan);
+        let mut pending = lock(&self.pending);
+        if !pending.batches.is_empty() {
+            return Some(loan);
         }
-        self.wait(patience);
-        lock(&self.pending).loan.take()
+        pending.loan = Some(loan);
+        self.sleep(pending, patience).loan.take()
+    }
+
+    fn sleep<'a>(&self, mut pending: MutexGuard<'a, Pending>, patience: Duration) -> MutexGuard<'a, Pending> {
+        pending.is_asleep = true;
+        let (mut pending, _) = self
+            .bell
+            .wait_timeout_while(pending, patience, |pending| !pending.is_rung)
+            .unwrap_or_else(PoisonError::into_inner);
+        pending.is_asleep = false;
+        pending.is_rung = false;
+        pending
     }
 }
 

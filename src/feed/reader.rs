@@ -1,21 +1,20 @@
 //! The thread `reader`: the only reader of new log rows.
 //!
-//! It owns one connection, the head, and the list of clients that are fed. It is woken by `listen` and by a change of
-//! health, takes requests to register, and looks at the log at least every `--poll-interval` without being asked. Where no
-//! notification can come, on a hot standby, it glances at the log far more often while news come. It sends batches into
-//! the clients' queues and never waits for a client. It ends when the server stops.
+//! It owns one connection and the head. It is woken by `listen` and by a change of health, and looks at the log at least
+//! every `--poll-interval` without being asked. Where no notification can come, on a hot standby, it glances at the log far
+//! more often while news come. It sends batches into the clients' queues and never waits for a client. It ends when the
+//! server stops.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::Receiver;
 
 use super::broadcast::Broadcaster;
 use super::health::Part;
 use super::pages::{self, PageReader};
 use super::standby::Role;
 use super::tail::Tail;
-use super::tier::Control;
 use super::{Feed, LIVE_TAIL_BYTES};
 use crate::db::event_log::{self, LogState};
 use crate::db::{self, Connection, Settings, migrate};
@@ -46,7 +45,6 @@ pub struct Reader<'a> {
     feed: &'a Feed,
     settings: &'a Settings,
     wake: Receiver<()>,
-    requests: Receiver<Control>,
     broadcaster: Broadcaster,
     pages: PageReader,
     connection: Option<Connection>,
@@ -72,12 +70,11 @@ struct Failure {
 
 impl<'a> Reader<'a> {
     /// A reader that has not connected yet.
-    pub fn new(feed: &'a Feed, settings: &'a Settings, wake: Receiver<()>, requests: Receiver<Control>) -> Self {
+    pub fn new(feed: &'a Feed, settings: &'a Settings, wake: Receiver<()>) -> Self {
         Self {
             feed,
             settings,
             wake,
-            requests,
             broadcaster: Broadcaster::new(Arc::clone(&feed.live)),
             pages: PageReader::default(),
             connection: None,
@@ -96,12 +93,7 @@ impl<'a> Reader<'a> {
         let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
             self.feed.stats.reader_turns.inc();
-            let mut woken = false;
-            select! {
-                recv(self.requests) -> request => if let Ok(request) = request { self.broadcaster.answer(request) },
-                recv(self.wake) -> _ => woken = true,
-                default(next_glance.min(next_look).saturating_duration_since(Instant::now())) => {}
-            }
+            let mut woken = self.wake.recv_deadline(next_glance.min(next_look)).is_ok();
             self.tell_of_health();
             if self.feed.health.is_stopping() {
                 break;
@@ -280,9 +272,6 @@ impl<'a> Reader<'a> {
             let batches = self.render(&page.rows, head.max(page.pruned_through));
             self.measure(&batches);
             self.broadcaster.publish(batches, &self.feed.stats);
-            while let Ok(request) = self.requests.try_recv() {
-                self.broadcaster.answer(request);
-            }
             if !page.full || self.feed.health.is_stopping() {
                 return Ok(());
             }

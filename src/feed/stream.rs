@@ -17,7 +17,7 @@ use super::place::Place;
 use super::reason::End;
 use super::standby::Role;
 use super::tail::TailRead;
-use super::tier::{Registered, Tier};
+use super::tier::{Reached, Tier};
 use super::window::Earliest;
 use super::{Feed, delayed, lock, random_between, seconds};
 use crate::db::{self, event_log};
@@ -152,7 +152,7 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     /// A fresh consumer: registers first, so that its cursor is the head at that moment.
     fn begin_now(&mut self) -> Step {
-        self.register()?;
+        self.register();
         let cursor = self.at.cursor;
         self.connected(cursor)
     }
@@ -239,18 +239,12 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
     }
 
-    /// Registers with the reader: from now on everything above the head comes by the queue.
-    fn register(&mut self) -> Step {
+    /// Registers with the tier: from now on everything above the head comes by the queue.
+    fn register(&mut self) {
         self.history = self.tier.history();
-        match self.tier.register(self.client, || self.feed.health.is_stopping()) {
-            None => Err(Stop::Between(End::Shutdown)),
-            Some(registered) => {
-                let Registered { head, head_time, ordinal } = registered;
-                self.at = Place { cursor: head, time: head_time, row: Some(head), ordinal };
-                self.client.stands_at(head);
-                Ok(())
-            }
-        }
+        let Reached { head, head_time, ordinal } = self.tier.register(self.client);
+        self.at = Place { cursor: head, time: head_time, row: Some(head), ordinal };
+        self.client.stands_at(head);
     }
 
     /// Reads everything above the cursor, and registers when it stands at the head.
@@ -278,7 +272,7 @@ impl<'a, 'o> Stream<'a, 'o> {
                 }
                 TailRead::AtHead => {
                     let cursor = self.at;
-                    self.register()?;
+                    self.register();
                     registered = true;
                     if cursor.cursor < self.at.cursor {
                         // Something came between: it is in the tail, and not in the queue.
@@ -384,7 +378,7 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     /// Asks for no more batches, and forgets those that wait.
     fn leave_queue(&self) {
-        self.tier.deregister(self.client, || self.feed.health.is_stopping());
+        self.tier.deregister(self.client);
         self.client.queue.clear();
     }
 
@@ -588,7 +582,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         let cursor = self.at.cursor;
         self.feed.stats.rewritten.inc();
         self.leave_queue();
-        self.register()?;
+        self.register();
         log::warn!(
             "history rewritten: key {:?} from {} stood at {cursor}, which is not in this log; it goes on from {}",
             self.client.key.name,
@@ -619,6 +613,6 @@ impl<'a, 'o> Stream<'a, 'o> {
 
 impl Drop for Stream<'_, '_> {
     fn drop(&mut self) {
-        self.tier.deregister(self.client, || self.feed.health.is_stopping());
+        self.tier.deregister(self.client);
     }
 }

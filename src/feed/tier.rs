@@ -1,10 +1,9 @@
 //! A tier: streams that share a clock and a head.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 
 use super::client::Client;
 use super::clock::DatabaseClock;
@@ -15,30 +14,24 @@ use super::window::{Earliest, Window};
 use crate::db;
 use crate::event::{EventTime, FeedSeq};
 
-/// Requests that wait for a tier's reader. It takes them between two pages; who sends blocks meanwhile.
-const CONTROL_SLOTS: usize = 256;
-
-/// Who waits for a reader looks this often whether the server ends.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// What a client's thread asks of the reader of its tier.
-#[derive(Debug)]
-pub enum Control {
-    /// From now on, send it every batch; say where the tier stands.
-    Register(Arc<Client>, Sender<Registered>),
-    /// Send it no more.
-    Deregister(u64),
-}
-
-/// The moment of registration: everything up to `head` is the client's own to read, everything above comes by its queue.
-#[derive(Debug, Clone, Copy)]
-pub struct Registered {
-    /// The newest event that was broadcast before.
+/// How far a tier was broadcast.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reached {
+    /// The newest event that was.
     pub head: FeedSeq,
     /// Its time, where there is one.
     pub head_time: Option<EventTime>,
-    /// How many events had been broadcast before.
+    /// How many events were.
     pub ordinal: u64,
+}
+
+/// Who is fed, and how far. Both change under one lock, which is what makes registering atomic.
+#[derive(Debug, Default)]
+pub struct Audience {
+    /// The registered clients by their ids.
+    pub clients: HashMap<u64, Arc<Client>>,
+    /// How far they were sent everything.
+    pub reached: Reached,
 }
 
 /// Streams that share a clock and a head.
@@ -51,21 +44,20 @@ pub struct Tier {
     pub window: Window,
     /// How often the log was found to be another one than before.
     history: AtomicU64,
-    control: Sender<Control>,
+    /// Changed by the tier's reader, but for clients that come and go. Locked before `tail`, never after it.
+    pub audience: Mutex<Audience>,
 }
 
 impl Tier {
-    /// A tier that lives `delay` in the past, and the other end of its control channel, for its reader.
-    pub fn new(delay: Duration, window: Duration, tail_bytes: usize) -> (Arc<Self>, Receiver<Control>) {
-        let (control, requests) = bounded(CONTROL_SLOTS);
-        let tier = Self {
+    /// A tier that lives `delay` in the past, with nobody in it.
+    pub fn new(delay: Duration, window: Duration, tail_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
             delay,
             tail: Mutex::new(Tail::new(tail_bytes, FeedSeq(0), None)),
             window: Window::new(window),
             history: AtomicU64::new(0),
-            control,
-        };
-        (Arc::new(tier), requests)
+            audience: Mutex::default(),
+        })
     }
 
     /// How long in the past it lives.
@@ -104,37 +96,16 @@ impl Tier {
         self.window.reset();
     }
 
-    /// Asks the reader to send every batch from now on. Blocks until it answers; `None` when it has ended, or the server does.
-    ///
-    /// Not by the end of the channel alone: a request that is sent at the very moment in which the reader goes stays in the
-    /// channel, and its reply is neither given nor dropped.
-    pub fn register(&self, client: &Arc<Client>, is_stopping: impl Fn() -> bool) -> Option<Registered> {
-        let (reply, answer) = bounded(1);
-        let mut request = Control::Register(client.clone(), reply);
-        loop {
-            match self.control.send_timeout(request, LOOK_EVERY) {
-                Ok(()) => break,
-                Err(SendTimeoutError::Timeout(back)) if !is_stopping() => request = back,
-                Err(_) => return None,
-            }
-        }
-        loop {
-            match answer.recv_timeout(LOOK_EVERY) {
-                Ok(registered) => return Some(registered),
-                Err(RecvTimeoutError::Timeout) if !is_stopping() => {}
-                Err(_) => return None,
-            }
-        }
+    /// From now on the client is sent every batch. Everything up to the head that is returned is its own to read, everything
+    /// above comes by its queue. Blocks while a batch is being sent.
+    pub fn register(&self, client: &Arc<Client>) -> Reached {
+        let mut audience = lock(&self.audience);
+        audience.clients.insert(client.id, client.clone());
+        audience.reached
     }
 
-    /// Asks the reader to send no more. Blocks while its requests are many and it is at work; gives up when the server ends.
-    pub fn deregister(&self, client: &Client, is_stopping: impl Fn() -> bool) {
-        let mut request = Control::Deregister(client.id);
-        while let Err(SendTimeoutError::Timeout(back)) = self.control.send_timeout(request, LOOK_EVERY) {
-            if is_stopping() {
-                return;
-            }
-            request = back;
-        }
+    /// It is sent no more. Blocks likewise.
+    pub fn deregister(&self, client: &Client) {
+        lock(&self.audience).clients.remove(&client.id);
     }
 }

@@ -9,6 +9,15 @@ use crate::support::server::Server;
 use crate::support::sse::{Request, Stream};
 use crate::support::wait::until;
 
+/// A log of so many events, a key, and a server that has read it.
+fn serving(events: usize, options: &[&str]) -> (Database, String, Server) {
+    let database = Database::migrated();
+    database.insert(events);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, options);
+    (database, key, server)
+}
+
 /// The next block must be `history_rewritten` with these figures; then events come from the new head on.
 fn rewritten(stream: &mut Stream, database: &Database, cursor: i64, head: i64) {
     let notice = stream.system("history_rewritten");
@@ -22,10 +31,7 @@ fn rewritten(stream: &mut Stream, database: &Database, cursor: i64, head: i64) {
 
 #[test]
 fn a_cursor_ahead_of_the_log_is_told_after_a_grace() {
-    let database = Database::migrated();
-    database.insert(5);
-    let key = database.mint("bot");
-    let server = Server::ready(&database, &["--heartbeat", "1s"]);
+    let (database, key, server) = serving(5, &["--heartbeat", "1s"]);
     for request in [
         Request::feed(&key).last_event_id(20),
         Request::feed_at("/feed?cursor=20", &key),
@@ -46,10 +52,7 @@ fn a_cursor_ahead_of_the_log_is_told_after_a_grace() {
 
 #[test]
 fn a_cursor_that_the_log_reaches_within_the_grace_was_only_ahead_of_this_server() {
-    let database = Database::migrated();
-    database.insert(5);
-    let key = database.mint("bot");
-    let server = Server::ready(&database, &[]);
+    let (database, key, server) = serving(5, &[]);
     let mut stream = server.stream_from(&key, 7);
     stream.connected();
     database.insert(4);
@@ -88,10 +91,7 @@ fn a_cursor_between_head_and_counter_counts_as_the_head() {
 
 #[test]
 fn a_cursor_time_is_checked_as_an_instant_where_it_belongs_to_the_cursor_in_use() {
-    let database = Database::migrated();
-    database.insert(3);
-    let key = database.mint("bot");
-    let server = Server::ready(&database, &[]);
+    let (database, key, server) = serving(3, &[]);
     let time = |format: &str, zone: &str| -> String {
         let query = format!(
             "select to_char(event_time at time zone '{zone}', '{format}') from stock_market.signal_feed_event where feed_seq = 2"
@@ -221,10 +221,7 @@ fn replace_log(database: &Database, last: i64, counter: i64) {
 fn a_restore_under_the_running_server_is_told_to_every_open_stream() {
     // The restored log is shorter than, as long as, and longer than the one in memory.
     for last in [3, 10, 25] {
-        let database = Database::migrated();
-        database.insert(10);
-        let key = database.mint("bot");
-        let server = Server::ready(&database, &[]);
+        let (database, key, server) = serving(10, &[]);
         let mut at_head = server.stream(&key);
         let mut replaying = server.stream_from(&key, 4);
         at_head.connected();
@@ -252,10 +249,7 @@ fn a_restore_under_the_running_server_is_told_to_every_open_stream() {
 
 #[test]
 fn a_cursor_that_both_logs_have_in_common_is_a_cursor_like_any_other() {
-    let database = Database::migrated();
-    database.insert(10);
-    let key = database.mint("bot");
-    let server = Server::ready(&database, &[]);
+    let (database, key, server) = serving(10, &[]);
     let mut stream = server.stream(&key);
     stream.connected();
     database.sql(
@@ -275,10 +269,7 @@ fn a_cursor_that_both_logs_have_in_common_is_a_cursor_like_any_other() {
 
 #[test]
 fn a_database_dropped_and_restored_under_the_same_name_is_noticed() {
-    let database = Database::migrated();
-    database.insert(10);
-    let key = database.mint("bot");
-    let server = Server::ready(&database, &[]);
+    let (database, key, server) = serving(10, &[]);
     let mut stream = server.stream(&key);
     stream.connected();
     database.restore(|restored| {
