@@ -36,6 +36,23 @@ pub fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads an address with its port.
+///
+/// # Errors
+/// A text saying what is allowed.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.trim().parse().map_err(|_| "expected an IP address with a port such as 127.0.0.1:8080 or [::]:8080".to_owned())
+}
+
+/// Reads a whole number that may not be smaller than `least`.
+///
+/// # Errors
+/// A text saying what is allowed.
+pub fn parse_number_from(least: i64, text: &str) -> Result<i64, String> {
+    let number = text.parse().ok().filter(|number| *number >= least);
+    number.ok_or_else(|| format!("expected a number from {least} to {}", i64::MAX))
+}
+
 /// Which database is meant: `--database-url`, else what is in `--database-url-file`, else `DATABASE_URL`. What is empty
 /// counts as not given, so that an environment file may list every variable.
 ///

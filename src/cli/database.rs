@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
+use clap::{ArgMatches, FromArgMatches};
+
 use crate::config::database_settings;
 use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
 
-/// The options of every command that needs the database.
+/// The options of every command that needs the database, as they were given.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct DatabaseArgs {
+struct Given {
     /// Connection string (postgres:// or key=value); DATABASE_URL works too
     #[arg(
         long,
@@ -17,10 +20,43 @@ pub struct DatabaseArgs {
         hide_env_values = true,
         help_heading = "Database"
     )]
-    pub database_url: Option<String>,
+    database_url: Option<String>,
     /// File with the connection string, for those who keep secrets out of the environment
     #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_DATABASE_URL_FILE", help_heading = "Database")]
-    pub database_url_file: Option<PathBuf>,
+    database_url_file: Option<PathBuf>,
+}
+
+/// The options of every command that needs the database.
+#[derive(Debug, Clone, Default)]
+pub struct DatabaseArgs(Given);
+
+impl clap::Args for DatabaseArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        Given::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Given::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for DatabaseArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Given::from_arg_matches(matches)?;
+        given.database_url = given.database_url.filter(|_| !file_wins(matches));
+        Ok(Self(given))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Whether `--database-url-file` is a flag and `--database-url` is not: a flag wins over whatever the environment says.
+pub(crate) fn file_wins(matches: &ArgMatches) -> bool {
+    let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    is_flag("database_url_file") && !is_flag("database_url")
 }
 
 impl DatabaseArgs {
@@ -29,7 +65,7 @@ impl DatabaseArgs {
     /// # Errors
     /// Where there is none, or it cannot be read; the text names the offending part only, never the whole string.
     pub fn settings(&self) -> Result<Settings, Error> {
-        let settings = database_settings(self.database_url.as_deref(), self.database_url_file.as_deref())?;
+        let settings = database_settings(self.0.database_url.as_deref(), self.0.database_url_file.as_deref())?;
         settings
             .ok_or_else(|| Error::Usage("no database: give --database-url, --database-url-file or DATABASE_URL".into()))
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::say;
 use super::serve::{ServeArgs, signals};
-use crate::config::ServeOptions;
+use crate::config::{ServeOptions, parse_address};
 use crate::demo;
 use crate::error::Error;
 use crate::logging::{self, Floods};
@@ -16,7 +16,7 @@ use crate::logging::{self, Floods};
 #[command(after_help = "Example:\n  signal-feed demo --listen 127.0.0.1:9090 --rate 10")]
 pub(super) struct Args {
     /// Address of the feed
-    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_address)]
     listen: SocketAddr,
     /// Signals a second
     #[arg(long, value_name = "SIGNALS", env = "SIGNAL_FEED_RATE", default_value = "2", value_parser = parse_rate)]

@@ -1,8 +1,8 @@
 //! `signal-feed doctor`: checks the installation end to end.
 
 use super::progress::Progress;
-use super::table::say_rows;
-use super::{DatabaseArgs, say};
+use super::table::output_rows;
+use super::{DatabaseArgs, output};
 use crate::db::{doctor, migrate};
 use crate::error::Error;
 
@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             .iter()
             .map(|one| serde_json::json!({"check": one.check, "ok": one.ok, "message": one.message, "fix": one.fix}))
             .collect();
-        say(serde_json::Value::from(list));
+        output(serde_json::Value::from(list))?;
     } else {
         let rows: Vec<_> = checks
             .iter()
@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
                 [verdict.to_owned(), one.check.to_owned(), format!("{}{fix}", one.message)]
             })
             .collect();
-        say_rows(&rows);
+        output_rows(&rows)?;
     }
     let failed: Vec<&str> = checks.iter().filter(|one| !one.ok).map(|one| one.check).collect();
     if failed.is_empty() {

@@ -1,16 +1,18 @@
 //! `signal-feed key`: mint, list, revoke and rotate API keys.
 
+use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::table::{minute, say_rows};
-use super::{DatabaseArgs, say};
+use super::table::{minute, output_rows};
+use super::{DatabaseArgs, output, say};
 use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
 use crate::event::EventTime;
 use crate::feed::keys::new_key;
+use crate::feed::seconds;
 
 /// The longest name of a key.
 const LONGEST_NAME: usize = 100;
@@ -101,8 +103,7 @@ fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>, delay
             "mint a key: there is a live key named {name:?} already; key rotate or key revoke it"
         )));
     }
-    say(key);
-    Ok(())
+    show(&key, name)
 }
 
 fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Option<Duration>) -> Result<(), Error> {
@@ -111,8 +112,12 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
     if !keys::rotate(&mut connection, name, &hash, overlap, expires_in).doing("rotate a key")? {
         return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}; key list shows them")));
     }
-    say(key);
-    Ok(())
+    show(&key, name)
+}
+
+/// Shows a new key, which nobody can do again: where that fails, so does the command.
+fn show(key: &str, name: &str) -> Result<(), Error> {
+    writeln!(stdout(), "{key}").doing(format!("show the new key {name:?}, which is live now and nobody has"))
 }
 
 fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
@@ -135,12 +140,10 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
     let (keys, now) = keys::read_all(&mut connection).doing("read the keys")?;
     if json {
         let list: Vec<_> = keys.iter().map(|key| as_json(key, now)).collect();
-        say(serde_json::Value::from(list));
-        return Ok(());
+        return output(serde_json::Value::from(list));
     }
     if keys.is_empty() {
-        say("no keys yet: signal-feed key mint --name NAME");
-        return Ok(());
+        return output("no keys yet: signal-feed key mint --name NAME");
     }
     let mut rows = vec![["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"].map(str::to_owned)];
     rows.extend(keys.iter().map(|key| {
@@ -153,8 +156,7 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
             key.last_used_at.map_or("never".to_owned(), minute),
         ]
     }));
-    say_rows(&rows);
-    Ok(())
+    output_rows(&rows)
 }
 
 fn as_json(key: &Key, now: EventTime) -> serde_json::Value {
@@ -165,7 +167,7 @@ fn as_json(key: &Key, now: EventTime) -> serde_json::Value {
         "created_at": key.created_at.to_string(),
         "expires_at": time(key.expires_at),
         "revoked_at": time(key.revoked_at),
-        "delay_seconds": key.delay.as_secs(),
+        "delay_seconds": seconds(key.delay),
         "last_used_at": time(key.last_used_at),
     })
 }

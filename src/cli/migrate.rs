@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::progress::Progress;
-use super::{DatabaseArgs, say};
+use super::{DatabaseArgs, output};
 use crate::config::parse_duration;
 use crate::db::Connection;
 use crate::db::migrate::{self, Options, ROLES_SQL, SignalInserted};
@@ -47,8 +47,7 @@ enum Choice {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     if args.roles_sql {
-        say(ROLES_SQL.trim_end());
-        return Ok(());
+        return output(ROLES_SQL.trim_end());
     }
     let options = Options {
         lock_wait: args.lock_wait,
@@ -71,13 +70,10 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let missing = migrate::check(&mut connection, &options)?;
     drop(progress);
     for line in &missing {
-        say(line);
+        output(line)?;
     }
     match missing.len() {
-        0 => {
-            say("nothing to do");
-            Ok(())
-        }
+        0 => output("nothing to do"),
         1 => Err(Error::Failed("migrate --check: 1 thing is missing; run \"signal-feed migrate\"".into())),
         many => Err(Error::Failed(format!("migrate --check: {many} things are missing; run \"signal-feed migrate\""))),
     }

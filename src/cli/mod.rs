@@ -15,13 +15,18 @@ mod table;
 mod tail;
 
 pub use database::DatabaseArgs;
+pub(crate) use database::file_wins;
 
+use std::any::TypeId;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::error::Error;
+use crate::error::{Doing, Error};
 use crate::logging;
 
 /// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
@@ -62,7 +67,8 @@ enum Command {
 
 /// Parses the command line, runs the command, and says how the process ends.
 pub fn main() -> ExitCode {
-    match Cli::try_parse() {
+    let matches = with_lenient_values(Cli::command()).try_get_matches();
+    match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => finish(cli.command.run()),
         Err(error) if !error.use_stderr() => {
             // Help and version; a closed pipe is a normal end.
@@ -90,15 +96,37 @@ impl Command {
     }
 }
 
+/// The same command, more lenient with values. Those of options may begin with a hyphen: `-1s` is then a wrong value of its
+/// option, and no unknown option. (Not of options that take any text: there a value that was left out is the likelier
+/// mistake.) And the variable of a flag may say `1` or `yes`.
+pub(crate) fn with_lenient_values(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|argument| {
+        let kind = argument.get_value_parser().type_id();
+        let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
+        match argument.get_action() {
+            ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
+            action if action.takes_values() && !argument.is_positional() && !is_text => {
+                argument.allow_hyphen_values(true)
+            }
+            _ => argument,
+        }
+    });
+    command.mut_subcommands(with_lenient_values)
+}
+
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
 pub(crate) fn usage(error: &clap::Error) -> Error {
-    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Error::Usage("a command is needed; --help shows them".into());
     }
+    let hint = match error.kind() {
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => "; --help shows what there is",
+        _ => "",
+    };
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    Error::Usage(line.strip_prefix("error: ").unwrap_or(&line).to_owned())
+    Error::Usage(format!("{}{hint}", line.strip_prefix("error: ").unwrap_or(&line)))
 }
 
 pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
@@ -112,7 +140,18 @@ pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
     }
 }
 
-/// Writes one line to standard output; a reader that has gone (`| head`) is no error.
+/// Writes one line of what was asked for to standard output; a reader that has gone (`| head`) is no error.
+///
+/// # Errors
+/// Where it cannot be written: a listing that was cut short must not pass for a whole one.
+pub(crate) fn output(line: impl std::fmt::Display) -> Result<(), Error> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.doing("write to standard output"),
+    }
+}
+
+/// Writes one line to standard output that tells what was done, which is so whether or not it can be told.
 pub(crate) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

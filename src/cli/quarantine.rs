@@ -2,8 +2,8 @@
 
 use clap::Subcommand;
 
-use super::table::{minute, say_rows};
-use super::{DatabaseArgs, say};
+use super::table::{minute, output_rows};
+use super::{DatabaseArgs, output};
 use crate::db::quarantine;
 use crate::error::{Doing, Error};
 
@@ -38,13 +38,12 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
             .iter()
             .map(|one| serde_json::json!({"feed_seq": one.seq, "error": one.error, "quarantined_at": one.at.to_string()}))
             .collect();
-        say(serde_json::Value::from(list));
+        output(serde_json::Value::from(list))
     } else if list.is_empty() {
-        say("nothing is quarantined");
+        output("nothing is quarantined")
     } else {
         let mut rows = vec![["NUMBER", "FOUND (UTC)", "ERROR"].map(str::to_owned)];
         rows.extend(list.into_iter().map(|one| [one.seq.to_string(), minute(one.at), one.error]));
-        say_rows(&rows);
+        output_rows(&rows)
     }
-    Ok(())
 }

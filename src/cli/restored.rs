@@ -1,6 +1,7 @@
 //! `signal-feed restored`: tells the feed that its database was restored or failed over.
 
 use super::{DatabaseArgs, say};
+use crate::config::parse_number_from;
 use crate::db::{migrate, restored};
 use crate::error::{Doing, Error};
 
@@ -16,7 +17,7 @@ pub(super) struct Args {
     database: DatabaseArgs,
     /// How many numbers to skip; more than the lost future can have used
     #[arg(long, value_name = "N", env = "SIGNAL_FEED_SKIP", default_value_t = 1_000_000,
-        value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "nothing_lost")]
+        value_parser = |text: &str| parse_number_from(1, text), conflicts_with = "nothing_lost")]
     skip: i64,
     /// Nothing was lost (a clean failover, a copy of the whole cluster): only acknowledge it
     #[arg(long, env = "SIGNAL_FEED_NOTHING_LOST")]

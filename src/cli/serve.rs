@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, bounded};
 use log::LevelFilter;
 
 use super::DatabaseArgs;
-use crate::config::{ServeOptions, parse_duration, parse_positive_duration};
+use crate::config::{ServeOptions, parse_address, parse_duration, parse_positive_duration};
 use crate::error::Error;
 use crate::http::proxy::Network;
 use crate::logging::{self, Floods};
@@ -41,6 +41,7 @@ pub(super) struct ServeArgs {
         env = "SIGNAL_FEED_LISTEN",
         default_value = "127.0.0.1:8080",
         value_delimiter = ',',
+        value_parser = parse_address,
         help_heading = "Feed"
     )]
     listen: Vec<SocketAddr>,
@@ -172,7 +173,7 @@ impl From<ServeArgs> for ServeOptions {
 fn parse_ops_listen(text: &str) -> Result<OpsListen, String> {
     match text {
         "off" => Ok(OpsListen(None)),
-        _ => text.parse().map(|address| OpsListen(Some(address))).map_err(|error| format!("{error}, or off")),
+        _ => parse_address(text).map(|address| OpsListen(Some(address))).map_err(|error| format!("{error}, or off")),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::io::{IsTerminal, stdout};
 
-use super::say;
+use super::output;
+use crate::error::Error;
 use crate::event::EventTime;
 
 /// What stands between two columns.
@@ -10,9 +11,12 @@ const GAP: &str = "  ";
 /// Where the terminal is narrower than this beside the other columns, the last one is not broken.
 const LEAST_WIDTH: usize = 20;
 
-/// Says the rows, each column as wide as its widest cell. The last column is broken at the terminal's width and goes on
+/// Writes the rows, each column as wide as its widest cell. The last column is broken at the terminal's width and goes on
 /// below itself; where standard output is no terminal, a row is always one line.
-pub(super) fn say_rows<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) {
+///
+/// # Errors
+/// As [`output`].
+pub(super) fn output_rows<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Result<(), Error> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..COLUMNS - 1).map(width).collect();
     let indent: usize = widths.iter().map(|width| width + GAP.len()).sum();
@@ -23,10 +27,11 @@ pub(super) fn say_rows<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) {
             begin.push_str(&format!("{cell:width$}{GAP}"));
         }
         for line in broken(&row[COLUMNS - 1], room.unwrap_or(usize::MAX)) {
-            say(format_args!("{begin}{line}").to_string().trim_end());
+            output(format_args!("{begin}{line}").to_string().trim_end())?;
             begin = " ".repeat(indent);
         }
     }
+    Ok(())
 }
 
 /// A time for people: UTC, to the minute.

@@ -9,6 +9,7 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use crate::config::parse_number_from;
 use crate::consumer::follow::{End, FollowOptions, Follower, Happening};
 use crate::consumer::key_from_file;
 use crate::consumer::stop::Stop;
@@ -31,11 +32,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_FEED_API_KEY_FILE")]
     feed_api_key_file: PathBuf,
     /// Begin after this event [default: from now]
-    #[arg(long, value_name = "N", env = "SIGNAL_FEED_CURSOR", value_parser = clap::value_parser!(i64).range(0..))]
+    #[arg(long, value_name = "N", env = "SIGNAL_FEED_CURSOR", value_parser = |text: &str| parse_number_from(0, text))]
     cursor: Option<i64>,
     /// End after this many events [default: never]
-    #[arg(long, value_name = "N", env = "SIGNAL_FEED_COUNT", value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
+    #[arg(long, value_name = "N", env = "SIGNAL_FEED_COUNT", value_parser = |text: &str| parse_number_from(1, text))]
+    count: Option<i64>,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {

@@ -201,7 +201,9 @@ pub(crate) fn command() -> clap::Command {
 
 /// Parses the command line, runs the bot, and says how the process ends.
 pub fn main() -> ExitCode {
-    let parsed = command().try_get_matches().and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
+    let parsed = crate::cli::with_lenient_values(command())
+        .try_get_matches()
+        .and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
     match parsed {
         Ok((args, matches)) => crate::cli::finish(run(&args, &matches)),
         Err(error) if !error.use_stderr() => {
@@ -242,7 +244,7 @@ impl Args {
             backoff_min: self.backoff_min,
             backoff_max: self.backoff_max,
         };
-        let recovery = if self.recovery { Some(self.recovery()?) } else { None };
+        let recovery = if self.recovery { Some(self.recovery(matches)?) } else { None };
         Ok(BotOptions {
             follow,
             state_file: self.state_file.clone(),
@@ -269,8 +271,9 @@ impl Args {
         }
     }
 
-    fn recovery(&self) -> Result<Recovery, Error> {
-        let database = database_settings(self.database_url.as_deref(), self.database_url_file.as_deref())?
+    fn recovery(&self, matches: &ArgMatches) -> Result<Recovery, Error> {
+        let url = self.database_url.as_deref().filter(|_| !crate::cli::file_wins(matches));
+        let database = database_settings(url, self.database_url_file.as_deref())?
             .ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
         Ok(Recovery { database, lookback: self.recovery_lookback })
     }

@@ -263,3 +263,8 @@ pub fn random_between(least: Duration, most: Duration) -> Duration {
     let span = u64::try_from(most.saturating_sub(least).as_millis()).unwrap_or(u64::MAX);
     least + Duration::from_millis(random_u64() % span.saturating_add(1))
 }
+
+/// Seconds as they are told everywhere: whole ones as an integer, others with their fraction.
+pub fn seconds(duration: Duration) -> serde_json::Value {
+    if duration.subsec_nanos() == 0 { duration.as_secs().into() } else { duration.as_secs_f64().into() }
+}

@@ -42,15 +42,26 @@ fn write_signal(bytes: &mut Vec<u8>, prev: FeedSeq, row: &LogRow) -> Result<(), 
     bytes.reserve(signal.len() + 160);
     let _ = write!(
         bytes,
-        "id: {seq}\nevent: signal\ndata: {{\"feed_seq\":{seq},\"prev_seq\":{prev},\"event_time\":\"{time}\",\"op\":\"{op}\",\"signal\":",
+        "id: {seq}\nevent: signal\ndata: {{\"feed_seq\":{seq},\"prev_seq\":{prev},\"event_time\":\"{time}\",\"op\":",
         seq = row.seq,
         time = row.time,
-        op = row.op,
     );
+    write_op(bytes, &row.op)?;
+    bytes.extend_from_slice(b",\"signal\":");
     write_json_in_one_line(bytes, signal)?;
     bytes.extend_from_slice(b"}\n\n");
     if bytes.len() - from > LARGEST_BLOCK_BYTES {
         return Err(Poison::TooLarge { bytes: signal.len() as u64 });
+    }
+    Ok(())
+}
+
+/// Writes the operation as JSON has it: a log of the sequence era may say anything.
+fn write_op(bytes: &mut Vec<u8>, op: &str) -> Result<(), Poison> {
+    match op {
+        "INSERT" => bytes.extend_from_slice(b"\"INSERT\""),
+        "UPDATE" => bytes.extend_from_slice(b"\"UPDATE\""),
+        other => write_json_in_one_line(bytes, serde_json::Value::from(other).to_string().as_bytes())?,
     }
     Ok(())
 }
@@ -90,6 +101,16 @@ mod tests {
         let mut batch = BatchBuilder::new(FeedSeq(5), 0);
         let poison = push_row(&mut batch, row);
         (String::from_utf8(batch.finish().blocks_after(FeedSeq(0)).to_vec()).unwrap(), poison)
+    }
+
+    #[test]
+    fn an_operation_of_the_sequence_era_breaks_no_block_whatever_it_says() {
+        let op = "up\"\n\nid: 9\r\u{2028}\\";
+        let (block, poison) = rendered(&LogRow { op: op.into(), ..row(Ok(b"{}".to_vec())) });
+        assert_eq!(poison, None);
+        let data = block.strip_prefix("id: 7\nevent: signal\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
+        assert!(!data.contains(['\n', '\r', '\u{2028}']), "{data:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(data).unwrap()["op"], op);
     }
 
     #[test]

@@ -8,8 +8,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-
 use super::ahead::Ahead;
 use super::batch::SharedBatch;
 use super::client::Client;
@@ -21,10 +19,11 @@ use super::standby::Role;
 use super::tail::TailRead;
 use super::tier::{Reached, Tier};
 use super::window::Earliest;
-use super::{Feed, delayed, lock, random_between};
+use super::{Feed, delayed, lock, random_between, seconds};
 use crate::db::{self, event_log};
 use crate::event::FeedSeq;
 use crate::http::outlet::{Blocked, Outlet};
+use crate::http::rfc3339::WrittenTime;
 
 /// How much is written at once, and so how long an end or a notice may wait for a slow client.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -43,7 +42,7 @@ pub struct Asked {
     /// Where to begin; `None` for now.
     pub cursor: Option<FeedSeq>,
     /// The time that the consumer saw for the event at the cursor.
-    pub time: Option<Timestamp>,
+    pub time: Option<WrittenTime>,
 }
 
 /// One client's stream.
@@ -158,7 +157,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         self.connected(cursor)
     }
 
-    fn begin_at(&mut self, cursor: FeedSeq, time: Option<Timestamp>) -> Step {
+    fn begin_at(&mut self, cursor: FeedSeq, time: Option<WrittenTime>) -> Step {
         self.at = Place::at(cursor);
         self.client.stands_at(cursor);
         self.connected(cursor)?;
@@ -169,7 +168,7 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
         self.find_place(cursor)?;
         if let (Some(asked), Some(known)) = (time, self.at.time)
-            && known.timestamp() != Some(asked)
+            && !asked.is(known)
         {
             return self.rewritten();
         }
@@ -555,7 +554,7 @@ impl<'a, 'o> Stream<'a, 'o> {
             "cursor": cursor,
             "head": self.tier.head(),
             "earliest": earliest,
-            "delay_seconds": self.tier.delay().as_secs(),
+            "delay_seconds": seconds(self.tier.delay()),
             "heartbeat_seconds": seconds(self.feed.options.heartbeat),
             "key_expires_at": self.client.expires_at().map(|at| at.to_string()),
         });
@@ -616,9 +615,4 @@ impl Drop for Stream<'_, '_> {
     fn drop(&mut self) {
         self.tier.deregister(self.client);
     }
-}
-
-/// Whole seconds as an integer, others with their fraction.
-fn seconds(duration: Duration) -> serde_json::Value {
-    if duration.subsec_nanos() == 0 { duration.as_secs().into() } else { duration.as_secs_f64().into() }
 }

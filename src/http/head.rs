@@ -1,13 +1,12 @@
 //! Reading a request's head: bounded in size and, as a whole, in time.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// The largest head, 16 KiB.
 const LARGEST_HEAD_BYTES: usize = 16 * 1024;
-/// The most header fields.
-const MOST_FIELDS: usize = 128;
 /// The whole head must be there after 10 s.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// Without a complete head after 1 s, a connection is a stranger's.
@@ -32,7 +31,7 @@ pub struct Head {
 pub enum HeadError {
     /// Not HTTP/1.x.
     Version,
-    /// Over 16 KiB, or over 128 fields.
+    /// Over 16 KiB.
     TooLarge,
     /// Not complete in 10 s.
     TimedOut,
@@ -48,13 +47,15 @@ impl Head {
     /// # Errors
     /// Why it never will be one.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
-        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+        let bytes = &*as_http_11(bytes);
+        // A field has a line of its own: only the size of a head is limited.
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+        let mut fields = vec![httparse::EMPTY_HEADER; lines + 1];
         let mut request = httparse::Request::new(&mut fields);
         match request.parse(bytes) {
             Ok(httparse::Status::Partial) => return Ok(None),
             Ok(httparse::Status::Complete(_)) => {}
             Err(httparse::Error::Version) => return Err(HeadError::Version),
-            Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
             Err(_) => return Err(HeadError::Unreadable),
         }
         let target = without_authority(request.path.ok_or(HeadError::Unreadable)?);
@@ -140,6 +141,21 @@ pub fn read(mut stream: &TcpStream, stranger: impl FnOnce()) -> Result<Head, Hea
     }
 }
 
+/// The same head with the highest minor version that is known here: a later one means the same (RFC 9110 §2.5).
+fn as_http_11(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const BEFORE_MINOR: &[u8] = b" HTTP/1.";
+    // Empty lines may stand before the request line (RFC 9112 §2.2).
+    let from = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(0);
+    let line = bytes[from..].split(|byte| *byte == b'\n').next().unwrap_or_default();
+    // The target has no spaces.
+    let version = line.windows(BEFORE_MINOR.len()).position(|window| window == BEFORE_MINOR);
+    let minor = version.map(|at| from + at + BEFORE_MINOR.len());
+    match minor.filter(|at| bytes.get(*at).is_some_and(|digit| (b'2'..=b'9').contains(digit))) {
+        None => Cow::Borrowed(bytes),
+        Some(at) => Cow::Owned([&bytes[..at], b"1", &bytes[at + 1..]].concat()),
+    }
+}
+
 /// The path and query of a target in absolute form, which a server must accept (RFC 9112 §3.2.2).
 fn without_authority(target: &str) -> &str {
     let Some((scheme, rest)) = target.split_once("://") else { return target };
@@ -215,6 +231,16 @@ mod tests {
             );
         }
         assert!(parse("GET / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_later_minor_version_means_the_same() {
+        let head = parse("\r\nGET /?a=HTTP/1.2 HTTP/1.9\r\nA: b HTTP/1.3\r\n\r\n").unwrap().unwrap();
+        assert_eq!((head.query.as_deref(), head.is_http_11), (Some("a=HTTP/1.2"), true));
+        assert_eq!(head.field("a"), Some("b HTTP/1.3"));
+        assert!(!parse("GET / HTTP/1.0\r\nA: b HTTP/1.3\r\n\r\n").unwrap().unwrap().is_http_11);
+        assert_eq!(parse("GET / HTTP/1.2"), Ok(None));
+        assert_eq!(parse("GET / HTTP/1.22\r\n\r\n"), Err(HeadError::Unreadable));
     }
 
     #[test]

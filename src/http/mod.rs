@@ -8,5 +8,6 @@ pub mod outlet;
 pub mod page;
 pub mod proxy;
 pub mod response;
+pub mod rfc3339;
 pub mod routes;
 mod unsent;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
 
 use super::unsent::unsent_bytes;
@@ -214,20 +215,11 @@ impl Lent {
     }
 }
 
-/// Whether the other side has closed the connection, as far as can be seen without waiting.
+/// Whether the other side has closed the connection, or its half of it, as far as can be seen without waiting.
 pub fn is_closed(stream: &TcpStream) -> bool {
-    let mut byte = [std::mem::MaybeUninit::uninit(); 1];
-    let socket = socket2::SockRef::from(stream);
-    let flags = libc_flags();
-    match socket.recv_with_flags(&mut byte, flags) {
-        Ok(count) => count == 0,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
-    }
-}
-
-/// Look without taking (`MSG_PEEK`) and without waiting (`MSG_DONTWAIT`), recv(2).
-fn libc_flags() -> i32 {
-    (rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT).bits().cast_signed()
+    // Not a read that only looks: what the client sent after its request, and nobody reads, stands before the end.
+    let mut watched = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut watched, Some(&Timespec::default())).is_ok() && !watched[0].revents().is_empty()
 }
 
 /// How long a blocked write has stood still, judged by the bytes that leave the socket: the kernel reports room to a writer

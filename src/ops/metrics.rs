@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, Gauge, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
@@ -10,7 +11,7 @@ use super::{Operator, status};
 use crate::feed::health::Part;
 use crate::feed::standby::Role;
 use crate::feed::stats::registered;
-use crate::feed::{Feed, lock};
+use crate::feed::{Feed, lock, seconds};
 
 /// Every word that `signal_feed_state` knows.
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
@@ -115,17 +116,17 @@ impl Gauges {
     }
 
     fn look_at_clients(&self, feed: &Feed) {
-        let mut by_delay = BTreeMap::from([(0, 0)]);
+        let mut by_delay = BTreeMap::from([(Duration::ZERO, 0)]);
         let (mut queued, mut lag) = (0, 0);
         for client in feed.clients.all() {
-            *by_delay.entry(client.key.delay.as_secs()).or_insert(0) += 1;
+            *by_delay.entry(client.key.delay).or_insert(0) += 1;
             queued += client.queue.events();
             lag = lag.max(feed.lag_events(&client));
         }
         // A delay that nobody has any more is not shown for ever.
         self.clients.reset();
         for (delay, streams) in by_delay {
-            self.clients.with_label_values(&[&delay.to_string()]).set(streams);
+            self.clients.with_label_values(&[&seconds(delay).to_string()]).set(streams);
         }
         self.clients_most.set(count(feed.options.max_clients));
         self.queued.set(count(queued));

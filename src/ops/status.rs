@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::Operator;
 use crate::event::FeedSeq;
-use crate::feed::Feed;
 use crate::feed::client::Client;
 use crate::feed::health::{Part, State};
+use crate::feed::{Feed, seconds};
 
 #[derive(Debug, Serialize)]
 struct Status<'a> {
@@ -40,7 +40,7 @@ struct ClientStatus {
     delivered: u64,
     dropped: u64,
     since: String,
-    delay_seconds: u64,
+    delay_seconds: serde_json::Value,
 }
 
 #[derive(Debug, Serialize)]
@@ -170,7 +170,7 @@ impl ClientStatus {
             delivered: client.delivered_events(),
             dropped: client.dropped_events(),
             since: client.since.to_string(),
-            delay_seconds: client.key.delay.as_secs(),
+            delay_seconds: seconds(client.key.delay),
         }
     }
 }

@@ -118,6 +118,7 @@ fn a_cursor_time_is_checked_as_an_instant_where_it_belongs_to_the_cursor_in_use(
         format!("{east}%2B02:00"),
         format!("{east} 02:00").replace(' ', "%20"),
         format!("{east}+02:00"),
+        format!("{utc}0000000000000Z"),
     ] {
         let (block, _stream) = same(format!("/feed?cursor=2&cursor_time={written}"), None);
         assert_eq!(block.feed_seq(), Some(3), "{written}");
@@ -132,6 +133,8 @@ fn a_cursor_time_is_checked_as_an_instant_where_it_belongs_to_the_cursor_in_use(
     for (target, header) in [
         (format!("/feed?cursor=2&cursor_time={wrong}"), None),
         (format!("/feed?cursor=2&cursor_time={utc}%2B02:00"), None),
+        // Finer than the log's own times.
+        (format!("/feed?cursor=2&cursor_time={utc}0000000001Z"), None),
         // The header may say the same number.
         (format!("/feed?cursor=2&cursor_time={wrong}"), Some(2)),
     ] {
@@ -148,6 +151,26 @@ fn a_cursor_time_is_checked_as_an_instant_where_it_belongs_to_the_cursor_in_use(
     let mut stream = Request::feed_at(&format!("/feed?cursor=2&cursor_time={wrong}"), &key).open(server.address());
     stream.connected();
     assert_eq!(stream.signal().prev_seq(), Some(2));
+}
+
+#[test]
+fn a_cursor_time_of_the_first_and_the_last_day_is_taken_as_it_was_given() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let times = ["0001-01-01T00:00:00.000000Z", "9999-12-30T22:00:01.000000Z", "9999-12-31T23:59:59.999999Z"];
+    for (seq, time) in (1..).zip(times) {
+        database.log_row(seq, &format!("'{time}'"), "'{\"symbol\": \"S\"}'");
+    }
+    let server = Server::ready(&database, &[]);
+    for (cursor, time) in (1..).zip(times) {
+        let target = format!("/feed?cursor={cursor}&cursor_time={time}");
+        let mut stream = Request::feed_at(&target, &key).open(server.address());
+        stream.connected();
+        let head = database.head();
+        database.insert(1);
+        let next = stream.signals(usize::try_from(head - cursor).unwrap() + 1);
+        assert_eq!(next[0].prev_seq(), Some(cursor), "{time}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::database::Database;
-use crate::support::program::signal_feed;
+use crate::support::program::{command, signal_feed};
 use crate::support::server::Server;
 use crate::support::sse::{Answer, Request};
 use crate::support::wait::{PATIENCE, until};
@@ -16,6 +16,14 @@ fn list(database: &Database) -> Vec<Value> {
 
 fn key_command(database: &Database, arguments: &[&str]) -> String {
     signal_feed(&database.url, &[&["key"], arguments].concat()).ok().trim_end().to_owned()
+}
+
+/// What a command says, and fails, that has no room for what it writes.
+fn on_a_full_disk(database: &Database, arguments: &[&str]) -> String {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command(&database.url).args(arguments).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
 }
 
 #[test]
@@ -42,6 +50,33 @@ fn a_new_key_is_alone_on_one_line_and_never_seen_again() {
     assert!(!database_text.contains(random));
     for listing in [key_command(&database, &["list"]), key_command(&database, &["list", "--json"])] {
         assert!(!listing.contains(random) && !listing.contains(&hash), "{listing}");
+    }
+}
+
+#[test]
+fn a_key_that_could_not_be_shown_is_a_failure_that_names_it() {
+    let database = Database::migrated();
+    for arguments in [&["key", "mint", "--name", "bot"][..], &["key", "rotate", "bot"]] {
+        let said = on_a_full_disk(&database, arguments);
+        assert!(said.contains("\"bot\"") && said.contains("No space left"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn a_listing_that_cannot_be_written_is_a_failure() {
+    let database = Database::migrated();
+    database.mint("bot");
+    for arguments in [
+        &["key", "list"][..],
+        &["key", "list", "--json"],
+        &["quarantine", "list"],
+        &["doctor", "--json"],
+        &["migrate", "--check"],
+        &["migrate", "--roles-sql"],
+    ] {
+        let said = on_a_full_disk(&database, arguments);
+        assert!(said.starts_with("error: write to standard output: No space left"), "{arguments:?}: {said}");
     }
 }
 

@@ -68,6 +68,11 @@ fn a_cursor_that_is_none_is_a_bad_cursor() {
         "cursor=1&cursor_time=2026-11-20",
         "cursor=1&cursor_time=2026-13-20T12:00:00Z",
         "cursor=1&cursor_time=2026-11-20T12:00:00",
+        "cursor=1&cursor_time=2026-11-20T12:00Z",
+        "cursor=1&cursor_time=2026-11-20T120000Z",
+        "cursor=1&cursor_time=2026-11-20T12:00:00%2B0200",
+        "cursor=1&cursor_time=2026-11-20T12:00:00-24:00",
+        "cursor=1&cursor_time=2026-11-20T12:00:00Z[UTC]",
         "cursor_time=nonsense",
     ] {
         let answer = Request::feed_at(&format!("/feed?{query}"), &key).send(server.address());
@@ -103,6 +108,23 @@ fn what_cannot_be_read_is_a_bad_request_and_another_version_is_named() {
     ] {
         assert_eq!(raw(&server, bytes).refusal(), (505, "http_version".into()), "{bytes:?}");
     }
+}
+
+#[test]
+fn a_later_http_1_is_answered_as_1_1() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    for minor in 2..=9 {
+        assert_eq!(raw(&server, &format!("GET /healthz HTTP/1.{minor}\r\n\r\n")).status, 200, "1.{minor}");
+        let slow = format!("\r\nGET /feed HTTP/1.{minor}\nX-API-Key: {key}\n\n");
+        let mut connection = Connection::connect(server.address(), None);
+        for byte in slow.as_bytes().chunks(7) {
+            connection.socket.write_all(byte).unwrap();
+        }
+        connection.stream(PATIENCE).connected();
+    }
+    assert_eq!(raw(&server, "GET /healthz HTTP/1.12\r\n\r\n").status, 400);
 }
 
 #[test]
@@ -216,6 +238,13 @@ fn a_key_has_so_many_streams_by_its_name_over_a_rotation() {
     server.stream(&other).connected();
     // One that has left makes room at once, though the feed is quiet.
     drop(streams.pop());
+    server.stream(&new).connected();
+    // Also one that had sent more than its request, which nobody reads.
+    let mut noisy = server.stream(&new);
+    noisy.connected();
+    let mut socket = noisy.socket();
+    socket.write_all(b"more").unwrap();
+    drop(noisy);
     server.stream(&new).connected();
 }
 

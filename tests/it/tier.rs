@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::support::database::Database;
+use crate::support::program::signal_feed;
 use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::wait::until;
@@ -37,6 +40,21 @@ fn a_delayed_key_sees_each_event_when_it_is_due_and_not_before() {
             due.iter().map(|one| &one.data).collect::<Vec<_>>()
         );
     }
+}
+
+#[test]
+fn a_delay_of_less_than_a_second_is_told_as_one_too() {
+    let database = Database::migrated();
+    let key = database.mint_with("late", &["--delay", "250ms"]);
+    let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0"]);
+    let mut stream = server.stream(&key);
+    let listed: Value = serde_json::from_str(&signal_feed(&database.url, &["key", "list", "--json"]).ok()).unwrap();
+    for told in [&stream.connected().data, &server.status()["clients"][0], &listed[0]] {
+        assert_eq!(told["delay_seconds"], Value::from(0.25), "{told}");
+    }
+    let metrics =
+        String::from_utf8(Request::get("/metrics").host("localhost").send(server.ops_address()).body).unwrap();
+    assert!(metrics.contains("signal_feed_clients{delay_seconds=\"0.25\"} 1\n"), "{metrics}");
 }
 
 #[test]

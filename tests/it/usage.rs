@@ -1,7 +1,8 @@
 //! Wrong usage: exit 2 and one line that names the option, the value and what is allowed.
 
 use crate::support::database::Database;
-use crate::support::program::signal_feed;
+use crate::support::directory::Directory;
+use crate::support::program::{command, signal_feed};
 
 const NOWHERE: &str = "postgres://nobody:secret@127.0.0.1:1/none";
 
@@ -12,15 +13,23 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
         (&["serve", "--heartbeat", "0s"], &["--heartbeat", "0s", "above zero"]),
         (&["serve", "--queue-capacity", "0"], &["--queue-capacity", "0", "from 1 to 1000000"]),
         (&["serve", "--max-stream-age", "never"], &["--max-stream-age", "never", "off"]),
-        (&["serve", "--listen", "localhost"], &["--listen", "localhost"]),
+        (&["serve", "--heartbeat", "-1s"], &["--heartbeat", "-1s", "15s"]),
+        (&["serve", "--queue-capacity", "-1"], &["--queue-capacity", "-1", "from 1 to 1000000"]),
+        (&["key", "rotate", "x", "--overlap", "-24h"], &["--overlap", "-24h", "15s"]),
+        (&["prune", "--older-than", "-1h"], &["--older-than", "-1h", "15s"]),
+        (&["restored", "--skip", "-5"], &["--skip", "-5", "from 1 to"]),
+        (&["tail", "--cursor", "x"], &["--cursor", "x", "from 0 to 9223372036854775807"]),
+        (&["serve", "--listen", "localhost"], &["--listen", "localhost", "127.0.0.1:8080"]),
+        (&["serve", "--listen", "127.0.0.1:70000"], &["--listen", "127.0.0.1:70000", "127.0.0.1:8080"]),
+        (&["serve", "--ops-listen", "no"], &["--ops-listen", "no", "127.0.0.1:8080", "off"]),
         (&["serve", "--log-level", "loud"], &["--log-level", "loud", "error, warn, info, debug"]),
         (&["serve", "--trusted-proxy", "10.0.0.0/40"], &["--trusted-proxy", "10.0.0.0/40", "at most 32 bits"]),
         (&["serve", "--trusted-proxy", "127.0.0.1,proxy"], &["--trusted-proxy", "proxy", "10.0.0.0/8"]),
-        (&["serve", "--no-such-option"], &["--no-such-option"]),
+        (&["serve", "--no-such-option"], &["--no-such-option", "--help"]),
         (&["key", "mint"], &["--name"]),
         (&["key", "mint", "--name", ""], &["--name", "1 to 100 characters"]),
         (&["demo", "--rate", "0"], &["--rate", "0", "0.001"]),
-        (&["no-such-command"], &["no-such-command"]),
+        (&["no-such-command"], &["no-such-command", "--help"]),
         (&[], &["command", "--help"]),
     ] {
         let said = signal_feed(NOWHERE, arguments).failed(2);
@@ -117,5 +126,27 @@ fn help_and_version_are_everywhere_and_end_with_0() {
             let arguments: Vec<&str> = command.iter().copied().chain([flag]).collect();
             assert!(!signal_feed(NOWHERE, &arguments).ok().is_empty(), "{arguments:?}");
         }
+    }
+}
+
+#[test]
+fn the_flag_with_a_file_wins_over_the_variable_with_the_connection_string() {
+    let database = Database::migrated();
+    let directory = Directory::new();
+    let file = directory.file("url");
+    std::fs::write(&file, &database.url).unwrap();
+    let listing = signal_feed(NOWHERE, &["key", "list", "--json", "--database-url-file", &file]).ok();
+    assert_eq!(listing, "[]\n");
+    let both = ["key", "list", "--database-url", NOWHERE, "--database-url-file", &file];
+    assert!(signal_feed(&database.url, &both).failed(1).contains("connect to the database"));
+}
+
+#[test]
+fn the_variable_of_a_flag_may_say_yes_or_no_in_several_words() {
+    let database = Database::migrated();
+    for (word, is_json) in [("1", true), ("yes", true), ("true", true), ("0", false), ("no", false)] {
+        let output = command(&database.url).args(["key", "list"]).env("SIGNAL_FEED_JSON", word).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{word:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stdout == b"[]\n", is_json, "{word:?}");
     }
 }
