@@ -1,9 +1,8 @@
 //! The tiers of delayed keys, each with a thread `tier-…` that plays the reader's part in the past.
 //!
-//! Such a thread owns the head of its tier. It reads ahead the numbers and times of what comes next, sleeps
-//! until the first is due, and then reads, renders and broadcasts what is due: once a tier, however many clients it has.
-//! It borrows the replay connections, asks the database nothing while nothing new is in the log, and ends when the server
-//! stops.
+//! Such a thread owns the head of its tier. It reads ahead the numbers and times of what comes next, sleeps until the
+//! first is due, and then reads, renders and broadcasts what is due: once a tier, however many clients it has. It borrows
+//! the replay connections, asks the database nothing while nothing new is in the log, and ends when the server stops.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

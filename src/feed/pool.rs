@@ -1,6 +1,6 @@
 //! The connections for replay: few, made when first needed, lent out for one page at a time.
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl ReplayPool {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let lent = self.free.recv_timeout(PATIENCE);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        if let Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) = lent {
+        if lent.is_err() {
             return Err(Error::TimedOut(PATIENCE));
         }
         let mut slot = lock(&self.idle).pop();

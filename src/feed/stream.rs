@@ -1,7 +1,7 @@
 //! One client's stream: replay, hand-over, then queue → socket. Runs on the client's own thread and ends with it.
 //!
 //! A stream is always in one of two modes. Catching up, it reads above its cursor, from memory where it can and else page
-//! by page from the log, until it stands at the head and registers with the reader. Live, it writes what its queue holds.
+//! by page from the log, until it stands at the head and registers with its tier. Live, it writes what its queue holds.
 //! A hole in the queue (`prev` above the cursor) leads back to catching up, or to the end for a client that stood still.
 //! While it sleeps, the reader writes to its socket (see `loan`); it wakes for whatever the reader cannot do.
 
