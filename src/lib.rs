@@ -18,7 +18,7 @@
 //! |---|---|---|---|
 //! | `accept` | [`http::accept`] | the feed's listening sockets | connections, a pipe that closes when the server stops |
 //! | `ops` | [`http::accept`] for [`ops`] | the operator's listening socket | the same, but to the very end |
-//! | `client`, one a connection | [`http::routes`], [`feed::stream`], [`ops::routes`] | one socket | its queue's bell, the heartbeat |
+//! | `client`, one a connection | [`listener`], [`feed::stream`], [`ops::routes`] | one socket | its queue's bell, the heartbeat |
 //! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe; on a standby a timer |
 //! | `reader` | [`feed::reader`] | the live head, one connection | `listen`, `--poll-interval` and, on a standby, far sooner |
 //! | `replay-…`, one a replay connection | [`feed::ahead`] | nothing | streams that read the log page by page |
@@ -57,9 +57,12 @@ mod error;
 pub mod event;
 pub mod feed;
 pub mod http;
+pub mod listener;
 mod logging;
 pub mod ops;
+pub mod random;
 pub mod serve;
 mod service;
+mod sync;
 
 pub use error::{Doing, Error};

@@ -17,7 +17,7 @@ use crate::feed::threads::{self, CoreThread};
 use crate::feed::{Feed, ahead, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
-use crate::http::routes;
+use crate::listener::routes;
 use crate::logging;
 use crate::ops::{self, Operator};
 use crate::service::{self, ServiceManager};

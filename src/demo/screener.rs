@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
-use crate::feed::random_u64;
+use crate::random::random_u64;
 
 /// Symbols with the price, in cents, that their walk begins at.
 const MARKET: [(&str, u64); 8] = [

@@ -30,7 +30,7 @@ pub mod window;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -49,6 +49,8 @@ use crate::config::ServeOptions;
 use crate::db::Settings;
 use crate::db::event_log::LogState;
 use crate::event::{FeedSeq, LogRow, Poison};
+pub(crate) use crate::random::{random_between, random_u64};
+pub(crate) use crate::sync::lock;
 
 /// What the tail of the live tier may take, 16 MiB: some ten thousands of usual events.
 pub const LIVE_TAIL_BYTES: usize = 16 * 1024 * 1024;
@@ -245,23 +247,6 @@ impl Feed {
     pub fn key_used(&self, client: &Client) {
         let _ = self.records.try_send(Record::KeyUsed(client.key.id));
     }
-}
-
-/// Locks, also where a thread panicked while it held the lock: what is kept under our locks is whole between statements.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A random number, for jitter and for names that nobody else has.
-pub fn random_u64() -> u64 {
-    // Jitter need not be good where the system has no random bytes to give; names are only a convenience.
-    getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()))
-}
-
-/// A random duration between two.
-pub fn random_between(least: Duration, most: Duration) -> Duration {
-    let span = u64::try_from(most.saturating_sub(least).as_millis()).unwrap_or(u64::MAX);
-    least + Duration::from_millis(random_u64() % span.saturating_add(1))
 }
 
 /// Seconds as they are told everywhere: whole ones as an integer, others with their fraction.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::feed::lock;
+use crate::sync::lock;
 
 /// Connections beyond `--max-clients`: those that are still sending their request, or getting a short answer.
 pub const BESIDE_CLIENTS: usize = 512;

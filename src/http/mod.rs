@@ -1,5 +1,5 @@
-//! HTTP/1.1 as far as a feed needs it, with every limit of its own: `accept` → `head` → `routes` → `response`, or
-//! `outlet` for a stream. One request a connection, one thread a connection.
+//! HTTP/1.1 as far as this program needs it, with its own limits: `accept` takes a connection, `head` reads its request,
+//! `response` answers it. One request a connection, one thread a connection. Nothing here knows what is served.
 
 pub mod accept;
 pub mod connections;
@@ -9,5 +9,4 @@ pub mod page;
 pub mod proxy;
 pub mod response;
 pub mod rfc3339;
-pub mod routes;
 mod unsent;

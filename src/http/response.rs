@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::feed::random_u64;
+use super::head::HeadError;
+use crate::random::random_u64;
 
 /// Longest time that a short answer may take to write.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
@@ -107,6 +108,16 @@ impl Response {
             _ => {}
         }
         response
+    }
+
+    /// What is wrong with a head, for whoever sent it.
+    pub fn head_error(error: HeadError) -> Self {
+        match error {
+            HeadError::Version => Self::error(Code::HttpVersion, "this server speaks HTTP/1.1 and HTTP/1.0"),
+            HeadError::TooLarge => Self::error(Code::HeadTooLarge, "the request head is larger than 16 KiB"),
+            HeadError::TimedOut => Self::error(Code::RequestTimeout, "the request head was not complete within 10 s"),
+            HeadError::Unreadable | HeadError::Gone => Self::error(Code::BadRequest, "the request cannot be read"),
+        }
     }
 
     /// Its status code, as three digits.

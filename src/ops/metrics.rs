@@ -11,7 +11,8 @@ use super::{Operator, status};
 use crate::feed::health::Part;
 use crate::feed::standby::Role;
 use crate::feed::stats::registered;
-use crate::feed::{Feed, lock, seconds};
+use crate::feed::{Feed, seconds};
+use crate::sync::lock;
 
 /// Every word that `signal_feed_state` knows.
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];

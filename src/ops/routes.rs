@@ -7,7 +7,6 @@ use super::{Operator, metrics, status};
 use crate::http::head::{self, Head, HeadError};
 use crate::http::page::Page;
 use crate::http::response::{Code, Response};
-use crate::http::routes::head_error;
 
 static STATUS_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("status.html")));
 /// Prometheus' text format, version 0.0.4.
@@ -18,7 +17,7 @@ pub fn serve(operator: &Operator, stream: &TcpStream) {
     let head = match head::read(stream, || ()) {
         Ok(head) => head,
         Err(HeadError::Gone) => return,
-        Err(error) => return head_error(error).send(stream, false),
+        Err(error) => return Response::head_error(error).send(stream, false),
     };
     let is_loopback = stream.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
     answer(operator, &head, is_loopback).send(stream, head.method == "HEAD");

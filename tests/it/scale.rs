@@ -78,7 +78,7 @@ impl Drop for Haproxy {
 /// A free port that no outgoing connection is given meanwhile: below those that the kernel hands out.
 fn free_address() -> SocketAddr {
     until("there is a free port", || {
-        let port = u16::try_from(10_000 + signal_feed::feed::random_u64() % 20_000).unwrap();
+        let port = u16::try_from(10_000 + signal_feed::random::random_u64() % 20_000).unwrap();
         TcpListener::bind(("127.0.0.1", port)).ok()?.local_addr().ok()
     })
 }

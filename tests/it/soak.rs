@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use postgres::{Client, NoTls};
 use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
-use signal_feed::feed::{random_between, random_u64};
+use signal_feed::random::{random_between, random_u64};
 
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
