@@ -48,6 +48,7 @@
 //! * Nobody is refused (401, 403) from knowledge older than the request, nor while the database is away.
 //! * [`consumer`] imports nothing of the server; `db` and `http` know nothing of threads.
 
+mod alert;
 pub mod cli;
 pub mod config;
 pub mod consumer;
@@ -60,9 +61,13 @@ pub mod http;
 pub mod listener;
 mod logging;
 pub mod ops;
+mod options;
+mod program;
 pub mod random;
 pub mod serve;
 mod service;
 mod sync;
+mod text;
+pub mod trader_bot;
 
 pub use error::{Doing, Error};

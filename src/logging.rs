@@ -12,10 +12,15 @@ use std::time::{Duration, Instant};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{Config, ConfigBuilder, WriteLogger};
 
+use crate::text;
+
 /// So many lines of one kind are written within a window; the next ones are counted.
 const FLOOD_LINES: usize = 10;
 /// The window: 10 s. While a flood goes on, one line in each tells how many there were.
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
+
+/// A line, with what stands before it, is at most 4 KiB.
+const MOST_LINE_BYTES: usize = 4096 - 128;
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
@@ -125,7 +130,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let (level, text) = (record.level(), one_line(&record.args().to_string()));
+        let (level, text) = (record.level(), text::cut(text::one_line(&record.args().to_string()), MOST_LINE_BYTES));
         self.summarise(Instant::now());
         if let Some(floods) = &self.floods {
             let kind = (record.module_path_static(), record.line());
@@ -140,12 +145,6 @@ impl Log for Logger {
     fn flush(&self) {
         self.lines.flush();
     }
-}
-
-/// The text on one line, and without anything that a terminal would obey.
-fn one_line(text: &str) -> String {
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    words.replace(char::is_control, "\u{fffd}")
 }
 
 /// A place in the program that logs.
@@ -239,10 +238,5 @@ mod tests {
             now += FLOOD_WINDOW;
             assert_eq!(counts.summaries(now), []);
         }
-    }
-
-    #[test]
-    fn a_line_is_one_line_and_moves_no_cursor() {
-        assert_eq!(one_line("ERROR:  x\n  DETAIL:\ty\u{1b}[2J"), "ERROR: x DETAIL: y\u{fffd}[2J");
     }
 }

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::parser::ValueSource;
 use clap::{ArgMatches, FromArgMatches};
 
-use crate::config::database_settings;
 use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
+use crate::options::{database_settings, file_wins};
 
 /// The options of every command that needs the database, as they were given.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -51,12 +50,6 @@ impl FromArgMatches for DatabaseArgs {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
-}
-
-/// Whether `--database-url-file` is a flag and `--database-url` is not: a flag wins over whatever the environment says.
-pub(crate) fn file_wins(matches: &ArgMatches) -> bool {
-    let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
-    is_flag("database_url_file") && !is_flag("database_url")
 }
 
 impl DatabaseArgs {

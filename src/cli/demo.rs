@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 
 use super::say;
 use super::serve::{ServeArgs, signals};
-use crate::config::{ServeOptions, parse_address};
+use crate::config::ServeOptions;
 use crate::demo;
 use crate::error::Error;
 use crate::logging::{self, Floods};
+use crate::options::parse_address;
 
 /// Run the whole system with nothing configured: a private PostgreSQL, schema, key, server and a screener
 ///

@@ -10,8 +10,8 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use super::{Cli, say};
-use crate::consumer;
 use crate::error::{Doing, Error};
+use crate::trader_bot;
 
 /// Where each shell looks for completions below a prefix, and what it wants before and after the program's name.
 const COMPLETIONS: [(Shell, &str, &str, &str); 3] = [
@@ -37,7 +37,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    for program in [Cli::command(), consumer::command()] {
+    for program in [Cli::command(), trader_bot::command()] {
         write_completions(&program, &args.directory)?;
         let directory = make_directory(&args.directory, MANUAL)?;
         let mut program = program.disable_help_subcommand(true);

@@ -7,12 +7,12 @@ use clap::Subcommand;
 
 use super::table::{minute, output_rows};
 use super::{DatabaseArgs, output, say};
-use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
 use crate::event::EventTime;
 use crate::feed::keys::new_key;
 use crate::feed::seconds;
+use crate::options::{parse_duration, parse_positive_duration};
 
 /// The longest name of a key.
 const LONGEST_NAME: usize = 100;

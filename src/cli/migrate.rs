@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::progress::Progress;
 use super::{DatabaseArgs, output};
-use crate::config::parse_duration;
 use crate::db::Connection;
 use crate::db::migrate::{self, Options, ROLES_SQL, SignalInserted};
 use crate::error::{Doing, Error};
+use crate::options::parse_duration;
 
 /// Install, upgrade or repair the feed's schema; safe to run again
 ///

@@ -15,19 +15,14 @@ mod table;
 mod tail;
 
 pub use database::DatabaseArgs;
-pub(crate) use database::file_wins;
 
-use std::any::TypeId;
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::builder::BoolishValueParser;
-use clap::error::ErrorKind;
-use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::error::{Doing, Error};
-use crate::logging;
+use crate::options::{finish, usage, with_lenient_values};
 
 /// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
 ///
@@ -92,50 +87,6 @@ impl Command {
             Self::Restored(args) => restored::run(&args),
             Self::Demo(args) => demo::run(&args),
             Self::Generate(args) => generate::run(&args),
-        }
-    }
-}
-
-/// The same command, more lenient with values. Those of options may begin with a hyphen: `-1s` is then a wrong value of its
-/// option, and no unknown option. (Not of options that take any text: there a value that was left out is the likelier
-/// mistake.) And the variable of a flag may say `1` or `yes`.
-pub(crate) fn with_lenient_values(command: clap::Command) -> clap::Command {
-    let command = command.mut_args(|argument| {
-        let kind = argument.get_value_parser().type_id();
-        let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
-        match argument.get_action() {
-            ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
-            action if action.takes_values() && !argument.is_positional() && !is_text => {
-                argument.allow_hyphen_values(true)
-            }
-            _ => argument,
-        }
-    });
-    command.mut_subcommands(with_lenient_values)
-}
-
-/// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
-pub(crate) fn usage(error: &clap::Error) -> Error {
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Error::Usage("a command is needed; --help shows them".into());
-    }
-    let hint = match error.kind() {
-        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => "; --help shows what there is",
-        _ => "",
-    };
-    let text = error.render().to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    Error::Usage(format!("{}{hint}", line.strip_prefix("error: ").unwrap_or(&line)))
-}
-
-pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));
-            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::DatabaseArgs;
 use super::progress::Progress;
-use crate::config::{parse_duration, parse_positive_duration};
 use crate::db::{migrate, prune};
 use crate::error::{Doing, Error};
+use crate::options::{parse_duration, parse_positive_duration};
 
 /// Remove old events from the log, without ever being in a writer's way
 ///

@@ -1,9 +1,9 @@
 //! `signal-feed restored`: tells the feed that its database was restored or failed over.
 
 use super::{DatabaseArgs, say};
-use crate::config::parse_number_from;
 use crate::db::{migrate, restored};
 use crate::error::{Doing, Error};
+use crate::options::parse_number_from;
 
 /// After a restore from backup, or a failover that lost something: let the numbers go on above the lost ones
 ///

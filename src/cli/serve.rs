@@ -8,10 +8,11 @@ use crossbeam_channel::{Receiver, bounded};
 use log::LevelFilter;
 
 use super::DatabaseArgs;
-use crate::config::{ServeOptions, parse_address, parse_duration, parse_positive_duration};
+use crate::config::ServeOptions;
 use crate::error::Error;
 use crate::http::proxy::Network;
 use crate::logging::{self, Floods};
+use crate::options::{parse_address, parse_duration, parse_positive_duration};
 
 /// The most that a count may be: an `Instant`'s arithmetic and a thread a stream end long before.
 const MOST: u64 = 1_000_000;

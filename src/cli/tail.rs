@@ -9,12 +9,11 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::config::parse_number_from;
 use crate::consumer::follow::{End, FollowOptions, Follower, Happening};
-use crate::consumer::key_from_file;
 use crate::consumer::stop::Stop;
-use crate::consumer::stream::{Cursor, FeedUrl};
+use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
+use crate::options::parse_number_from;
 
 /// Print every event of a feed as one JSON line
 ///
@@ -40,7 +39,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    let key = key_from_file(&args.feed_api_key_file)?;
+    let key = ApiKey::from_file(&args.feed_api_key_file)?;
     let stop = Stop::new();
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())

@@ -1,47 +1,15 @@
-//! Alerts: a log line, and the operator's program, which never holds the bot up.
+//! The bot's alerts: a log line each, and a run of the operator's program.
 
 use std::fmt;
-use std::io::Write;
 use std::path::PathBuf;
-use std::process::Child;
-use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 
-use super::order::{Action, order_ref};
-use super::{clock, message, program};
+use super::order::Order;
+pub(super) use crate::alert::Level;
+use crate::alert::{About, AlertCommand};
 
-/// Programs that may run at once; with one more the oldest is killed.
-const MOST_RUNNING: usize = 16;
-/// How long the end of the bot waits for programs that still run.
-const LAST_PATIENCE: Duration = Duration::from_secs(2);
-/// An id longer than this does not fit into the alert: the input of the program must never block.
-const MOST_ID_BYTES: usize = 1024;
-
-/// A longer message is cut, for the same reason.
-const MOST_MESSAGE_CHARS: usize = 2000;
-
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub(super) enum Level {
-    /// Somebody has to act.
-    Critical,
-    /// Somebody should know.
-    Warning,
-}
-
-/// One occurrence: a log line and a run of the operator's program.
-#[derive(Debug)]
-pub(super) struct Alert<'a> {
-    pub(super) level: Level,
-    pub(super) reason: Reason,
-    pub(super) message: String,
-    pub(super) signal: Option<(&'a RawValue, &'a str, Action)>,
-}
-
-/// Why there is an alert; its word is the same in the log line and in what the program gets.
+/// Why there is an alert. The word is the same in the log line and in what the program gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reason {
@@ -67,85 +35,27 @@ impl fmt::Display for Reason {
     }
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    level: Level,
-    reason: Reason,
-    message: &'a str,
-    time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    signal_id: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    order_ref: Option<String>,
-}
-
 /// Raises alerts.
 #[derive(Debug)]
-pub(super) struct Alerts {
-    program: Option<PathBuf>,
-    running: Vec<Child>,
-}
+pub(super) struct Alerts(AlertCommand);
 
 impl Alerts {
     pub(super) fn new(program: Option<PathBuf>) -> Self {
-        Self { program, running: Vec::new() }
+        Self(AlertCommand::new(program))
     }
 
     /// Writes the log line and starts the program. Does not wait for it.
-    pub(super) fn raise(&mut self, alert: &Alert<'_>) {
-        let Alert { level, reason, message, signal } = alert;
+    pub(super) fn raise(&mut self, level: Level, reason: Reason, message: &str, order: Option<&Order>) {
         match level {
             Level::Critical => log::error!("CRITICAL {reason}: {message}"),
             Level::Warning => log::warn!("{reason}: {message}"),
         }
-        let Some(program) = &self.program else { return };
-        let signal = signal.filter(|(id, _, _)| id.get().len() <= MOST_ID_BYTES);
-        let line = Line {
-            level: *level,
-            reason: *reason,
-            message: &message::clip_to(message, MOST_MESSAGE_CHARS),
-            time: clock::now_text(),
-            signal_id: signal.map(|(id, _, _)| id),
-            order_ref: signal.map(|(_, id, action)| order_ref(id, action)),
-        };
-        let mut text = serde_json::to_string(&line).unwrap_or_default();
-        text.push('\n');
-        match program::start(program) {
-            Ok(mut child) => {
-                if let Some(mut input) = child.stdin.take() {
-                    // Far smaller than a pipe, so it never blocks; a program that reads nothing is no failure.
-                    let _ = input.write_all(text.as_bytes());
-                }
-                self.running.push(child);
-            }
-            Err(error) => log::error!("start --alert-command {}: {error}", program.display()),
-        }
-        self.reap();
-        if self.running.len() > MOST_RUNNING {
-            let oldest = self.running.remove(0);
-            log::error!("--alert-command: {MOST_RUNNING} runs have not ended; the oldest is killed");
-            end(oldest);
-        }
+        let about = order.map(|order| About { signal_id: &order.signal_id, order_ref: &order.order_ref });
+        self.0.run(level, &reason.to_string(), message, about.as_ref());
     }
 
-    fn reap(&mut self) {
-        self.running.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-    }
-
-    /// Gives programs that still run a moment: under systemd they end with the bot.
+    /// Gives programs that still run a moment to end.
     pub(super) fn finish(&mut self) {
-        let until = Instant::now() + LAST_PATIENCE;
-        loop {
-            self.reap();
-            if self.running.is_empty() || Instant::now() >= until {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        self.0.finish();
     }
-}
-
-fn end(mut child: Child) {
-    program::kill(program::group_of(&child));
-    let _ = child.wait();
 }

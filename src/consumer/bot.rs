@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::alert::{Alert, Alerts, Level, Reason};
+use super::alert::{Alerts, Level, Reason};
 use super::broker::{Broker, Placing};
 use super::clock;
 use super::decide::{Circumstances, Decision, decide};
@@ -18,13 +18,14 @@ use super::files::{self, Lock};
 use super::follow::{End, FollowOptions, Follower, Happening, Interruption};
 use super::journal::Journal;
 use super::ledger::{Line, Record, intent_line};
-use super::message::{Connected, Quarantined, SignalEvent, clip};
+use super::message::{Connected, Quarantined, SignalEvent};
 use super::order::{Action, Order, Signal};
 use super::recovery::{self, Recovery};
 use super::state::{Found, Mode, State, StateFile};
 use super::stop::Stop;
 use super::stream::Cursor;
 use crate::error::Error;
+use crate::text::clip;
 
 /// A key that ends sooner than this is warned about, once a day.
 const KEY_WARNING: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -241,7 +242,7 @@ impl<'a> Bot<'a> {
             End::Stopped => Halt::Stopped,
             End::Unauthorized { url, answer } => {
                 let message = format!("{url}: {answer}: the key is not accepted, the bot ends");
-                self.alert(Level::Critical, Reason::Unauthorized, message.clone());
+                self.alert(Level::Critical, Reason::Unauthorized, &message);
                 Halt::Failed(Error::Refused(message))
             }
         }
@@ -254,7 +255,7 @@ impl<'a> Bot<'a> {
         log::warn!("{url}: {cause}; trying again in {wait}");
         if *same_hole == HOLES_TO_ALERT {
             let message = format!("{url}: {cause}; this happened {same_hole} times in a row and is tried on");
-            self.alert(Level::Critical, Reason::Hole, message);
+            self.alert(Level::Critical, Reason::Hole, &message);
         }
     }
 
@@ -303,7 +304,7 @@ impl<'a> Bot<'a> {
         if warned_today || end.duration_since(now) > jiff::SignedDuration::try_from(KEY_WARNING).unwrap_or_default() {
             return Ok(());
         }
-        self.alert(Level::Warning, Reason::KeyExpires, format!("the key ends at {}", clock::text(end)));
+        self.alert(Level::Warning, Reason::KeyExpires, &format!("the key ends at {}", clock::text(end)));
         self.state.key_warned_at = Some(clock::text(now));
         self.save(false)
     }
@@ -364,7 +365,7 @@ impl<'a> Bot<'a> {
                 let message = format!(
                     "{name} is known with other facts ({difference}): the id was used again? nothing is placed"
                 );
-                self.alert_about(Reason::IdReused, message, signal);
+                self.alert_about(Reason::IdReused, &message, &order);
                 let line = Line::new(Record::Conflict).signal(signal).why(difference).at(cursor);
                 self.journal.append(&line, true)?;
             }
@@ -375,7 +376,11 @@ impl<'a> Bot<'a> {
             }
             Decision::Stale(why) => {
                 if signal.action == Action::Exit {
-                    self.alert_about(Reason::ExitStale, format!("{name} is an exit that is not placed: {why}"), signal);
+                    self.alert_about(
+                        Reason::ExitStale,
+                        &format!("{name} is an exit that is not placed: {why}"),
+                        &order,
+                    );
                 } else {
                     log::warn!("{name} is stale: {why}");
                 }
@@ -396,7 +401,7 @@ impl<'a> Bot<'a> {
             }
             Placing::Rejected(why) => {
                 if order.action == Action::Exit {
-                    self.alert_about_order(Reason::ExitRejected, format!("{name} was rejected: {why}"), order);
+                    self.alert_about(Reason::ExitRejected, &format!("{name} was rejected: {why}"), order);
                 } else {
                     log::error!("{name} was rejected: {why}");
                 }
@@ -434,7 +439,7 @@ impl<'a> Bot<'a> {
 
     pub(super) fn unusable(&mut self, cursor: Option<&Cursor>, why: &str, data: &str) -> Result<(), Error> {
         let data = clip(data);
-        self.alert(Level::Critical, Reason::UnusableEvent, format!("{why}; it is passed over: {data}"));
+        self.alert(Level::Critical, Reason::UnusableEvent, &format!("{why}; it is passed over: {data}"));
         let mut line = Line::new(Record::Unusable).why(why).at(cursor);
         line.data = Some(data);
         self.journal.append(&line, true)
@@ -447,7 +452,7 @@ impl<'a> Bot<'a> {
         if enters {
             self.enter_close_only(Reason::Quarantined, &message)?;
         } else {
-            self.alert(Level::Critical, Reason::Quarantined, message);
+            self.alert(Level::Critical, Reason::Quarantined, &message);
         }
         let cursor = Cursor { feed_seq: *feed_seq, event_time: None };
         self.journal.append(&Line::new(Record::Quarantined).why(clip(error)).at(Some(&cursor)), true)?;
@@ -468,7 +473,7 @@ impl<'a> Bot<'a> {
         };
         self.set_mode(mode, None)?;
         let message = format!("{message}; close-only mode: exits are placed, entries not, until a run with --recovery");
-        self.alert(Level::Critical, reason, message);
+        self.alert(Level::Critical, reason, &message);
         Ok(())
     }
 
@@ -496,19 +501,12 @@ impl<'a> Bot<'a> {
         self.state_file.save(&self.state, sync)
     }
 
-    pub(super) fn alert(&mut self, level: Level, reason: Reason, message: String) {
-        self.alerts.raise(&Alert { level, reason, message, signal: None });
+    pub(super) fn alert(&mut self, level: Level, reason: Reason, message: &str) {
+        self.alerts.raise(level, reason, message, None);
     }
 
-    fn alert_about(&mut self, reason: Reason, message: String, signal: &Signal) {
-        let about = Some((&*signal.id, signal.id_text.as_str(), signal.action));
-        self.alerts.raise(&Alert { level: Level::Critical, reason, message, signal: about });
-    }
-
-    fn alert_about_order(&mut self, reason: Reason, message: String, order: &Order) {
-        let key = order.key();
-        let about = Some((&*order.signal_id, key.id.as_str(), key.action));
-        self.alerts.raise(&Alert { level: Level::Critical, reason, message, signal: about });
+    fn alert_about(&mut self, reason: Reason, message: &str, order: &Order) {
+        self.alerts.raise(Level::Critical, reason, message, Some(order));
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::order::Signal;
 use super::sse::Event;
+use crate::text::clip;
 
 /// One event of the stream, read.
 #[derive(Debug)]
@@ -166,20 +167,6 @@ fn system(data: &str) -> Message {
         Some("dropped") => Message::Dropped(clip(data)),
         _ => Message::Notice(clip(data)),
     }
-}
-
-/// As much of a text as a log line takes, without control characters.
-pub(super) fn clip(text: &str) -> String {
-    clip_to(text, 300)
-}
-
-/// The first characters of a text, without control characters.
-pub(super) fn clip_to(text: &str, most_chars: usize) -> String {
-    let mut clipped: String = text.chars().take(most_chars).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(most_chars).is_some() {
-        clipped.push('…');
-    }
-    clipped
 }
 
 #[cfg(test)]

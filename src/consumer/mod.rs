@@ -50,7 +50,6 @@
 //! ```
 
 mod alert;
-mod args;
 pub mod backoff;
 pub mod bot;
 pub mod broker;
@@ -62,12 +61,8 @@ mod journal;
 mod ledger;
 pub mod message;
 pub mod order;
-mod program;
 pub mod recovery;
 pub mod sse;
 pub mod state;
 pub mod stop;
 pub mod stream;
-
-pub use args::main;
-pub(crate) use args::{command, key_from_file};

@@ -3,7 +3,9 @@
 //! What is deliberately absent: redirects (the key goes nowhere else), proxies from the environment, compression, pooling.
 
 use std::fmt;
+use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +15,7 @@ use ureq::{Agent, Body, Timeout};
 use super::follow::FollowOptions;
 use super::sse::{Event, Parser};
 use super::stop::Stop;
+use crate::error::{Doing, Error};
 
 /// Longest time to look up the feed's name, and again to connect to it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -88,6 +91,16 @@ impl ApiKey {
             return Err("the key holds characters that no key has".to_owned());
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// Reads a key from a file.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or holds no key.
+    pub fn from_file(file: &Path) -> Result<Self, Error> {
+        let doing = format!("read --feed-api-key-file {}", file.display());
+        let text = fs::read_to_string(file).doing(doing.as_str())?;
+        Self::new(&text).map_err(|why| Error::Failed(format!("{doing}: {why}")))
     }
 }
 

@@ -72,9 +72,9 @@ impl Bot<'_> {
                 }
                 _ => format!("whether the broker has {name} is unknown, nothing else is sent meanwhile: {why}"),
             };
-            self.alert_about_order(reason, message, &intent.order);
+            self.alert_about(reason, &message, &intent.order);
         } else {
-            self.alert(Level::Warning, reason, format!("the broker is away, nothing is consumed meanwhile: {why}"));
+            self.alert(Level::Warning, reason, &format!("the broker is away, nothing is consumed meanwhile: {why}"));
         }
     }
 

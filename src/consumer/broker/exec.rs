@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Broker, Lookup, Placing};
 use crate::consumer::clock;
+use crate::consumer::files::with_suffix;
 use crate::consumer::order::{Order, Request};
-use crate::consumer::program::{self, Ended, Group};
 use crate::error::{Doing, Error};
+use crate::program::{self, Ended, Group};
 
 /// Placed, or the broker has it.
 const EXIT_DONE: i32 = 0;
@@ -39,11 +40,12 @@ struct Running {
 }
 
 impl ExecBroker {
-    /// Orders go to `program`, which has `timeout` for each. `running` is a file of the broker's own.
+    /// Orders go to `program`, which has `timeout` for each. Beside the journal the broker keeps a file of its own.
     ///
     /// # Errors
-    /// Where `running` cannot be read.
-    pub fn open(program: &Path, timeout: Duration, running: PathBuf) -> Result<Self, Error> {
+    /// Where the program's path cannot be made absolute.
+    pub fn open(program: &Path, timeout: Duration, journal: &Path) -> Result<Self, Error> {
+        let running = with_suffix(journal, ".running");
         let program = std::path::absolute(program).doing(format!("find {}", program.display()))?;
         // A file that a crash tore was torn before the program had got its order.
         let leftover = fs::read(&running).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());

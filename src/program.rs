@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Starts a program with its input open. Ctrl-C at the bot's terminal does not reach it.
-pub(super) fn start(path: &Path) -> io::Result<Child> {
+pub(crate) fn start(path: &Path) -> io::Result<Child> {
     let mut command = Command::new(path);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -28,7 +28,7 @@ pub(super) fn start(path: &Path) -> io::Result<Child> {
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     /// With this exit code.
     Code(i32),
     /// By this signal.
@@ -43,7 +43,7 @@ pub(super) enum Ended {
 ///
 /// # Errors
 /// Where no thread can be started; the program has got nothing then.
-pub(super) fn finish(child: Child, line: String, patience: Duration) -> io::Result<Ended> {
+pub(crate) fn finish(child: Child, line: String, patience: Duration) -> io::Result<Ended> {
     let group = group_of(&child);
     let (sender, receiver) = mpsc::channel();
     // A program need not read its input, and a long line does not fit into a pipe: the write may block until the end.
@@ -76,7 +76,7 @@ fn ended(status: ExitStatus) -> Ended {
 }
 
 /// Kills whatever is left of a program's process group.
-pub(super) fn kill(group: Option<Pid>) {
+pub(crate) fn kill(group: Option<Pid>) {
     if let Some(group) = group {
         // Nobody left in it is as good.
         let _ = kill_process_group(group, Signal::KILL);
@@ -84,13 +84,13 @@ pub(super) fn kill(group: Option<Pid>) {
 }
 
 /// The process group of a program that [`start`] started.
-pub(super) fn group_of(child: &Child) -> Option<Pid> {
+pub(crate) fn group_of(child: &Child) -> Option<Pid> {
     Pid::from_raw(i32::try_from(child.id()).ok()?)
 }
 
 /// A process group that can be recognised by another process, later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Group {
+pub(crate) struct Group {
     id: i32,
     /// When its leader started, in the kernel's ticks since boot: a process id is used again, this is not.
     leader_started: u64,
@@ -99,13 +99,13 @@ pub(super) struct Group {
 
 impl Group {
     /// The group of a program that was just started.
-    pub(super) fn of(child: &Child) -> Option<Self> {
+    pub(crate) fn of(child: &Child) -> Option<Self> {
         let id = group_of(child)?.as_raw_nonzero().get();
         Some(Self { id, leader_started: stat(id)?.started, boot: boot_id() })
     }
 
     /// Whether any process of it still runs.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         if self.boot != boot_id() || stat(self.id).is_some_and(|leader| leader.started != self.leader_started) {
             return false;
         }
@@ -115,7 +115,7 @@ impl Group {
     }
 
     /// Waits for its end, at most `patience`, then kills it.
-    pub(super) fn outwait(&self, patience: Duration) {
+    pub(crate) fn outwait(&self, patience: Duration) {
         let until = Instant::now() + patience;
         let mut killed = false;
         while self.is_alive() {

@@ -1,24 +1,25 @@
 //! The command line of `trader-bot`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
-use std::{fmt, fs};
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use super::bot::{self, BotOptions, OnQuarantined};
-use super::broker::{Broker, ExecBroker, PaperBroker};
-use super::files::with_suffix;
-use super::follow::FollowOptions;
-use super::recovery::Recovery;
-use super::stop::Stop;
-use super::stream::{ApiKey, FeedUrl};
-use crate::config::{database_settings, parse_duration, parse_positive_duration};
-use crate::error::{Doing, Error};
+use crate::consumer::bot::{self, BotOptions, OnQuarantined};
+use crate::consumer::broker::{Broker, ExecBroker, PaperBroker};
+use crate::consumer::follow::FollowOptions;
+use crate::consumer::recovery::Recovery;
+use crate::consumer::stop::Stop;
+use crate::consumer::stream::{ApiKey, FeedUrl};
+use crate::error::Error;
 use crate::logging::{self, Floods};
+use crate::options::{
+    database_settings, file_wins, finish, parse_duration, parse_positive_duration, usage, with_lenient_values,
+};
 
 /// Places orders from a signal feed, each at most once, and knows when it missed something
 ///
@@ -201,17 +202,17 @@ pub(crate) fn command() -> clap::Command {
 
 /// Parses the command line, runs the bot, and says how the process ends.
 pub fn main() -> ExitCode {
-    let parsed = crate::cli::with_lenient_values(command())
+    let parsed = with_lenient_values(command())
         .try_get_matches()
         .and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
     match parsed {
-        Ok((args, matches)) => crate::cli::finish(run(&args, &matches)),
+        Ok((args, matches)) => finish(run(&args, &matches)),
         Err(error) if !error.use_stderr() => {
             // Help and version; a closed pipe is a normal end.
             let _ = error.print();
             ExitCode::SUCCESS
         }
-        Err(error) => crate::cli::finish(Err(crate::cli::usage(&error))),
+        Err(error) => finish(Err(usage(&error))),
     }
 }
 
@@ -266,13 +267,13 @@ impl Args {
             (Some(key), file) if file.is_none() || !file_wins => {
                 ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))
             }
-            (_, Some(file)) => key_from_file(file),
+            (_, Some(file)) => ApiKey::from_file(file),
             _ => Err(Error::Usage("no key: give --feed-api-key or --feed-api-key-file".to_owned())),
         }
     }
 
     fn recovery(&self, matches: &ArgMatches) -> Result<Recovery, Error> {
-        let url = self.database_url.as_deref().filter(|_| !crate::cli::file_wins(matches));
+        let url = self.database_url.as_deref().filter(|_| !file_wins(matches));
         let database = database_settings(url, self.database_url_file.as_deref())?
             .ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
         Ok(Recovery { database, lookback: self.recovery_lookback })
@@ -282,20 +283,11 @@ impl Args {
         let directory = journal.parent().unwrap_or(Path::new("."));
         Ok(match &self.broker {
             BrokerChoice::Paper => Box::new(PaperBroker::open(directory)?),
-            BrokerChoice::Exec(program) => {
-                Box::new(ExecBroker::open(program, self.broker_timeout, with_suffix(journal, ".running"))?)
-            }
+            BrokerChoice::Exec(program) => Box::new(ExecBroker::open(program, self.broker_timeout, journal)?),
             #[cfg(feature = "ibkr")]
-            BrokerChoice::Ibkr(address) => Box::new(super::broker::IbkrBroker::new(address, self.broker_timeout)),
+            BrokerChoice::Ibkr(address) => {
+                Box::new(crate::consumer::broker::IbkrBroker::new(address, self.broker_timeout))
+            }
         })
     }
-}
-
-/// Reads an API key from a file.
-///
-/// # Errors
-/// Where it cannot be read, or holds no key.
-pub(crate) fn key_from_file(file: &Path) -> Result<ApiKey, Error> {
-    let text = fs::read_to_string(file).doing(format!("read --feed-api-key-file {}", file.display()))?;
-    ApiKey::new(&text).map_err(|why| Error::Failed(format!("read --feed-api-key-file {}: {why}", file.display())))
 }

@@ -1,0 +1,51 @@
+//! Text from outside, made fit for a log line, an alert or a terminal.
+
+/// As much of a quoted text as a line takes: more is cut.
+const MOST_CHARS: usize = 300;
+
+/// The first 300 characters of a text, with each control character replaced by a space.
+pub(crate) fn clip(text: &str) -> String {
+    let mut clipped: String = text.chars().take(MOST_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(MOST_CHARS).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}
+
+/// The text on one line: runs of white space become one space, and each other control character becomes U+FFFD.
+pub(crate) fn one_line(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    words.replace(char::is_control, "\u{fffd}")
+}
+
+/// Cuts a text that is longer than `most_bytes` and ends it with `…`.
+pub(crate) fn cut(mut text: String, most_bytes: usize) -> String {
+    if text.len() > most_bytes {
+        let most = most_bytes.saturating_sub('…'.len_utf8());
+        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line_and_holds_no_control_character() {
+        assert_eq!(one_line("ERROR:  x\n  DETAIL:\ty\u{1b}[2J"), "ERROR: x DETAIL: y\u{fffd}[2J");
+        assert_eq!(clip("a\u{1b}[2Jb"), "a [2Jb");
+        assert_eq!(clip(&"x".repeat(301)).chars().count(), 301);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        for length in 0..40 {
+            let text = cut("ü".repeat(length), 20);
+            assert!(text.len() <= 20, "{text}");
+            assert_eq!(text.ends_with('…'), length > 10, "{text}");
+        }
+    }
+}
