@@ -16,6 +16,8 @@ pub enum Error {
     Failed(String),
     /// The feed does not accept the key, and will not by trying again: exit code 77 (sysexits: EX_NOPERM).
     Refused(String),
+    /// The server that was asked about itself does not answer: exit code 2.
+    Unreachable(String),
     /// A database call failed while doing something: exit code 1.
     Database {
         /// What was being done, a verb phrase.
@@ -36,7 +38,7 @@ impl Error {
     /// The process's exit code for this error (contract, section 2).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Unreachable(_) => 2,
             Self::Refused(_) => 77,
             Self::Failed(_) | Self::Database { .. } | Self::Io { .. } => 1,
         }
@@ -46,7 +48,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Failed(text) | Self::Refused(text) => f.write_str(text),
+            Self::Usage(text) | Self::Failed(text) | Self::Refused(text) | Self::Unreachable(text) => f.write_str(text),
             Self::Database { doing, cause } => write!(f, "{doing}: {cause}{}", advice(cause)),
             Self::Io { doing, cause } => write!(f, "{doing}: {cause}"),
         }

@@ -92,6 +92,13 @@ impl fmt::Display for EventTime {
     }
 }
 
+impl serde::Serialize for EventTime {
+    /// As it is displayed.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl<'a> FromSql<'a> for EventTime {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         Ok(Self(i64::from_be_bytes(raw.try_into()?)))

@@ -11,6 +11,7 @@ mod prune;
 mod quarantine;
 mod restored;
 mod serve;
+mod status;
 mod table;
 mod tail;
 
@@ -50,6 +51,7 @@ struct Cli {
 enum Command {
     Migrate(migrate::Args),
     Serve(Box<serve::Args>),
+    Status(status::Args),
     Key(key::Args),
     Quarantine(quarantine::Args),
     Tail(tail::Args),
@@ -79,6 +81,7 @@ impl Command {
         match self {
             Self::Migrate(args) => migrate::run(&args),
             Self::Serve(args) => serve::run(*args),
+            Self::Status(args) => status::run(&args),
             Self::Key(args) => key::run(args),
             Self::Quarantine(args) => quarantine::run(args),
             Self::Tail(args) => tail::run(args),

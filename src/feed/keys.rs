@@ -154,6 +154,11 @@ impl KeyRing {
         lock(&self.known).look(credential, clock.now()).ok()
     }
 
+    /// Every key that is live, as memory has them. Never asks the database.
+    pub fn live(&self, now: EventTime) -> Vec<Arc<Key>> {
+        lock(&self.known).by_id.values().filter(|key| key.state(now) == KeyState::Live).cloned().collect()
+    }
+
     /// Judges a credential; blocks until a refresh that began after `arrived` where memory does not know it as live.
     ///
     /// # Errors

@@ -48,7 +48,7 @@ use self::upkeep::Record;
 use crate::config::ServeOptions;
 use crate::db::Settings;
 use crate::db::event_log::LogState;
-use crate::event::{FeedSeq, LogRow, Poison};
+use crate::event::{EventTime, FeedSeq, LogRow, Poison};
 pub(crate) use crate::random::{random_between, random_u64};
 pub(crate) use crate::sync::lock;
 
@@ -193,6 +193,11 @@ impl Feed {
     /// Whether the counter is not behind the log, as last read: a number would be given twice, which PostgreSQL refuses.
     pub fn is_counter_ok(&self) -> bool {
         self.counter.load(Ordering::Relaxed) >= self.log_head.load(Ordering::Relaxed)
+    }
+
+    /// The time of the newest event; `None` before the first one, and where it has no usable time.
+    pub fn last_event_at(&self) -> Option<EventTime> {
+        lock(&self.live.tail).head_time().filter(|time| time.is_usable())
     }
 
     /// How many numbers the log had, when it was last read, above what has been broadcast by now.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, Gauge, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use super::{Operator, status};
+use super::{Operator, keys, status};
+use crate::event::EventTime;
 use crate::feed::health::Part;
 use crate::feed::standby::Role;
 use crate::feed::stats::registered;
@@ -40,6 +41,8 @@ pub struct Gauges {
     clients_most: IntGauge,
     lag_most: IntGauge,
     queued: IntGauge,
+    key_streams: IntGaugeVec,
+    last_event: Gauge,
     replay_connections: IntGauge,
     replay_in_use: IntGauge,
     replay_waiting: IntGauge,
@@ -84,6 +87,11 @@ impl Gauges {
             clients_most: int("signal_feed_clients_limit", "Streams that there may be (--max-clients)"),
             lag_most: int("signal_feed_client_lag_max_events", "Events that the client furthest behind has to come"),
             queued: int("signal_feed_queued_events", "Events in all clients' queues"),
+            key_streams: by("signal_feed_key_streams", "Open streams of every live key; 0: its bot is away", "key"),
+            last_event: float(
+                "signal_feed_last_event_timestamp_seconds",
+                "When the newest event was written, in seconds since 1970; 0 before the first",
+            ),
             replay_connections: int("signal_feed_replay_connections", "Connections for replay (--replay-connections)"),
             replay_in_use: int("signal_feed_replay_connections_in_use", "Connections for replay at work"),
             replay_waiting: int("signal_feed_replays_waiting", "Replays that wait for a connection"),
@@ -110,7 +118,11 @@ impl Gauges {
         self.another_cluster.set(i64::from(feed.is_another_cluster()));
         self.head.set(feed.live.head().0);
         self.earliest.set(feed.live.window.last_known().0);
+        if let Some(at) = feed.last_event_at().and_then(EventTime::timestamp) {
+            self.last_event.set(at.as_microsecond() as f64 / 1e6);
+        }
         self.look_at_clients(feed);
+        self.look_at_keys(feed);
         self.replay_connections.set(count(feed.replay.size()));
         self.replay_in_use.set(count(feed.replay.in_use()));
         self.replay_waiting.set(count(feed.replay.waiting()));
@@ -132,6 +144,14 @@ impl Gauges {
         self.clients_most.set(count(feed.options.max_clients));
         self.queued.set(count(queued));
         self.lag_most.set(count(lag));
+    }
+
+    fn look_at_keys(&self, feed: &Feed) {
+        // A revoked or expired key is not shown any longer.
+        self.key_streams.reset();
+        for key in keys::live(feed) {
+            self.key_streams.with_label_values(&[&key.name]).set(count(key.streams));
+        }
     }
 }
 

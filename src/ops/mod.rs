@@ -3,6 +3,7 @@
 //! It is served like the feed's own port, by [`http`](crate::http), from a listener of its own: what goes on there takes
 //! no place of a stream.
 
+mod keys;
 pub mod metrics;
 pub mod routes;
 pub mod status;

@@ -5,7 +5,8 @@ use prometheus::core::Metric;
 use serde::Serialize;
 
 use super::Operator;
-use crate::event::FeedSeq;
+use super::keys::{self, KeyStatus};
+use crate::event::{EventTime, FeedSeq};
 use crate::feed::client::Client;
 use crate::feed::health::{Part, State};
 use crate::feed::{Feed, seconds};
@@ -22,6 +23,8 @@ struct Status<'a> {
     capture: &'static str,
     head: FeedSeq,
     earliest: FeedSeq,
+    last_event_at: Option<EventTime>,
+    keys: Vec<KeyStatus>,
     clients: Vec<ClientStatus>,
     replay: Replay,
     database: Database,
@@ -39,7 +42,7 @@ struct ClientStatus {
     queued: usize,
     delivered: u64,
     dropped: u64,
-    since: String,
+    since: EventTime,
     delay_seconds: serde_json::Value,
 }
 
@@ -107,6 +110,8 @@ pub fn json(operator: &Operator) -> String {
         capture: if feed.capture_on() { "on" } else { "off" },
         head: feed.live.head(),
         earliest: earliest(feed),
+        last_event_at: feed.last_event_at(),
+        keys: keys::live(feed),
         clients: clients(feed),
         replay: Replay {
             connections: feed.replay.size(),
@@ -169,7 +174,7 @@ impl ClientStatus {
             queued: client.queue.events(),
             delivered: client.delivered_events(),
             dropped: client.dropped_events(),
-            since: client.since.to_string(),
+            since: client.since,
             delay_seconds: seconds(client.key.delay),
         }
     }

@@ -249,3 +249,92 @@ fn help_of_serve_names_the_operators_port() {
     let output = command("").args(["serve", "--help"]).output().unwrap();
     assert!(String::from_utf8(output.stdout).unwrap().contains("127.0.0.1:9464"));
 }
+
+#[test]
+fn status_and_metrics_show_the_streams_of_every_live_key_and_the_time_of_the_newest_event() {
+    let database = Database::migrated();
+    let bot = database.mint("bot");
+    database.mint_with("away", &["--delay", "15m", "--expires-in", "7d"]);
+    database.mint("gone");
+    signal_feed(&database.url, &["key", "revoke", "gone"]).ok();
+    let server = Server::ready(&database, &OPS);
+    assert!(server.status()["last_event_at"].is_null());
+    assert_eq!(metric(&server, "signal_feed_last_event_timestamp_seconds"), 0.0);
+    let mut streams = [server.stream(&bot), server.stream(&bot)];
+    streams.iter_mut().for_each(|stream| drop(stream.connected()));
+    // During a rotation both keys are one bot's.
+    signal_feed(&database.url, &["key", "rotate", "bot"]).ok();
+    database.insert(1);
+    let written = streams[0].signals(1)[0].data["event_time"].clone();
+    let status = until("the use of the key is recorded", || {
+        let status = server.status();
+        (!status["keys"][1]["last_used_at"].is_null()).then_some(status)
+    });
+    assert_eq!(status["last_event_at"], written);
+    let keys = status["keys"].as_array().unwrap();
+    let facts: Vec<_> =
+        keys.iter().map(|key| (key["name"].as_str().unwrap(), key["streams"].as_u64().unwrap())).collect();
+    assert_eq!(facts, [("away", 0), ("bot", 2)]);
+    assert_eq!((&keys[0]["delay_seconds"], &keys[1]["delay_seconds"]), (&900.into(), &0.into()));
+    assert!(keys[0]["last_used_at"].is_null() && keys[0]["expires_at"].as_str().unwrap().ends_with('Z'), "{keys:?}");
+    assert!(keys[1]["expires_at"].is_null(), "the new key never expires: {keys:?}");
+    assert_eq!(metric(&server, r#"signal_feed_key_streams{key="bot"}"#), 2.0);
+    assert_eq!(metric(&server, r#"signal_feed_key_streams{key="away"}"#), 0.0);
+    assert!(!metrics(&server).contains(r#"key="gone""#));
+    let seconds = written.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_microsecond() as f64 / 1e6;
+    assert_eq!(metric(&server, "signal_feed_last_event_timestamp_seconds"), seconds);
+    signal_feed(&database.url, &["key", "revoke", "bot"]).ok();
+    until("the revoked key is gone", || (!metrics(&server).contains(r#"key="bot""#)).then_some(()));
+}
+
+#[test]
+fn newest_event_is_known_after_a_restart() {
+    let database = Database::migrated();
+    database.insert(2);
+    let server = Server::ready(&database, &OPS);
+    let status = server.status();
+    assert_eq!(status["head"], 2);
+    assert!(status["last_event_at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{status}");
+}
+
+#[test]
+fn status_command_shows_what_needs_somebody_and_its_exit_code_says_whether() {
+    let database = Database::migrated();
+    let bot = database.mint("bot");
+    database.mint("absent-bot");
+    let server = Server::ready(&database, &OPS);
+    let url = format!("http://{}/", server.ops_address());
+    let ask = |options: &[&str]| signal_feed("", &[&["status", "--url", &url], options].concat());
+    let mut stream = server.stream(&bot);
+    stream.connected();
+    database.insert(3);
+    stream.signals(3);
+    let said = ask(&[]).ok();
+    for words in [
+        "live, capture on, primary",
+        "s ago (20",
+        "Keys without a stream (1 of 2):",
+        "absent-bot",
+        "No stream is behind.",
+    ] {
+        assert!(said.contains(words), "{words:?} is not in {said}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&ask(&["--json"]).ok()).unwrap();
+    assert_eq!((&json["head"], &json["state"]), (&3.into(), &"live".into()));
+
+    database.sql("alter table stock_market.signal disable trigger all");
+    until("capture is off", || (server.status()["capture"] == "off").then_some(()));
+    assert!(ask(&[]).failed(1).contains("capture is off"));
+    database.lock_out();
+    until("the server is degraded", || (server.status()["state"] == "degraded").then_some(()));
+    assert!(ask(&["--json"]).failed(1).contains("the server is degraded"));
+    database.let_in();
+
+    let feed = format!("http://{}", server.address());
+    let said = signal_feed("", &["status", "--url", &feed]).failed(2);
+    assert!(said.contains("the answer is 404") && said.contains("--ops-listen"), "{said}");
+    server.kill();
+    let said = ask(&[]).failed(2);
+    assert!(said.contains("--url http://127.0.0.1:"), "{said}");
+    assert!(signal_feed("", &["status", "--url", "127.0.0.1:9464"]).failed(2).contains("http://127.0.0.1:9464"));
+}
