@@ -88,7 +88,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
                 let seconds = interruption.wait.as_secs_f64();
                 notice(&format!("{}: {}; trying again in {seconds:.1} s", interruption.url, interruption.cause));
             }
-            Happening::Alive => {}
+            Happening::Nothing => {}
         }
     }
     match missed {

@@ -20,6 +20,7 @@ pub(super) enum Reason {
     Hole,
     Unauthorized,
     ExitRejected,
+    ExitUnfilled,
     ExitStale,
     IdReused,
     OutcomeUnknown,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::alert::{Alerts, Level, Reason};
-use super::broker::{Broker, Placing};
+use super::broker::{Broker, Ended, Placing};
 use super::clock;
 use super::decide::{Circumstances, Decision, decide};
 use super::files::{self, Lock};
@@ -161,7 +161,12 @@ impl<'a> Bot<'a> {
         let state = reconcile(found, &journal)?;
         // Before any order: a state file that cannot be written ends the bot here.
         state_file.save(&state, true)?;
-        let broker = open_broker(&journal_path)?;
+        let mut broker = open_broker(&journal_path)?;
+        for intent in journal.ledger().working() {
+            if let Some(order_id) = intent.attempt.order_id {
+                broker.follow(order_id, &intent.order, intent.attempt.tried_at);
+            }
+        }
         let follower = Follower::new(&options.follow, state.cursor(), stop.clone());
         Ok(Self {
             options,
@@ -197,12 +202,15 @@ impl<'a> Bot<'a> {
     }
 
     fn handle(&mut self, happening: Happening) -> Result<(), Halt> {
+        self.note_ended_orders()?;
         match &happening {
             Happening::Interrupted(interruption) => {
                 self.interrupted(interruption);
                 return Ok(());
             }
             Happening::Connected(connected) => self.connected(connected)?,
+            // Its signals begin with the first connection, whatever the broker does.
+            Happening::Nothing if self.state.cursor.is_none() => return Ok(()),
             _ => {}
         }
         if let Err(why) = self.broker.connected() {
@@ -231,7 +239,7 @@ impl<'a> Bot<'a> {
                 self.enter_close_only(reason, &message)?;
             }
             Happening::Notice(notice) => log::info!("the feed says {notice}"),
-            Happening::Alive => self.warn_of_key_end(None)?,
+            Happening::Nothing => self.warn_of_key_end(None)?,
             Happening::Connected(_) | Happening::Interrupted(_) => {}
         }
         Ok(())
@@ -392,33 +400,97 @@ impl<'a> Bot<'a> {
 
     fn place(&mut self, order: &Order, created_at: Option<String>, cursor: Option<&Cursor>) -> Result<Acted, Error> {
         let name = &order.order_ref;
-        self.journal.append(&intent_line(order, created_at), true)?;
-        match self.broker.place(order) {
+        let mut intent = intent_line(order, created_at);
+        intent.order_id = self.broker.next_order_id(self.journal.ledger().highest_order_id);
+        self.journal.append(&intent, true)?;
+        match self.broker.place(order, intent.order_id) {
             Placing::Placed => {
-                self.journal.append(&Line::new(Record::Placed).order_key(order).at(cursor), true)?;
+                self.placed(order, intent.order_id, None, cursor)?;
                 log::info!("{name} placed: {} {} {}", order.side, order.quantity, order.symbol);
                 Ok(Acted::Done { sync: true })
             }
             Placing::Rejected(why) => {
-                if order.action == Action::Exit {
-                    self.alert_about(Reason::ExitRejected, &format!("{name} was rejected: {why}"), order);
-                } else {
-                    log::error!("{name} was rejected: {why}");
-                }
-                self.journal.append(&Line::new(Record::Rejected).order_key(order).why(why).at(cursor), true)?;
+                self.rejected(order, why, cursor)?;
+                Ok(Acted::Done { sync: true })
+            }
+            Placing::Unfilled(why) => {
+                self.unfilled(order, why, cursor)?;
                 Ok(Acted::Done { sync: true })
             }
             Placing::Away(why) => {
                 self.journal.append(&Line::new(Record::Unsent).order_key(order).why(&why), true)?;
                 Ok(Acted::Wait(Trouble { reason: Reason::BrokerAway, why }))
             }
-            Placing::Unknown(why) => {
-                log::warn!("{name}: {why}; asking the broker whether it has it");
-                self.journal.append(&Line::new(Record::Unknown).order_key(order).why(why), true)?;
-                // Asked at once; there is an alert where that gives no answer.
-                Ok(Acted::Ask)
+            Placing::Unknown(why) => self.unknown(order, why, None),
+            Placing::Broke(why) => self.unknown(order, why, Some(true)),
+        }
+    }
+
+    /// The broker is asked about it at once; there is an alert where that gives no answer.
+    fn unknown(&mut self, order: &Order, why: String, broke: Option<bool>) -> Result<Acted, Error> {
+        log::warn!("{}: {why}; asking the broker whether it has the order", order.order_ref);
+        let mut line = Line::new(Record::Unknown).order_key(order).why(why);
+        line.broke = broke;
+        self.journal.append(&line, true)?;
+        Ok(Acted::Ask)
+    }
+
+    /// The broker has the order. Where it has a number there, it is followed to its end.
+    fn placed(
+        &mut self,
+        order: &Order,
+        order_id: Option<i64>,
+        why: Option<&str>,
+        cursor: Option<&Cursor>,
+    ) -> Result<(), Error> {
+        let mut line = Line::new(Record::Placed).order_key(order).at(cursor);
+        line.order_id = order_id;
+        line.why = why.map(ToOwned::to_owned);
+        self.journal.append(&line, true)?;
+        if let Some(order_id) = order_id {
+            self.broker.follow(order_id, order, Timestamp::now());
+        }
+        Ok(())
+    }
+
+    fn rejected(&mut self, order: &Order, why: String, cursor: Option<&Cursor>) -> Result<(), Error> {
+        let name = &order.order_ref;
+        if order.action == Action::Exit {
+            self.alert_about(Reason::ExitRejected, &format!("{name} was rejected: {why}"), order);
+        } else {
+            log::error!("{name} was rejected: {why}");
+        }
+        self.journal.append(&Line::new(Record::Rejected).order_key(order).why(why).at(cursor), true)
+    }
+
+    fn unfilled(&mut self, order: &Order, why: String, cursor: Option<&Cursor>) -> Result<(), Error> {
+        let name = &order.order_ref;
+        if order.action == Action::Exit {
+            let message = format!("{name} ended without being filled, the position is still open: {why}");
+            self.alert_about(Reason::ExitUnfilled, &message, order);
+        } else {
+            log::error!("{name} ended without being filled: {why}");
+        }
+        self.journal.append(&Line::new(Record::Unfilled).order_key(order).why(why).at(cursor), true)
+    }
+
+    /// Orders that the broker had accepted, and that have ended since.
+    fn note_ended_orders(&mut self) -> Result<(), Error> {
+        while let Some((order_id, ended)) = self.broker.next_ended() {
+            let working = self.journal.ledger().working();
+            let Some(intent) = working.iter().find(|intent| intent.attempt.order_id == Some(order_id)) else {
+                continue;
+            };
+            let order = intent.order.clone();
+            match ended {
+                Ended::Filled(how) => {
+                    log::info!("{} was filled: {how}", order.order_ref);
+                    self.journal.append(&Line::new(Record::Filled).order_key(&order).why(how), true)?;
+                }
+                Ended::Unfilled(why) => self.unfilled(&order, why, None)?,
             }
         }
+        Ok(())
     }
 
     fn unreadable(&mut self, feed_seq: Option<i64>, why: &str, data: &str) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use super::message::{Connected, Message, Missed, Quarantined, SignalEvent};
 use super::stop::Stop;
-use super::stream::{ApiKey, Client, Cursor, FeedUrl, Stream, Trouble};
+use super::stream::{ApiKey, Client, Cursor, FeedUrl, Stream, TURN, Trouble};
 
 /// A stream this old has lasted: the back-off begins anew after it. (Where `backoff_max` is shorter, that.)
 const LASTED: Duration = Duration::from_secs(10);
@@ -66,8 +66,8 @@ pub enum Happening {
     Notice(String),
     /// The stream ended or could not be opened; the next call tries again, after the wait told here.
     Interrupted(Interruption),
-    /// Something arrived that is no event: the feed is alive.
-    Alive,
+    /// No event for a moment; a heartbeat may have come.
+    Nothing,
 }
 
 /// An interruption of the stream.
@@ -180,7 +180,7 @@ impl Follower {
         }
     }
 
-    /// What happens next. Blocks until something does.
+    /// What happens next. Blocks for a moment; where nothing happens, it says so.
     ///
     /// # Errors
     /// [`End`], for good.
@@ -188,7 +188,14 @@ impl Follower {
         loop {
             let got = match &mut self.stream {
                 Some(stream) => stream.next_event(),
-                None => match self.open()? {
+                None if self.try_at > Instant::now() => {
+                    let wait = self.try_at.saturating_duration_since(Instant::now());
+                    if !self.stop.sleep(wait.min(TURN)) {
+                        return Err(End::Stopped);
+                    }
+                    return Ok(Happening::Nothing);
+                }
+                None => match self.open() {
                     Ok(stream) => {
                         self.stream = Some(stream);
                         continue;
@@ -197,7 +204,7 @@ impl Follower {
                 },
             };
             match got {
-                Ok(None) => return Ok(Happening::Alive),
+                Ok(None) => return Ok(Happening::Nothing),
                 Ok(Some(event)) => {
                     if let Some(happening) = self.judge(Message::from_event(event)) {
                         return Ok(happening);
@@ -230,12 +237,9 @@ impl Follower {
         self.cursor.as_ref()
     }
 
-    fn open(&mut self) -> Result<Result<Stream, Trouble>, End> {
-        if !self.stop.sleep(self.try_at.saturating_duration_since(Instant::now())) {
-            return Err(End::Stopped);
-        }
+    fn open(&mut self) -> Result<Stream, Trouble> {
         self.new_chain = false;
-        Ok(self.client.open(&self.places[self.at].url, self.cursor.as_ref()))
+        self.client.open(&self.places[self.at].url, self.cursor.as_ref())
     }
 
     fn judge(&mut self, message: Message) -> Option<Happening> {

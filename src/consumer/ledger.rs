@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::broker::Attempt;
 use super::clock;
 use super::order::{Action, Order, OrderKey, Signal, id_text};
 use super::state::Mode;
@@ -27,7 +28,11 @@ pub(super) enum Record {
     Placed,
     /// The broker refused it for good.
     Rejected,
-    /// The broker surely has not got it: it is placed as soon as the broker is back.
+    /// An order that was placed has been filled.
+    Filled,
+    /// It ended without a fill, or not wholly filled.
+    Unfilled,
+    /// The broker certainly has not got it: it is placed as soon as the broker is back.
     Unsent,
     /// Nobody knows whether the broker has it: it will be asked.
     Unknown,
@@ -82,6 +87,15 @@ pub(super) struct Line {
     pub(super) mode: Option<Mode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) order: Option<Box<RawValue>>,
+    /// The order's number at a broker that numbers its orders. In the first line: the highest one ever used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) order_id: Option<i64>,
+    /// The connection broke before the broker said anything about the order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) broke: Option<bool>,
+    /// The order is sent again after the broker's lists did not show it. That happens once, ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) resent: Option<bool>,
 }
 
 impl Line {
@@ -103,6 +117,9 @@ impl Line {
             feed_id: None,
             mode: None,
             order: None,
+            order_id: None,
+            broke: None,
+            resent: None,
         }
     }
 
@@ -166,15 +183,15 @@ impl Known {
     }
 }
 
-/// An order whose outcome is not known yet.
+/// An order whose outcome is not known yet, or that the broker has accepted and not ended yet.
 #[derive(Debug, Clone)]
 pub(super) struct OpenIntent {
     pub(super) order: Order,
     pub(super) created_at: Option<String>,
-    /// The broker surely has not got it.
+    /// The broker certainly has not got it.
     pub(super) unsent: bool,
-    /// When it was last tried.
-    pub(super) tried_at: Timestamp,
+    /// The last attempt to place it.
+    pub(super) attempt: Attempt,
 }
 
 /// What the journal tells.
@@ -189,6 +206,10 @@ pub(super) struct Ledger {
     pub(super) last_event_time: Option<String>,
     known: BTreeMap<String, [Option<Known>; 2]>,
     open: Vec<OpenIntent>,
+    /// Orders that the broker has accepted under a number, and that have not ended.
+    working: Vec<OpenIntent>,
+    /// The highest number that any order was sent under.
+    pub(super) highest_order_id: i64,
 }
 
 impl Default for Ledger {
@@ -201,6 +222,8 @@ impl Default for Ledger {
             last_event_time: None,
             known: BTreeMap::new(),
             open: Vec::new(),
+            working: Vec::new(),
+            highest_order_id: 0,
         }
     }
 }
@@ -220,8 +243,14 @@ impl Ledger {
         self.open.iter().find(|intent| !intent.unsent).or(self.open.first())
     }
 
+    /// The orders to follow at the broker.
+    pub(super) fn working(&self) -> &[OpenIntent] {
+        &self.working
+    }
+
     /// Takes the next line into account.
     pub(super) fn apply(&mut self, line: &Line) -> Result<(), String> {
+        self.highest_order_id = self.highest_order_id.max(line.order_id.unwrap_or_default());
         match line.record {
             Record::Journal => {
                 self.started_at = clock::instant(&line.time).ok_or("the first line has no usable time")?;
@@ -235,9 +264,17 @@ impl Ledger {
                 let key = line.key().ok_or("an outcome has no signal id and action")?;
                 if let Some(intent) = self.open.iter_mut().find(|intent| intent.order.key() == key) {
                     intent.unsent = line.record == Record::Unsent;
+                    intent.attempt.broke = line.broke == Some(true);
+                    intent.attempt.resent |= line.resent == Some(true);
                 }
             }
-            Record::Placed | Record::Rejected => self.apply_outcome(line, line.record)?,
+            Record::Placed => self.apply_placed(line)?,
+            Record::Filled | Record::Unfilled => {
+                let key = line.key().ok_or("an outcome has no signal id and action")?;
+                self.working.retain(|intent| intent.order.key() != key);
+                self.apply_outcome(line, line.record)?;
+            }
+            Record::Rejected => self.apply_outcome(line, line.record)?,
             Record::Blocked | Record::Stale => self.apply_outcome(line, line.record)?,
             Record::Known => self.apply_outcome(line, line.outcome.unwrap_or(Record::Placed))?,
             Record::Cursor | Record::Conflict | Record::Unusable | Record::Quarantined => {}
@@ -263,15 +300,30 @@ impl Ledger {
         };
         self.set(&key, known);
         let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
+        // A bot that says nothing more about it has ended, and its connection with it.
+        let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent == Some(true) };
         match self.open.iter_mut().find(|intent| intent.order.key() == key) {
-            // Sent once more after the broker surely had not got it.
-            Some(intent) => (intent.unsent, intent.tried_at) = (false, tried_at),
+            // Sent once more after the broker certainly had not got it.
+            Some(intent) => {
+                attempt.resent |= intent.attempt.resent;
+                (intent.unsent, intent.attempt) = (false, attempt);
+            }
             None => {
                 let created_at = line.created_at.clone();
-                self.open.push(OpenIntent { order, created_at, unsent: false, tried_at });
+                self.open.push(OpenIntent { order, created_at, unsent: false, attempt });
             }
         }
         Ok(())
+    }
+
+    fn apply_placed(&mut self, line: &Line) -> Result<(), String> {
+        let key = line.key().ok_or("an outcome has no signal id and action")?;
+        let intent = self.open.iter().find(|intent| intent.order.key() == key);
+        if let (Some(intent), Some(order_id)) = (intent, line.order_id) {
+            let attempt = Attempt { order_id: Some(order_id), ..intent.attempt };
+            self.working.push(OpenIntent { attempt, ..intent.clone() });
+        }
+        self.apply_outcome(line, Record::Placed)
     }
 
     fn apply_outcome(&mut self, line: &Line, outcome: Record) -> Result<(), String> {
@@ -300,6 +352,7 @@ impl Ledger {
         first.version = Some(super::journal::VERSION);
         first.time = clock::text(self.started_at);
         first.event_time.clone_from(&self.last_event_time);
+        first.order_id = (self.highest_order_id > 0).then_some(self.highest_order_id);
         let mut lines = vec![first];
         if self.feed_id.is_some() {
             let mut bound = Line::new(Record::Bound);
@@ -312,12 +365,17 @@ impl Ledger {
                 lines.extend(closed.map(|known| shrunk(id, action, known)));
             }
         }
+        for intent in &self.working {
+            lines.push(intent.line());
+            let mut placed = Line::new(Record::Placed).order_key(&intent.order);
+            placed.order_id = intent.attempt.order_id;
+            lines.push(placed);
+        }
         for intent in &self.open {
-            let mut line = intent_line(&intent.order, intent.created_at.clone());
-            line.time = clock::text(intent.tried_at);
-            lines.push(line);
-            if intent.unsent {
-                lines.push(Line::new(Record::Unsent).order_key(&intent.order));
+            lines.push(intent.line());
+            if intent.unsent || !intent.attempt.broke {
+                let record = if intent.unsent { Record::Unsent } else { Record::Unknown };
+                lines.push(Line::new(record).order_key(&intent.order));
             }
         }
         if self.mode.is_close_only() {
@@ -329,6 +387,17 @@ impl Ledger {
             lines.push(Line::new(Record::Cursor).at(self.cursor.as_ref()));
         }
         lines
+    }
+}
+
+impl OpenIntent {
+    /// The intent as it was written, but for what later lines added.
+    fn line(&self) -> Line {
+        let mut line = intent_line(&self.order, self.created_at.clone());
+        line.time = clock::text(self.attempt.tried_at);
+        line.order_id = self.attempt.order_id;
+        line.resent = self.attempt.resent.then_some(true);
+        line
     }
 }
 

@@ -6,9 +6,11 @@ use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use ureq::config::Config;
 use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body, Timeout};
 
@@ -24,6 +26,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// How much of an error's body is read, and for how long, for the code in it.
 const MAX_ERROR_BODY_BYTES: u64 = 4096;
 const ERROR_BODY_PATIENCE: Duration = Duration::from_millis(500);
+/// Longest wait for an event or a retry: the caller has other things to look after than the feed.
+pub(super) const TURN: Duration = Duration::from_millis(250);
 /// Bytes taken from the connection at once.
 const READ_BYTES: usize = 64 << 10;
 
@@ -182,7 +186,9 @@ impl fmt::Display for Trouble {
 /// Opens streams with one key.
 #[derive(Debug)]
 pub struct Client {
-    agent: Agent,
+    config: Config,
+    /// The agent of the newest connection: shutting it down ends that connection.
+    agent: Arc<Mutex<Agent>>,
     authorization: String,
     read_timeout: Duration,
     stop: Stop,
@@ -202,7 +208,7 @@ impl Client {
         } else {
             config
         };
-        let agent: Agent = config
+        let config = config
             .http_status_as_error(false)
             .proxy(None)
             .max_redirects(0)
@@ -216,14 +222,14 @@ impl Client {
             .timeout_send_request(Some(CONNECT_PATIENCE))
             .timeout_recv_response(Some(read_timeout * 2))
             .timeout_per_read(Some(read_timeout))
-            .build()
-            .into();
-        let interrupted = agent.clone();
-        stop.on_ask(move || interrupted.shutdown());
-        Self { agent, authorization: format!("Bearer {}", options.key.0), read_timeout, stop }
+            .build();
+        let agent = Arc::new(Mutex::new(Agent::from(config.clone())));
+        let interrupted = Arc::clone(&agent);
+        stop.on_ask(move || interrupted.lock().unwrap_or_else(PoisonError::into_inner).clone().shutdown());
+        Self { config, agent, authorization: format!("Bearer {}", options.key.0), read_timeout, stop }
     }
 
-    /// Opens the stream after `cursor`, or from now. Blocks until the feed has answered.
+    /// Begins to open the stream after `cursor`, or from now. Does not block: the stream tells how it went.
     ///
     /// # Errors
     /// See [`Trouble`].
@@ -236,43 +242,62 @@ impl Client {
                 address.push_str(&query_value(time));
             }
         }
-        let mut request = self
-            .agent
+        let agent = Agent::from(self.config.clone());
+        *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = agent.clone();
+        if self.stop.is_asked() {
+            return Err(Trouble::Stopped);
+        }
+        let mut request = agent
             .get(&address)
             .header(header::AUTHORIZATION, &self.authorization)
             .header(header::CACHE_CONTROL, "no-store");
         if let Some(cursor) = cursor {
             request = request.header("Last-Event-ID", cursor.feed_seq.to_string());
         }
-        let response = request.call().map_err(|error| self.trouble(error))?;
-        let response = judge(response)?;
-        Ok(Stream {
-            body: response.into_body().into_reader(),
-            buffer: vec![0; READ_BYTES],
-            parser: Parser::default(),
-            opened: Instant::now(),
-            read_timeout: self.read_timeout,
-            stop: self.stop.clone(),
-        })
-    }
-
-    fn trouble(&self, error: ureq::Error) -> Trouble {
-        name_trouble(error, self.read_timeout, &self.stop)
+        let (sender, pieces) = mpsc::sync_channel(1);
+        let (read_timeout, stop) = (self.read_timeout, self.stop.clone());
+        // It ends with the connection, or when nobody takes what it has read.
+        let read = move || {
+            let name = |error| name_trouble(error, read_timeout, &stop);
+            let mut body = match request.call().map_err(name).and_then(judge) {
+                Ok(response) => response.into_body().into_reader(),
+                Err(trouble) => return drop(sender.send(Err(trouble))),
+            };
+            let mut piece = Ok(Piece::Opened);
+            let mut buffer = vec![0; READ_BYTES];
+            while sender.send(piece).is_ok() {
+                piece = match body.read(&mut buffer) {
+                    Ok(0) => return drop(sender.send(Err(Trouble::Ended))),
+                    Ok(count) => Ok(Piece::Bytes(buffer[..count].to_vec())),
+                    Err(error) => return drop(sender.send(Err(name(ureq::Error::from(error))))),
+                };
+            }
+        };
+        let started = std::thread::Builder::new().name("feed".into()).spawn(read);
+        started.map_err(|error| Trouble::Connection(format!("start a thread: {error}")))?;
+        let (parser, opened, stop) = (Parser::default(), Instant::now(), self.stop.clone());
+        Ok(Stream { pieces, agent, parser, opened, stop })
     }
 }
 
-/// An open stream.
+/// What the thread of a stream has to tell.
+enum Piece {
+    /// The feed has answered with a stream.
+    Opened,
+    Bytes(Vec<u8>),
+}
+
+/// A stream that is open, or being opened by its thread. Dropping it closes the connection.
 pub struct Stream {
-    body: ureq::BodyReader<'static>,
-    buffer: Vec<u8>,
+    pieces: mpsc::Receiver<Result<Piece, Trouble>>,
+    agent: Agent,
     parser: Parser,
     opened: Instant,
-    read_timeout: Duration,
     stop: Stop,
 }
 
 impl Stream {
-    /// The next event; `None` where bytes came that completed none (a heartbeat does). Blocks up to the read time-out.
+    /// The next event; `None` where none came for a moment, so that the caller can look after other things.
     ///
     /// # Errors
     /// See [`Trouble`]; the stream is over then.
@@ -283,23 +308,35 @@ impl Stream {
         if let Some(event) = self.parser.next_event() {
             return Ok(Some(event));
         }
-        match self.body.read(&mut self.buffer) {
-            Ok(0) => Err(if self.stop.is_asked() { Trouble::Stopped } else { Trouble::Ended }),
-            Ok(count) => {
-                let pushed = self.parser.push(&self.buffer[..count]);
+        match self.pieces.recv_timeout(TURN) {
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Trouble::Ended),
+            Ok(Err(Trouble::Ended)) if self.stop.is_asked() => Err(Trouble::Stopped),
+            Ok(Err(trouble)) => Err(trouble),
+            Ok(Ok(Piece::Opened)) => {
+                self.opened = Instant::now();
+                Ok(None)
+            }
+            Ok(Ok(Piece::Bytes(bytes))) => {
+                let pushed = self.parser.push(&bytes);
                 match (self.parser.next_event(), pushed) {
                     (Some(event), _) => Ok(Some(event)),
                     (None, Ok(())) => Ok(None),
                     (None, Err(error)) => Err(Trouble::TooLarge(error.to_string())),
                 }
             }
-            Err(error) => Err(name_trouble(ureq::Error::from(error), self.read_timeout, &self.stop)),
         }
     }
 
     /// How long ago the stream was opened.
     pub fn age(&self) -> Duration {
         self.opened.elapsed()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.agent.clone().shutdown();
     }
 }
 

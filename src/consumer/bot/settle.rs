@@ -23,13 +23,17 @@ impl Bot<'_> {
         let max = self.options.follow.backoff_max.min(BROKER_BACKOFF_MAX);
         let mut backoff = Backoff::new(self.options.follow.backoff_min, max);
         let mut told: Vec<Reason> = Vec::new();
+        let mut last_why = String::new();
         let mut sent_again = false;
         loop {
             if let Some(Trouble { reason, why }) = trouble.take() {
                 if !told.contains(&reason) {
                     self.tell_of_waiting(reason, &why);
                     told.push(reason);
+                } else if why != last_why {
+                    log::warn!("still waiting for the broker: {why}");
                 }
+                last_why = why;
                 if !self.stop.sleep(backoff.next_wait()) {
                     return Err(Halt::Stopped);
                 }
@@ -37,6 +41,7 @@ impl Bot<'_> {
             if self.stop.is_asked() {
                 return Err(Halt::Stopped);
             }
+            self.note_ended_orders()?;
             let open = self.journal.ledger().first_open().cloned();
             trouble = match open {
                 // Whether the broker is there shows when it is asked; that the outcome is unknown is what matters.
@@ -81,20 +86,46 @@ impl Bot<'_> {
     /// `Some` where the answer is still open.
     fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Trouble>, Error> {
         let order = &intent.order;
-        match self.broker.lookup(order, intent.tried_at) {
-            Lookup::Has => {
-                log::info!("{}: the broker has it", order.order_ref);
-                let line = Line::new(Record::Placed).order_key(order).why("the broker was asked and has it");
-                self.journal.append(&line, true)?;
+        let name = &order.order_ref;
+        match self.broker.lookup(order, &intent.attempt) {
+            Lookup::Has(order_id) => {
+                log::info!("{name}: the broker has it");
+                self.placed(order, order_id, Some("the broker was asked and has it"), None)?;
                 Ok(None)
             }
             Lookup::HasNot => {
-                log::info!("{}: the broker surely has not got it", order.order_ref);
-                let line = Line::new(Record::Unsent).order_key(order).why("the broker was asked and has it not");
+                log::info!("{name}: the broker certainly does not have it");
+                let line = Line::new(Record::Unsent).order_key(order).why("the broker was asked and does not have it");
                 self.journal.append(&line, true)?;
                 Ok(None)
             }
-            Lookup::Away(why) | Lookup::Unknown(why) => Ok(Some(Trouble { reason: Reason::OutcomeUnknown, why })),
+            Lookup::Lost => {
+                log::warn!(
+                    "{name}: the connection broke, and the broker's lists do not show it: sending it again, once"
+                );
+                let mut line = Line::new(Record::Unsent).order_key(order).why("not in the broker's lists");
+                line.resent = Some(true);
+                self.journal.append(&line, true)?;
+                Ok(None)
+            }
+            Lookup::Rejected(why) => {
+                self.rejected(order, why, None)?;
+                Ok(None)
+            }
+            Lookup::Unfilled(why) => {
+                self.unfilled(order, why, None)?;
+                Ok(None)
+            }
+            Lookup::Broke(why) => {
+                if !intent.attempt.broke {
+                    let mut line = Line::new(Record::Unknown).order_key(order).why(&why);
+                    line.broke = Some(true);
+                    self.journal.append(&line, true)?;
+                }
+                Ok(Some(Trouble { reason: Reason::OutcomeUnknown, why }))
+            }
+            Lookup::Unknown(why) => Ok(Some(Trouble { reason: Reason::OutcomeUnknown, why })),
+            Lookup::Away(why) => Ok(Some(Trouble { reason: Reason::BrokerAway, why })),
         }
     }
 

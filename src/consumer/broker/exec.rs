@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Broker, Lookup, Placing};
+use super::{Attempt, Broker, Lookup, Placing};
 use crate::consumer::clock;
 use crate::consumer::files::with_suffix;
 use crate::consumer::order::{Order, Request};
@@ -108,7 +108,7 @@ impl Broker for ExecBroker {
         Ok(())
     }
 
-    fn place(&mut self, order: &Order) -> Placing {
+    fn place(&mut self, order: &Order, _: Option<i64>) -> Placing {
         match self.run(order, Request::Order) {
             Ok(Ended::Code(EXIT_DONE)) => Placing::Placed,
             Ok(Ended::Code(EXIT_REJECTED)) => Placing::Rejected(format!("{} rejected it", self.program.display())),
@@ -118,9 +118,9 @@ impl Broker for ExecBroker {
         }
     }
 
-    fn lookup(&mut self, order: &Order, _tried_at: jiff::Timestamp) -> Lookup {
+    fn lookup(&mut self, order: &Order, _: &Attempt) -> Lookup {
         match self.run(order, Request::Lookup) {
-            Ok(Ended::Code(EXIT_DONE)) => Lookup::Has,
+            Ok(Ended::Code(EXIT_DONE)) => Lookup::Has(None),
             Ok(Ended::Code(EXIT_HAS_NOT)) => Lookup::HasNot,
             Ok(Ended::Code(EXIT_AWAY)) => Lookup::Away(format!("{} says so", self.program.display())),
             Ok(ended) => Lookup::Unknown(self.unknown(ended)),

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use jiff::tz::Offset;
 use serde_json::value::RawValue;
 
-use super::{Broker, Lookup, Placing};
+use super::{Attempt, Broker, Lookup, Placing};
 use crate::consumer::order::Order;
 
 /// The bot's number among the gateway's clients.
@@ -131,7 +131,7 @@ impl IbkrBroker {
             let deadline = Instant::now() + self.timeout;
             let client = self.client()?;
             if let Found::Yes = look_through(client, name, deadline)? {
-                return Ok(Lookup::Has);
+                return Ok(Lookup::Has(None));
             }
             // A connection that was lost meanwhile may have ended an answer early.
             if !client.is_connected() {
@@ -153,7 +153,7 @@ impl Broker for IbkrBroker {
         self.client().map(|_| ())
     }
 
-    fn place(&mut self, order: &Order) -> Placing {
+    fn place(&mut self, order: &Order, _: Option<i64>) -> Placing {
         let placing = self.try_place(order);
         if matches!(placing, Placing::Unknown(_)) {
             self.leave();
@@ -161,14 +161,14 @@ impl Broker for IbkrBroker {
         placing
     }
 
-    fn lookup(&mut self, order: &Order, tried_at: Timestamp) -> Lookup {
+    fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup {
         if self.has_sent {
             self.leave();
         }
         if let Err(why) = self.client() {
             return Lookup::Away(why);
         }
-        self.try_lookup(order, tried_at).unwrap_or_else(|why| {
+        self.try_lookup(order, attempt.tried_at).unwrap_or_else(|why| {
             self.leave();
             Lookup::Unknown(why)
         })

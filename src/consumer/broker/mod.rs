@@ -21,23 +21,57 @@ pub enum Placing {
     Placed,
     /// The broker refused it for good.
     Rejected(String),
-    /// The broker is away, and surely nothing was sent.
+    /// The broker took it, and it ended without a fill.
+    Unfilled(String),
+    /// The broker is away, and certainly nothing was sent.
     Away(String),
     /// Nobody knows: it has to be looked up.
     Unknown(String),
+    /// Nobody knows, because the connection broke before the broker said anything about the order.
+    Broke(String),
 }
 
 /// Whether the broker has an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
-    /// It has.
-    Has,
-    /// It surely has not, and nothing is on its way.
+    /// It has, under this number where it numbers its orders.
+    Has(Option<i64>),
+    /// It certainly has not, and nothing is on its way.
     HasNot,
+    /// [`Placing::Broke`], and then the broker's lists did not show it: it may be sent again, once ever.
+    Lost,
+    /// The broker refused it for good.
+    Rejected(String),
+    /// It has ended without a fill.
+    Unfilled(String),
     /// The broker is away.
     Away(String),
     /// It gave no answer that tells.
     Unknown(String),
+    /// The same, and the connection that the order was sent on broke before the broker said anything about it.
+    Broke(String),
+}
+
+/// One attempt to place an order, as the journal has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    /// When.
+    pub tried_at: Timestamp,
+    /// The number that the order was sent under.
+    pub order_id: Option<i64>,
+    /// The connection broke before the broker said anything about the order.
+    pub broke: bool,
+    /// It is the second, after [`Lookup::Lost`]: there is no third.
+    pub resent: bool,
+}
+
+/// How an order that the broker had accepted ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was filled.
+    Filled(String),
+    /// It was not, or not wholly.
+    Unfilled(String),
 }
 
 /// A broker. Its calls block, each for a time that the implementation bounds.
@@ -48,9 +82,25 @@ pub trait Broker {
     /// Why not.
     fn connected(&mut self) -> Result<(), String>;
 
-    /// Places an order. The caller sees to it that no order comes twice.
-    fn place(&mut self, order: &Order) -> Placing;
+    /// A number for the next order, above `used`. `None` where the broker needs none, or is away.
+    fn next_order_id(&mut self, used: i64) -> Option<i64> {
+        let _ = used;
+        None
+    }
 
-    /// Says whether the broker has the order with this `order_ref`, which was last tried at `tried_at`.
-    fn lookup(&mut self, order: &Order, tried_at: Timestamp) -> Lookup;
+    /// Places an order under that number. The caller sees to it that no order comes twice.
+    fn place(&mut self, order: &Order, order_id: Option<i64>) -> Placing;
+
+    /// Says whether the broker has the order with this `order_ref`.
+    fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup;
+
+    /// Follows an order that the broker has accepted under this number, until its end.
+    fn follow(&mut self, order_id: i64, order: &Order, accepted_at: Timestamp) {
+        let _ = (order_id, order, accepted_at);
+    }
+
+    /// The next followed order that has ended. Does not block.
+    fn next_ended(&mut self) -> Option<(i64, Ended)> {
+        None
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Broker, Lookup, Placing};
+use super::{Attempt, Broker, Lookup, Placing};
 use crate::consumer::clock;
 use crate::consumer::order::Order;
 use crate::error::{Doing, Error};
@@ -94,7 +94,7 @@ impl Broker for PaperBroker {
         if self.away.exists() { Err(format!("{} is there", self.away.display())) } else { Ok(()) }
     }
 
-    fn place(&mut self, order: &Order) -> Placing {
+    fn place(&mut self, order: &Order, _: Option<i64>) -> Placing {
         if let Err(why) = self.connected() {
             return Placing::Away(why);
         }
@@ -104,7 +104,7 @@ impl Broker for PaperBroker {
         }
     }
 
-    fn lookup(&mut self, order: &Order, _tried_at: jiff::Timestamp) -> Lookup {
+    fn lookup(&mut self, order: &Order, _: &Attempt) -> Lookup {
         if let Err(why) = self.connected() {
             return Lookup::Away(why);
         }
@@ -114,6 +114,6 @@ impl Broker for PaperBroker {
         };
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let mut references = whole.filter_map(|line| serde_json::from_str::<Reference>(line).ok());
-        if references.any(|fill| fill.order_ref == order.order_ref) { Lookup::Has } else { Lookup::HasNot }
+        if references.any(|fill| fill.order_ref == order.order_ref) { Lookup::Has(None) } else { Lookup::HasNot }
     }
 }
