@@ -1,4 +1,4 @@
-//! Behind a reverse proxy with TLS: nginx, haproxy and Caddy with the very configurations that the README gives.
+//! Behind a reverse proxy with TLS: nginx, haproxy, Caddy and Apache with the configurations of the README.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,23 +8,13 @@ use std::process::{Command, Stdio};
 
 use crate::support::database::Database;
 use crate::support::outside::{Port, Running, Scratch, free_address, nginx};
+use crate::support::readme::block_with;
 use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::wait::until;
 
 /// Where the clients of these tests come from; the proxies reach the feed from 127.0.0.1.
 const CLIENT: &str = "127.0.0.2";
-
-/// A block of the README, with a test's ports and paths in place of an operator's.
-fn configuration(language: &str, replacements: &[(&str, &str)]) -> String {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let (_, rest) = readme.split_once(&format!("```{language}\n")).unwrap();
-    let (block, _) = rest.split_once("```").unwrap();
-    replacements.iter().fold(block.to_owned(), |text, (from, to)| {
-        assert!(text.contains(from), "{from} is not in the block {language}");
-        text.replace(from, to)
-    })
-}
 
 struct Proxy {
     address: SocketAddr,
@@ -48,7 +38,7 @@ fn certificate(scratch: &Scratch) -> [String; 3] {
     [certificate, key, both].map(|path| path.to_str().unwrap().to_owned())
 }
 
-fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 3] {
+fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 4] {
     let [certificate, key, both] = certificate(scratch);
     let upstream = upstream.to_string();
     let feed = ("127.0.0.1:8080", upstream.as_str());
@@ -61,12 +51,12 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 3
 
     let address = free_address();
     let listen = address.to_string();
-    let server = configuration("nginx", &[feed, pem, pem_key, ("listen 443", &format!("listen {listen}"))]);
+    let server = block_with("server {", &[feed, pem, pem_key, ("listen 443", &format!("listen {listen}"))]);
     let nginx = started(address, nginx(scratch, &server));
 
     let address = free_address();
     let bind = format!("bind {address}");
-    let text = configuration("haproxy", &[feed, ("/etc/ssl/feed.example.both.pem", &both), ("bind :443", &bind)]);
+    let text = block_with("frontend feed", &[feed, ("/etc/ssl/feed.example.both.pem", &both), ("bind :443", &bind)]);
     let file = scratch.0.join("haproxy.cfg");
     fs::write(&file, text).unwrap();
     let haproxy = Command::new("haproxy").arg("-f").arg(&file).stderr(Stdio::null()).spawn().unwrap();
@@ -74,7 +64,7 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 3
 
     let address = free_address();
     let site = format!("feed.example:{} {{", address.port());
-    let text = configuration("caddy", &[feed, pem, pem_key, ("feed.example {", &site)]);
+    let text = block_with("feed.example {", &[feed, pem, pem_key, ("feed.example {", &site)]);
     let file = scratch.0.join("Caddyfile");
     // Its own port for administration, and the one for plain http, are another program's here.
     fs::write(&file, format!("{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n{text}")).unwrap();
@@ -83,7 +73,26 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 3
     caddy.env_remove("XDG_DATA_HOME").env_remove("XDG_CONFIG_HOME").stdout(Stdio::null()).stderr(Stdio::null());
     let caddy = started(address, Running(caddy.spawn().unwrap()));
 
-    [("nginx", nginx), ("haproxy", haproxy), ("Caddy", caddy)]
+    let address = free_address();
+    let dir = scratch.0.display();
+    let site = block_with("ProxyPass", &[feed]);
+    // Around the README's lines stands what Debian's files and a virtual host with TLS have.
+    let modules = ["mpm_event", "authz_core", "proxy", "proxy_http", "headers", "ssl", "socache_shmcb"];
+    let mut text = format!("ServerRoot {dir}\nPidFile {dir}/apache.pid\nErrorLog {dir}/apache-errors\n");
+    for module in modules {
+        text.push_str(&format!("LoadModule {module}_module /usr/lib/apache2/modules/mod_{module}.so\n"));
+    }
+    text.push_str(&format!(
+        "Mutex file:{dir}\nListen {address}\n<VirtualHost {address}>\nServerName feed.example\nSSLEngine on\n\
+         SSLCertificateFile {certificate}\nSSLCertificateKeyFile {key}\n{site}</VirtualHost>\n"
+    ));
+    let file = scratch.0.join("apache.conf");
+    fs::write(&file, text).unwrap();
+    let mut apache = Command::new("apache2");
+    apache.arg("-f").arg(&file).arg("-DFOREGROUND").stdout(Stdio::null()).stderr(Stdio::null());
+    let apache = started(address, Running(apache.spawn().unwrap()));
+
+    [("nginx", nginx), ("haproxy", haproxy), ("Caddy", caddy), ("Apache", apache)]
 }
 
 /// A curl that speaks https to a proxy, from the clients' address.
@@ -109,7 +118,7 @@ fn cookie(mut curl: Command, key: &str) -> String {
 }
 
 #[test]
-fn behind_nginx_haproxy_and_caddy_with_tls_streams_flow_clients_have_their_address_and_cookies_are_secure() {
+fn behind_each_proxy_with_tls_streams_flow_clients_have_their_address_and_cookies_are_secure() {
     let scratch = Scratch::new("proxies");
     let database = Database::migrated();
     let port = Port::open();

@@ -1,4 +1,4 @@
-//! The README's Python broker, run as it stands there.
+//! The README's Python broker, as it is printed there.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::feed::{Feed, Open, row, row_of};
 use super::process::Place;
+use crate::support::readme;
 use crate::support::wait::until;
 
 /// Keeps orders by their reference; every third one breaks the connection after it was taken.
@@ -51,7 +52,7 @@ fn answer(mut stream: TcpStream, book: &Mutex<Vec<String>>) {
 #[test]
 fn the_python_broker_places_each_order_once_also_where_answers_are_lost() {
     let (feed, place) = (Feed::new(), Place::new());
-    place.program("broker.py", include_str!("broker.py"));
+    place.program("broker.py", &readme::block("#!/usr/bin/env python3"));
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);

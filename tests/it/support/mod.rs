@@ -8,6 +8,7 @@ pub mod database;
 pub mod directory;
 pub mod outside;
 pub mod program;
+pub mod readme;
 pub mod server;
 pub mod sse;
 pub mod standby;
