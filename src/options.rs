@@ -74,7 +74,9 @@ pub(crate) fn database_settings(url: Option<&str>, file: Option<&Path>) -> Resul
         (_, Some(file)) if !file.as_os_str().is_empty() => {
             let source = format!("--database-url-file {}", file.display());
             let text = fs::read_to_string(file).doing(format!("read {source}"))?;
-            (source, text)
+            let settings =
+                Settings::from_file(file, &text).map_err(|error| Error::Usage(format!("{source}: {error}")))?;
+            return Ok(Some(settings));
         }
         _ if !variable.trim().is_empty() => ("DATABASE_URL".to_owned(), variable),
         _ => return Ok(None),

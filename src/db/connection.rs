@@ -5,28 +5,44 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 
 use super::Error;
+use super::connection_string::Target;
 use super::dial::{self, Driver};
-use super::url::Target;
+use crate::sync::lock;
 
 /// Notifications that wait to be taken; beyond it the oldest goes. They are wake-ups: the log, not they, is the truth.
 const NOTIFICATIONS_KEPT: usize = 1024;
 
+/// What every session sets for itself. Time-outs of the role or database are for other clients: they would end a session
+/// that waits for notifications. Not every version of PostgreSQL has all four.
+const SESSION: &str = "set timezone = 'UTC'; \
+    select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
+    ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'transaction_timeout')";
+
 /// Where and how to connect.
 #[derive(Clone)]
 pub struct Settings {
-    target: Target,
+    source: Arc<Source>,
     /// Longest time for a connect, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
+}
+
+/// The connection string in use, shared by all clones of the settings.
+struct Source {
+    /// Where it came from, if that can be read again.
+    file: Option<PathBuf>,
+    current: Mutex<(String, Arc<Target>)>,
 }
 
 impl std::fmt::Debug for Settings {
@@ -40,23 +56,52 @@ impl FromStr for Settings {
 
     /// Reads a connection string as libpq does: a `postgres://` URL or `key=value` pairs (PostgreSQL documentation,
     /// 34.1.1). What can never work is found here and not at the first connection, a root certificate that cannot be
-    /// read included.
-    ///
-    /// Supported are host, hostaddr, port (several of each), dbname, user, password, connect_timeout, options,
-    /// application_name, sslmode, sslrootcert, channel_binding, target_session_attrs, tcp_user_timeout, keepalives,
-    /// keepalives_idle, keepalives_interval and keepalives_count. No `PG…` variable and no password file is looked at.
-    fn from_str(url: &str) -> Result<Self, Error> {
-        let target: Target = url.parse().map_err(Error::Settings)?;
-        dial::check(&target).map_err(Error::Settings)?;
-        Ok(Self { target, deadline: Duration::from_secs(10) })
+    /// read included. No `PG…` variable and no password file is read.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::new(text.trim(), None)
     }
 }
 
 impl Settings {
-    /// The same place with another deadline for every call.
+    /// Like [`from_str`](Self::from_str), for the text of a file. If a connection attempt fails, the file is read again,
+    /// because its password may have changed.
+    ///
+    /// # Errors
+    /// As [`from_str`](Self::from_str).
+    pub fn from_file(path: &Path, text: &str) -> Result<Self, Error> {
+        Self::new(text.trim(), Some(path.to_owned()))
+    }
+
+    fn new(text: &str, file: Option<PathBuf>) -> Result<Self, Error> {
+        let target = Arc::new(text.parse::<Target>().map_err(Error::Settings)?);
+        dial::connector(&target).map_err(Error::Settings)?;
+        let source = Source { file, current: Mutex::new((text.to_owned(), target)) };
+        Ok(Self { source: Arc::new(source), deadline: Duration::from_secs(10) })
+    }
+
+    /// The same database with another deadline for every call.
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
+    }
+
+    fn target(&self) -> Arc<Target> {
+        lock(&self.source.current).1.clone()
+    }
+
+    /// What the file says now, if that differs from the target that failed.
+    fn read_again(&self, failed: &Arc<Target>) -> Option<Arc<Target>> {
+        let text = std::fs::read_to_string(self.source.file.as_ref()?).ok()?;
+        let mut current = lock(&self.source.current);
+        if text.trim() != current.0 {
+            match text.trim().parse::<Target>() {
+                Ok(target) => *current = (text.trim().to_owned(), Arc::new(target)),
+                Err(error) => {
+                    log::warn!("the database URL file cannot be used and the old one stays in force: {error}")
+                }
+            }
+        }
+        (!Arc::ptr_eq(&current.1, failed)).then(|| current.1.clone())
     }
 }
 
@@ -90,7 +135,7 @@ pub struct Connection {
 impl Connection {
     /// Connects, and sets the server's own `statement_timeout` to the deadline, so that a call given up here ends there too.
     ///
-    /// The hosts are tried in turn, and none takes the others' part of the deadline. `name` is the `application_name`, by
+    /// The hosts are tried in turn, each within its share of the deadline. `name` is the `application_name`, by
     /// which a DBA sees in `pg_stat_activity` what this connection is for, unless the connection string has one.
     ///
     /// # Errors
@@ -102,7 +147,7 @@ impl Connection {
             .build()
             .map_err(|error| Error::Settings(format!("set up a connection: {error}")))?;
         let deadline = settings.deadline;
-        let (client, driver) = match runtime.block_on(dial::dial(&settings.target, name, deadline)) {
+        let (client, driver) = match runtime.block_on(dial(settings, name)) {
             Ok(pair) => pair,
             Err(error) => {
                 // A name look-up may still hang in a thread of the runtime.
@@ -119,8 +164,7 @@ impl Connection {
             deadline,
             lost: false,
         };
-        let millis = deadline.as_millis();
-        connection.batch(&format!("set statement_timeout = {millis}; set timezone = 'UTC'"))?;
+        connection.batch(&format!("set statement_timeout = {}; {SESSION}", deadline.as_millis()))?;
         Ok(connection)
     }
 
@@ -280,6 +324,19 @@ impl Drop for Connection {
             // A name look-up may still hang in the runtime's helper thread: never wait for it.
             runtime.shutdown_background();
         }
+    }
+}
+
+/// Connects. If that fails and the file of the connection string has changed, it tries once more with what the file says.
+async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error> {
+    let until = Instant::now() + settings.deadline;
+    let target = settings.target();
+    match dial::dial(&target, name, settings.deadline).await {
+        Err(error) => match settings.read_again(&target) {
+            Some(target) => dial::dial(&target, name, until.saturating_duration_since(Instant::now())).await,
+            None => Err(error),
+        },
+        session => session,
     }
 }
 

@@ -3,10 +3,9 @@
 //! Nothing here owns a thread.
 
 pub mod capture;
-#[cfg(feature = "tls")]
-mod certificate;
 pub mod cluster;
 mod connection;
+mod connection_string;
 mod dial;
 pub mod doctor;
 mod error;
@@ -20,7 +19,6 @@ pub mod restored;
 pub mod standby;
 #[cfg(feature = "tls")]
 mod tls;
-mod url;
 
 pub use connection::{Connection, Notification, Settings};
 pub use error::Error;

@@ -32,6 +32,7 @@ mod pooler;
 mod proxies;
 mod refusals;
 mod scale;
+mod sessions;
 mod shell;
 mod shutdown;
 mod soak;

@@ -20,21 +20,23 @@ authority ours ours
 authority other other
 authority impostor ours
 authority itself itself
+openssl req -new -x509 -days 30 $key -subj /CN=localhost -addext basicConstraints=critical,CA:FALSE \
+    -addext subjectAltName=DNS:localhost -keyout plain.key -out plain.crt
 leaf good ours 30 /CN=feed "subjectAltName = DNS:localhost"
 leaf wrong_name ours 30 /CN=localhost "subjectAltName = DNS:elsewhere.example"
 leaf expired ours 0 /CN=feed "subjectAltName = DNS:localhost"
 leaf common_name ours 30 /CN=localhost "basicConstraints = CA:FALSE"
-leaf wildcard ours 30 "/CN=*.feed.example" "basicConstraints = CA:FALSE"
+leaf wildcard ours 30 /CN=feed "subjectAltName = DNS:*.feed.example"
 leaf version_1 ours 30 /CN=localhost ""
-leaf expired_1 ours 0 /CN=localhost ""
 leaf intermediate ours 30 /CN=intermediate "basicConstraints = critical, CA:TRUE"
 leaf chain intermediate 30 /CN=feed "subjectAltName = DNS:localhost"
 cat intermediate.crt >>chain.crt
 "#;
 
 /// Makes `ours.crt`, `other.crt`, `impostor.crt` (which calls itself as ours does) and `itself.crt`, which are authorities,
-/// and certificates that `ours` has signed: `good` (for localhost), `wrong_name`, `expired`, `common_name` and `wildcard`
-/// (without alternative names), `version_1`, `expired_1`, and `chain` by way of an intermediate. Each has its key.
+/// `plain.crt`, which signed itself without being one, and certificates that `ours` has signed: `good` (for localhost),
+/// `wrong_name`, `expired`, `common_name` (without alternative names), `wildcard`, `version_1`, and `chain` by way of an
+/// intermediate. Each has its key.
 /// `shell` is `sh`, run as whoever shall own them.
 pub fn make_certificates(mut shell: Command, directory: &Path) {
     let output = shell.args(["-c", SCRIPT, "sh"]).arg(directory).stdin(Stdio::null()).output().unwrap();

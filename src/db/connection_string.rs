@@ -1,0 +1,373 @@
+//! Connection strings in libpq's two forms (PostgreSQL documentation, 34.1.1): a URL or `key=value` pairs.
+//!
+//! Errors never repeat a word of the string, because any word may be a piece of a password that was not quoted. They give
+//! the kind of mistake and its position, and name only keys and values that libpq itself knows.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use tokio_postgres::Config;
+use tokio_postgres::config::{ChannelBinding, SslMode as DriverMode, TargetSessionAttrs};
+
+/// The supported keys, each with the values it takes.
+const SUPPORTED: [(&str, &str); 18] = [
+    ("host", "host names, addresses or socket directories, separated by commas"),
+    ("hostaddr", "IP addresses, separated by commas, one for each host"),
+    ("port", "numbers from 1 to 65535, separated by commas, one for each host or one for all"),
+    ("dbname", "a name"),
+    ("user", "a name"),
+    ("password", "a password"),
+    ("options", "options of the server"),
+    ("application_name", "a name"),
+    ("connect_timeout", "a whole number of seconds"),
+    ("sslmode", "disable, prefer, require, verify-ca or verify-full"),
+    ("sslrootcert", "a file, or system together with sslmode=verify-full"),
+    ("channel_binding", "disable, prefer or require"),
+    ("target_session_attrs", "any, read-write or read-only"),
+    ("tcp_user_timeout", "a whole number of milliseconds"),
+    ("keepalives", "0 or 1"),
+    ("keepalives_idle", "a whole number of seconds"),
+    ("keepalives_interval", "a whole number of seconds"),
+    ("keepalives_count", "a whole number"),
+];
+/// What else libpq knows (PostgreSQL 18) and this program does not support: an error may name these.
+const UNSUPPORTED: &str = "passfile require_auth client_encoding fallback_application_name replication gssencmode \
+    requiressl ssl sslnegotiation sslcompression sslcert sslkey sslkeylogfile sslpassword sslcertmode sslcrl sslcrldir \
+    sslsni requirepeer ssl_min_protocol_version ssl_max_protocol_version min_protocol_version max_protocol_version \
+    krbsrvname gsslib gssdelegation scram_client_key scram_server_key service servicefile load_balance_hosts \
+    oauth_issuer oauth_client_id oauth_client_secret oauth_scope";
+/// Values that libpq knows and this program does not support: an error may name these too.
+const UNSUPPORTED_VALUES: [&str; 5] = ["allow", "primary", "standby", "prefer-standby", "system"];
+
+const DEFAULT_PORT: u16 = 5432;
+/// Where the socket is if no host is given: Debian's directory if there is one, else PostgreSQL's own default.
+const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// How much TLS the connection string asks for (PostgreSQL documentation, 34.19.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SslMode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl SslMode {
+    const WORDS: [(&str, Self); 5] = [
+        ("disable", Self::Disable),
+        ("prefer", Self::Prefer),
+        ("require", Self::Require),
+        ("verify-ca", Self::VerifyCa),
+        ("verify-full", Self::VerifyFull),
+    ];
+
+    /// How the connection string says it.
+    #[cfg(not(feature = "tls"))]
+    pub(super) fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, mode)| *mode == self).map_or("", |(word, _)| word)
+    }
+}
+
+/// One server to try.
+#[derive(Clone)]
+pub(super) struct Host {
+    /// What an error calls it.
+    pub(super) label: String,
+    /// Everything the driver needs, with this one host.
+    pub(super) config: Config,
+}
+
+/// What a connection string says, checked.
+#[derive(Clone)]
+pub(super) struct Target {
+    /// At least one, in the order in which they are tried.
+    pub(super) hosts: Vec<Host>,
+    /// Longest time for one host; `None` shares the deadline among them.
+    pub(super) connect_timeout: Option<Duration>,
+    pub(super) ssl_mode: SslMode,
+    /// The file with the certificates of trusted authorities, or `system`; `None` means libpq's default file.
+    pub(super) ssl_root_cert: Option<String>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let options = match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
+            Some(rest) => Options::from_url(text, rest)?,
+            None => Options::from_keywords(text)?,
+        };
+        options.into_target()
+    }
+}
+
+struct Given {
+    key: &'static str,
+    value: String,
+    /// Where it stands in the string, counted in characters from 1.
+    at: usize,
+}
+
+/// What was given, in the order of the string: the last of a key counts, and an empty value counts as not given.
+#[derive(Default)]
+struct Options(Vec<Given>);
+
+impl Options {
+    /// `key = value` pairs. A value with spaces stands in single quotes; a backslash takes the next character as it is.
+    fn from_keywords(text: &str) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut rest = text.trim_start();
+        while !rest.is_empty() {
+            let at = position(text, rest);
+            let end = rest.find(|character: char| character == '=' || character.is_whitespace());
+            let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
+            let after = after.trim_start().strip_prefix('=').ok_or_else(|| {
+                format!(
+                    "a word without = (position {at}): expected postgres://… or key=value, values with spaces in '…'"
+                )
+            })?;
+            let key = known(word, at)?;
+            let value = keyword_value(after.trim_start());
+            let (value, after) = value.ok_or_else(|| format!("{key}: no closing ' (position {at})"))?;
+            options.0.push(Given { key, value, at });
+            rest = after.trim_start();
+        }
+        Ok(options)
+    }
+
+    /// `[user[:password]@][host][:port][,…][/dbname][?key=value[&…]]`, what follows `postgres://`.
+    fn from_url(text: &str, rest: &str) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut push = |key: &'static str, piece: &str, value: &str| -> Result<(), String> {
+            let at = position(text, piece);
+            let value = percent_decoded(value).ok_or_else(|| {
+                format!("{key}: a % without two hexadecimal digits, or no UTF-8 (position {at}); write % as %25")
+            })?;
+            options.0.push(Given { key, value, at });
+            Ok(())
+        };
+        // As in libpq, an @ ends the user and password only before the first slash.
+        let (credentials, rest) = match rest.find(['@', '/']) {
+            Some(at) if rest[at..].starts_with('@') => (&rest[..at], &rest[at + 1..]),
+            _ => (&rest[..0], rest),
+        };
+        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+        push("user", credentials, user)?;
+        push("password", credentials, password)?;
+        let (hosts, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if let Some(at) = path.find('@') {
+            let at = position(text, &path[at..]);
+            return Err(format!(
+                "an @ after the first / (position {at}): write / in a password as %2F, and @ in a database name as %40"
+            ));
+        }
+        let (mut names, mut ports) = (Vec::new(), Vec::new());
+        for item in hosts.split(',') {
+            let (name, port) = match item.strip_prefix('[').and_then(|inside| inside.split_once(']')) {
+                Some((name, port)) => (name, port),
+                None => item.split_at(item.find(':').unwrap_or(item.len())),
+            };
+            names.push(name);
+            ports.push(port.strip_prefix(':').unwrap_or(port));
+        }
+        push("host", hosts, &names.join(","))?;
+        push("port", hosts, &ports.join(","))?;
+        push("dbname", path, path.strip_prefix('/').unwrap_or(path))?;
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let at = position(text, parameter);
+            let (key, value) =
+                parameter.split_once('=').ok_or_else(|| format!("an option without = (position {at})"))?;
+            // As in libpq, for URLs that were written for JDBC.
+            let (key, value) = if parameter == "ssl=true" { ("sslmode", "require") } else { (key, value) };
+            push(known(key, at)?, parameter, value)?;
+        }
+        Ok(options)
+    }
+
+    fn find(&self, key: &str) -> Option<&Given> {
+        self.0.iter().rfind(|given| given.key == key).filter(|given| !given.value.is_empty())
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.find(key).map(|given| given.value.as_str())
+    }
+
+    /// What the word that was given means; `None` if none is given.
+    fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<Option<T>, String> {
+        let Some(given) = self.find(key) else { return Ok(None) };
+        let found = words.iter().find(|(word, _)| *word == given.value);
+        found.map(|(_, meaning)| Some(*meaning)).ok_or_else(|| given.unusable())
+    }
+
+    /// A whole number; `None` if none is given.
+    fn number(&self, key: &str) -> Result<Option<i32>, String> {
+        let Some(given) = self.find(key) else { return Ok(None) };
+        given.value.trim().parse().map(Some).map_err(|_| given.unusable())
+    }
+
+    fn into_target(self) -> Result<Target, String> {
+        let mode = self.choice("sslmode", &SslMode::WORDS)?;
+        let ssl_root_cert = self.text("sslrootcert").map(ToOwned::to_owned);
+        // Anybody can get a certificate that the system trusts: only the name in it proves something.
+        let ssl_mode = match (ssl_root_cert.as_deref(), mode) {
+            (Some("system"), None | Some(SslMode::VerifyFull)) => SslMode::VerifyFull,
+            (Some("system"), Some(_)) => return Err("sslrootcert=system needs sslmode=verify-full".to_owned()),
+            (_, mode) => mode.unwrap_or(SslMode::Prefer),
+        };
+        let connect_timeout = self.number("connect_timeout")?.and_then(|seconds| u64::try_from(seconds).ok());
+        Ok(Target {
+            hosts: self.hosts(&self.config(ssl_mode)?)?,
+            connect_timeout: connect_timeout.filter(|seconds| *seconds > 0).map(Duration::from_secs),
+            ssl_mode,
+            ssl_root_cert,
+        })
+    }
+
+    /// All that is the same for every host.
+    fn config(&self, ssl_mode: SslMode) -> Result<Config, String> {
+        let mut config = Config::new();
+        self.text("user").map(|user| config.user(user));
+        self.text("password").map(|password| config.password(password));
+        self.text("dbname").map(|name| config.dbname(name));
+        self.text("options").map(|options| config.options(options));
+        self.text("application_name").map(|name| config.application_name(name));
+        config.ssl_mode(match ssl_mode {
+            SslMode::Disable => DriverMode::Disable,
+            SslMode::Prefer => DriverMode::Prefer,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverMode::Require,
+        });
+        use ChannelBinding::{Disable, Prefer, Require};
+        let bindings = [("disable", Disable), ("prefer", Prefer), ("require", Require)];
+        config.channel_binding(self.choice("channel_binding", &bindings)?.unwrap_or(Prefer));
+        use TargetSessionAttrs::{Any, ReadOnly, ReadWrite};
+        let sessions = [("any", Any), ("read-write", ReadWrite), ("read-only", ReadOnly)];
+        config.target_session_attrs(self.choice("target_session_attrs", &sessions)?.unwrap_or(Any));
+        // The defaults notice a dead host in seconds. Zero means the system's default, as in libpq.
+        let positive = |key, default| -> Result<Option<u32>, String> {
+            Ok(u32::try_from(self.number(key)?.unwrap_or(default)).ok().filter(|number| *number > 0))
+        };
+        let seconds = |number: u32| Duration::from_secs(number.into());
+        positive("keepalives_idle", 10)?.map(|number| config.keepalives_idle(seconds(number)));
+        positive("keepalives_interval", 5)?.map(|number| config.keepalives_interval(seconds(number)));
+        positive("keepalives_count", 3)?.map(|count| config.keepalives_retries(count));
+        let milliseconds = positive("tcp_user_timeout", 10_000)?;
+        milliseconds.map(|number| config.tcp_user_timeout(Duration::from_millis(number.into())));
+        config.keepalives(self.number("keepalives")? != Some(0));
+        Ok(config)
+    }
+
+    fn hosts(&self, config: &Config) -> Result<Vec<Host>, String> {
+        let list = |key| -> Vec<&str> {
+            self.text(key).map(|value| value.split(',').map(str::trim).collect()).unwrap_or_default()
+        };
+        let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+        let count = names.len().max(addresses.len()).max(1);
+        for (key, given) in [("host", names.len()), ("hostaddr", addresses.len()), ("port", ports.len())] {
+            let is_one_for_all = key == "port" && given == 1;
+            if given != 0 && given != count && !is_one_for_all {
+                return Err(format!("{key}: {given} given, expected {count}, one for each host"));
+            }
+        }
+        let given =
+            |list: &[&str], index: usize| list.get(index).filter(|item| !item.is_empty()).map(ToString::to_string);
+        (0..count)
+            .map(|index| {
+                let unusable = |key: &str| self.find(key).map_or_else(String::new, Given::unusable);
+                let name = given(&names, index);
+                if name.as_deref().is_some_and(|name| !is_host(name)) {
+                    return Err(unusable("host"));
+                }
+                let port = match given(&ports, if ports.len() == 1 { 0 } else { index }) {
+                    Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| unusable("port"))?,
+                    None => DEFAULT_PORT,
+                };
+                let address =
+                    given(&addresses, index).map(|address| address.parse::<IpAddr>().map_err(|_| unusable("hostaddr")));
+                Ok(Host::new(config.clone(), name, address.transpose()?, port))
+            })
+            .collect()
+    }
+}
+
+impl Host {
+    fn new(mut config: Config, name: Option<String>, address: Option<IpAddr>, port: u16) -> Self {
+        config.port(port);
+        let name = name.or_else(|| address.map(|address| address.to_string())).unwrap_or_else(|| {
+            let exists = |directory: &&str| Path::new(directory).is_dir();
+            SOCKET_DIRECTORIES.into_iter().find(exists).unwrap_or("localhost").to_owned()
+        });
+        if name.starts_with('/') {
+            // As in libpq, a socket is never encrypted, whatever sslmode says.
+            config.host_path(&name).ssl_mode(DriverMode::Disable);
+            return Self { label: format!("{name}/.s.PGSQL.{port}"), config };
+        }
+        config.host(&name);
+        address.map(|address| config.hostaddr(address));
+        Self { label: format!("{name}, port {port}"), config }
+    }
+}
+
+impl Given {
+    /// The message about a value that cannot be used.
+    fn unusable(&self) -> String {
+        let Self { key, value, at } = self;
+        let expected = SUPPORTED.iter().find(|(known, _)| known == key).map_or("", |(_, expected)| expected);
+        if UNSUPPORTED_VALUES.contains(&value.as_str()) {
+            format!("{key}={value} is not supported; expected {expected}")
+        } else {
+            format!("{key} (position {at}): expected {expected}")
+        }
+    }
+}
+
+/// The key, if it is supported.
+fn known(word: &str, at: usize) -> Result<&'static str, String> {
+    if let Some((key, _)) = SUPPORTED.iter().find(|(key, _)| *key == word) {
+        return Ok(key);
+    }
+    let name = UNSUPPORTED.split(' ').find(|key| *key == word);
+    let name =
+        name.map_or_else(|| format!("the option at position {at} is unknown"), |key| format!("{key} is not supported"));
+    let supported: Vec<&str> = SUPPORTED.iter().map(|(key, _)| *key).collect();
+    Err(format!("{name}; expected some of {}", supported.join(", ")))
+}
+
+/// A directory, or what a host's name or address is made of. A piece of a password is rarely one, and is not shown then.
+fn is_host(name: &str) -> bool {
+    name.starts_with('/') || name.chars().all(|character| character.is_alphanumeric() || "-._:%".contains(character))
+}
+
+/// Where a piece of the text begins, counted in characters from 1.
+fn position(text: &str, piece: &str) -> usize {
+    let before = (piece.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+    text.get(..before).map_or(0, |before| before.chars().count()) + 1
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let is_sound = text.split('%').skip(1).all(|after| {
+        after.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit) && digits != b"00")
+    });
+    is_sound.then(|| percent_decode_str(text).decode_utf8().ok().map(Into::into)).flatten()
+}
+
+/// The value at the beginning of the text, and what follows it; `None` if a quote is left open.
+fn keyword_value(text: &str) -> Option<(String, &str)> {
+    let quoted = text.strip_prefix('\'');
+    let mut value = String::new();
+    let mut characters = quoted.unwrap_or(text).chars();
+    loop {
+        let before = characters.as_str();
+        match characters.next() {
+            Some('\'') if quoted.is_some() => return Some((value, characters.as_str())),
+            Some('\\') => value.extend(characters.next()),
+            Some(space) if quoted.is_none() && space.is_whitespace() => return Some((value, before)),
+            Some(character) => value.push(character),
+            None => return quoted.is_none().then_some((value, before)),
+        }
+    }
+}
