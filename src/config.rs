@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::http::proxy::Network;
+use ipnet::IpNet;
 
 /// What `serve` is told to do; the defaults are those of the command line.
 #[derive(Debug, Clone)]
@@ -35,5 +35,5 @@ pub struct ServeOptions {
     /// Longest time for streams to end after SIGTERM. Default 5 s.
     pub shutdown_grace: Duration,
     /// Reverse proxies whose word about a client is taken. Default none.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<IpNet>,
 }

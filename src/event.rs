@@ -3,11 +3,14 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use jiff::Timestamp;
-use jiff::fmt::temporal::DateTimePrinter;
+use jiff::civil::{DateTime, date};
+use jiff::fmt::temporal::{DateTimePrinter, Pieces};
+use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 
+/// Where PostgreSQL counts from.
+const POSTGRES_EPOCH: DateTime = date(2000, 1, 1).at(0, 0, 0, 0);
 /// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// 0001-01-01 and 10000-01-01, in PostgreSQL's microseconds: what an RFC 3339 year can say.
@@ -60,9 +63,8 @@ impl EventTime {
     }
 
     /// The last day or so of the year 9999, which the library keeps as room for offsets.
-    fn on_the_last_day(self) -> Option<jiff::civil::DateTime> {
-        let since_2000 = jiff::SignedDuration::from_micros(self.0);
-        self.is_usable().then(|| jiff::civil::date(2000, 1, 1).at(0, 0, 0, 0).checked_add(since_2000).ok()).flatten()
+    fn on_the_last_day(self) -> Option<DateTime> {
+        self.is_usable().then(|| POSTGRES_EPOCH.checked_add(SignedDuration::from_micros(self.0)).ok()).flatten()
     }
 
     /// The same instant as a library's type; `None` where it is not usable, or too near to the end of time for an offset.
@@ -96,6 +98,48 @@ impl serde::Serialize for EventTime {
     /// As it is displayed.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// An instant as a consumer wrote it: RFC 3339 with any offset, possibly finer than the log's microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrittenTime(SignedDuration);
+
+impl WrittenTime {
+    /// Reads `date-time` of RFC 3339 §5.6; `None` for anything else. The plus sign of an offset may be a space: a form
+    /// decoder turns one into the other.
+    pub fn parse(text: &str) -> Option<Self> {
+        // jiff also reads the shorter forms of ISO 8601. RFC 3339 has one.
+        let (date_time, rest) = text.split_at_checked("2000-01-01T00:00:00".len())?;
+        let is_separated = [(4, "-"), (7, "-"), (10, "Tt "), (13, ":"), (16, ":")]
+            .into_iter()
+            .all(|(at, separators)| separators.as_bytes().contains(&date_time.as_bytes()[at]));
+        // An event's time has six digits. Of any further ones it only matters whether they are zero: jiff stops at nine.
+        let (fraction, offset) = match rest.strip_prefix('.') {
+            Some(rest) => rest.split_at(rest.find(|sign: char| !sign.is_ascii_digit()).filter(|count| *count > 0)?),
+            None => ("", rest),
+        };
+        let (micros, finer) = fraction.split_at_checked(6).unwrap_or((fraction, ""));
+        let beyond = SignedDuration::from_nanos(finer.bytes().any(|digit| digit != b'0').into());
+        let has_offset = match offset.len() {
+            1 => offset.starts_with(['Z', 'z']),
+            6 => offset.starts_with(['+', '-', ' ']),
+            _ => false,
+        };
+        if !is_separated || !has_offset {
+            return None;
+        }
+        let text = format!("{date_time}.{micros}0{}", offset.replacen(' ', "+", 1));
+        let pieces = Pieces::parse(&text).ok()?;
+        let offset = pieces.to_numeric_offset()?;
+        // Not jiff's Timestamp, which ends a day before the year 9999 does.
+        let local = pieces.date().to_datetime(pieces.time()?);
+        Some(Self(local.duration_since(POSTGRES_EPOCH) - SignedDuration::from_secs(offset.seconds().into()) + beyond))
+    }
+
+    /// Whether it is the very instant of an event.
+    pub fn is(self, time: EventTime) -> bool {
+        self.0 == SignedDuration::from_micros(time.0)
     }
 }
 
@@ -183,7 +227,7 @@ impl std::fmt::Display for Poison {
 mod tests {
     use proptest::prelude::*;
 
-    use super::EventTime;
+    use super::{EventTime, WrittenTime};
 
     #[test]
     fn a_time_is_written_in_utc_with_six_digits() {
@@ -200,6 +244,53 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_same_instant_in_every_form_is_the_same() {
+        let noon = EventTime(816_868_800_500_000);
+        for written in [
+            "2025-11-19T12:00:00.5Z",
+            "2025-11-19t12:00:00.5z",
+            "2025-11-19 12:00:00.500000000000000Z",
+            "2025-11-19T14:00:00.5+02:00",
+            "2025-11-19T14:00:00.5 02:00",
+            "2025-11-18T12:01:00.5-23:59",
+            "2025-11-19T12:00:00.5-00:00",
+        ] {
+            assert!(WrittenTime::parse(written).unwrap().is(noon), "{written}");
+        }
+        for other in ["2025-11-19T12:00:00Z", "2025-11-19T12:00:00.50000000000001Z", "2025-11-19T12:00:00.5+02:00"] {
+            assert!(!WrittenTime::parse(other).unwrap().is(noon), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_rfc_3339_does_not_allow_is_no_time() {
+        for text in [
+            "",
+            "2025-11-19",
+            "2025-11-19T12:00:00",
+            "2025-11-19T12:00Z",
+            "2025-11-19T120000Z",
+            "20251119T12:00:00Z",
+            "2025-11-19T12:00:00.Z",
+            "2025-11-19T12:00:005Z",
+            "2025-11-19T12:00:00,5Z",
+            "2025-11-19T12:00:00+2:00",
+            "2025-11-19T24:00:00Z",
+            "2025-11-19T12:60:00Z",
+            "2025-11-19T12:00:61Z",
+            "2025-02-29T12:00:00Z",
+            "2025-00-19T12:00:00Z",
+            "2025-11-19T12:00:00+0200",
+            "2025-11-19T12:00:00Z[UTC]",
+            "2025-11-19T12:00:00Z ",
+            "+2025-11-19T12:00:00Z",
+            "２025-11-19T12:00:00Z",
+        ] {
+            assert_eq!(WrittenTime::parse(text), None, "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_usable_time_is_written_as_the_instant_it_is(
@@ -212,6 +303,31 @@ mod tests {
                 prop_assert_eq!(text.parse::<jiff::Timestamp>().unwrap(), timestamp);
                 prop_assert_eq!(text.len(), "2000-01-01T00:00:00.000000Z".len());
             }
+        }
+
+        #[test]
+        fn every_usable_time_is_read_as_it_is_written(micros in -63_082_281_600_000_000_i64..252_455_616_000_000_000) {
+            let time = EventTime(micros);
+            prop_assert!(WrittenTime::parse(&time.to_string()).unwrap().is(time), "{}", time);
+        }
+
+        #[test]
+        fn an_offset_changes_nothing_and_no_text_makes_it_panic(
+            micros in -62_135_596_800_000_000_i64..253_402_214_400_000_000,
+            minutes in -1439_i32..1440,
+            noise: String,
+        ) {
+            let instant = jiff::Timestamp::from_microsecond(micros).unwrap();
+            let offset = jiff::tz::Offset::from_seconds(minutes * 60).unwrap();
+            let written = instant.display_with_offset(offset).to_string();
+            if !written.starts_with('-') {
+                for written in [written.clone(), written.replace('+', " ")] {
+                    let time = EventTime(micros - super::POSTGRES_EPOCH_MICROS);
+                    prop_assert!(WrittenTime::parse(&written).unwrap().is(time), "{}", written);
+                }
+            }
+            let _ = WrittenTime::parse(&noise);
+            let _ = WrittenTime::parse(&written.replacen('0', &noise, 1));
         }
     }
 }

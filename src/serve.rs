@@ -144,7 +144,7 @@ where
 /// The operator's socket, where there is to be one.
 fn operator_listener(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {
     let Some(address) = address else { return Ok(None) };
-    let listener = bind(address)?;
+    let listener = bind(address, &[])?;
     let address = listener.local_addr().unwrap_or(address);
     log::info!("status page and metrics at http://{address}/");
     if !address.ip().to_canonical().is_loopback() {
@@ -194,7 +194,7 @@ fn listeners(options: &ServeOptions) -> Result<(Vec<TcpListener>, bool), Error> 
     if !listeners.is_empty() {
         return Ok((listeners, true));
     }
-    let own = options.listen.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
+    let own = options.listen.iter().map(|address| bind(*address, &options.listen)).collect::<Result<_, _>>()?;
     Ok((own, false))
 }
 

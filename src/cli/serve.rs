@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use clap::{Args as _, FromArgMatches as _};
 use crossbeam_channel::{Receiver, bounded};
+use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::DatabaseArgs;
 use crate::config::ServeOptions;
 use crate::error::Error;
-use crate::http::proxy::Network;
+use crate::http::proxy::parse_network;
 use crate::logging::{self, Floods};
 use crate::options::{parse_address, parse_duration, parse_positive_duration};
 
@@ -82,9 +83,9 @@ pub(super) struct ServeArgs {
     /// Longest time for streams to end after SIGTERM
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     shutdown_grace: Duration,
-    /// A reverse proxy (network or address; can be repeated): it tells the client's address by X-Forwarded-For, and https by X-Forwarded-Proto
-    #[arg(long, value_name = "CIDR", env = "SIGNAL_FEED_TRUSTED_PROXY", value_delimiter = ',', help_heading = "Feed")]
-    trusted_proxy: Vec<Network>,
+    /// A reverse proxy (network or address; can be repeated): its X-Forwarded-For gives the client's address, its X-Forwarded-Proto whether the client uses https
+    #[arg(long, value_name = "CIDR", env = "SIGNAL_FEED_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network, help_heading = "Feed")]
+    trusted_proxy: Vec<IpNet>,
     /// How much is logged
     #[arg(long, value_name = "LEVEL", env = "SIGNAL_FEED_LOG_LEVEL", default_value = "info", help_heading = "Log")]
     log_level: Level,

@@ -42,9 +42,9 @@ pub struct Ready {
 pub fn run(options: ServeOptions, rate: f64, stop: &Receiver<()>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     let address = *options.listen.first().ok_or_else(|| Error::Usage("--listen: no address".into()))?;
     // An address that is taken should not cost a cluster first.
-    drop(bind(address)?);
+    drop(bind(address, &[])?);
     // Any free port: a server with the usual one may run beside the demo.
-    let ops_address = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?.local_addr().doing("find a free port")?;
+    let ops_address = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &[])?.local_addr().doing("find a free port")?;
     let options = ServeOptions { ops_listen: Some(ops_address), ..options };
     let postgres = PrivatePostgres::start(&[])?;
     Connection::open(&settings(&postgres.url("postgres"))?, "signal-feed demo")

@@ -21,9 +21,8 @@ use super::tier::{Reached, Tier};
 use super::window::Earliest;
 use super::{Feed, delayed, lock, random_between, seconds};
 use crate::db::{self, event_log};
-use crate::event::FeedSeq;
+use crate::event::{FeedSeq, WrittenTime};
 use crate::http::outlet::{Blocked, Outlet};
-use crate::http::rfc3339::WrittenTime;
 
 /// How much is written at once, and so how long an end or a notice may wait for a slow client.
 const WRITE_BYTES: usize = 256 * 1024;

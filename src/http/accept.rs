@@ -27,16 +27,18 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Pause after an error of accept, which returns at once and would be met again at once.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Binds an address. `[::]` takes IPv4 too.
+/// Binds `address`, one of `all` that the program listens at. `[::]` takes IPv4 too, unless another address of `all` takes
+/// IPv4 at the same port.
 ///
 /// # Errors
-/// Where it cannot be bound.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+/// Why it cannot be bound.
+pub fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, Error> {
+    let is_ipv4_elsewhere = all.iter().any(|other| other.is_ipv4() && other.port() == address.port());
     let attempt = || -> io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
-            socket.set_only_v6(false)?;
+            socket.set_only_v6(address.ip().is_unspecified() && is_ipv4_elsewhere)?;
         }
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

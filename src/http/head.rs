@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::io::{self, Read};
-use std::net::TcpStream;
+use std::net::{Ipv6Addr, TcpStream};
 use std::time::{Duration, Instant};
+
+use percent_encoding::percent_decode_str;
 
 /// The largest head, 16 KiB.
 const LARGEST_HEAD_BYTES: usize = 16 * 1024;
@@ -11,6 +13,9 @@ const LARGEST_HEAD_BYTES: usize = 16 * 1024;
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// Without a complete head after 1 s, a connection is a stranger's.
 const STRANGER_AFTER: Duration = Duration::from_secs(1);
+
+/// What a host's name may contain beside letters and digits (RFC 3986 §3.2.2, reg-name).
+const NAME_SIGNS: &[u8] = b"-._~%!$&'()*+,;=";
 
 /// A request's head.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,20 +68,39 @@ impl Head {
             Some((path, query)) => (path, Some(query.to_owned())),
             None => (target, None),
         };
-        let head = Self {
+        Ok(Some(Self {
             method: request.method.ok_or(HeadError::Unreadable)?.to_owned(),
             path: path.to_owned(),
             query,
             is_http_11: request.version == Some(1),
             fields: request.headers.iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect(),
-        };
-        // RFC 9112 §6.3: a length that is none makes the request invalid. The body itself is never read.
-        for length in head.fields("content-length") {
-            if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
-                return Err(HeadError::Unreadable);
-            }
+        }))
+    }
+
+    /// Checks what makes a readable head a bad request: the rules for `Host` (RFC 9112 §3.2) and for the body's length
+    /// (§6.3). The body itself is never read.
+    ///
+    /// # Errors
+    /// Which rule it breaks.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let mut hosts = self.fields("host");
+        match (hosts.next(), hosts.next()) {
+            (None, _) if !self.is_http_11 => {}
+            (Some(host), None) if is_host(host) => {}
+            _ => return Err("HTTP/1.1 needs exactly one valid Host header field"),
         }
-        Ok(Some(head))
+        let mut lengths = self.fields("content-length");
+        let Some(length) = lengths.next() else { return Ok(()) };
+        if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+            return Err("Content-Length must be a decimal number");
+        }
+        if lengths.any(|other| other != length) {
+            return Err("there are different Content-Length header fields");
+        }
+        if self.fields("transfer-encoding").next().is_some() {
+            return Err("there are both Content-Length and Transfer-Encoding");
+        }
+        Ok(())
     }
 
     /// The values of a header field, in their order. `name` is lower case.
@@ -92,11 +116,11 @@ impl Head {
         self.fields(name).next().and_then(|value| std::str::from_utf8(value).ok())
     }
 
-    /// The values of a query parameter, percent-decoded; `None` for one that is not UTF-8.
-    pub fn parameters<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<String>> + 'a {
-        self.query.as_deref().unwrap_or_default().split('&').filter_map(move |pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (percent_decoded(key).as_deref() == Some(name)).then(|| percent_decoded(value))
+    /// The query's parameters in their order, percent-decoded; a value that is not UTF-8 is `None`.
+    pub fn parameters(&self) -> impl Iterator<Item = (Cow<'_, str>, Option<Cow<'_, str>>)> {
+        self.query.as_deref().unwrap_or_default().split('&').map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (percent_decode_str(name).decode_utf8_lossy(), percent_decode_str(value).decode_utf8().ok())
         })
     }
 }
@@ -168,27 +192,18 @@ fn without_authority(target: &str) -> &str {
     }
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        match (byte, tail) {
-            (b'%', [high, low, tail @ ..]) => {
-                let digits = [*high, *low];
-                let digits = std::str::from_utf8(&digits).ok()?;
-                // `+1` is a number to the standard library.
-                if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                    return None;
-                }
-                bytes.push(u8::from_str_radix(digits, 16).ok()?);
-                rest = tail;
-            }
-            (b'%', _) => return None,
-            _ => bytes.push(byte),
-        }
-    }
-    String::from_utf8(bytes).ok()
+/// Whether a `Host` is valid (RFC 9110 §7.2): a name or an address, and perhaps a port. An empty name is not (§4.2.1).
+fn is_host(value: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(value) else { return false };
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (text, ""),
+    };
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || NAME_SIGNS.contains(&byte)),
+    };
+    is_host && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -206,8 +221,8 @@ mod tests {
         let head = parse("GET /feed?cursor=7&x=%41 HTTP/1.1\r\nX-API-Key:  abc \r\n\r\n").unwrap().unwrap();
         assert_eq!((head.method.as_str(), head.path.as_str(), head.is_http_11), ("GET", "/feed", true));
         assert_eq!(head.field("x-api-key"), Some("abc"));
-        assert_eq!(head.parameters("x").collect::<Vec<_>>(), [Some("A".to_owned())]);
-        assert_eq!(head.parameters("cursor").collect::<Vec<_>>(), [Some("7".to_owned())]);
+        let parameters: Vec<_> = head.parameters().collect();
+        assert_eq!(parameters, [("cursor".into(), Some("7".into())), ("x".into(), Some("A".into()))]);
     }
 
     #[test]
@@ -224,13 +239,43 @@ mod tests {
         assert_eq!(parse("PRI * HTTP/2.0\r\n\r\n"), Err(HeadError::Version));
         assert_eq!(parse("GET / HTTP/1.1\r\nno colon\r\n\r\n"), Err(HeadError::Unreadable));
         assert_eq!(parse("\x16\x03\x01\x02"), Err(HeadError::Unreadable));
-        for length in ["-1", "", "1e3", "+5"] {
-            assert_eq!(
-                parse(&format!("GET / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n")),
-                Err(HeadError::Unreadable)
-            );
+    }
+
+    #[test]
+    fn a_head_without_one_host_or_with_an_unclear_length_is_a_bad_request() {
+        for (fields, is_good) in [
+            ("Host: feed.example", true),
+            ("Host: feed_1.example:8080", true),
+            ("Host: 192.0.2.7:", true),
+            ("Host: [2001:db8::7]:8080", true),
+            ("Host: [::1]", true),
+            ("Host: a\r\nContent-Length: 5\r\nContent-Length: 5", true),
+            ("Host: a\r\nContent-Length: 99999999999999999999999", true),
+            ("Host: a\r\nTransfer-Encoding: chunked", true),
+            ("Accept: */*", false),
+            ("Host:", false),
+            ("Host: :8080", false),
+            ("Host: a\r\nHost: a", false),
+            ("Host: a b", false),
+            ("Host: a/b", false),
+            ("Host: user@a", false),
+            ("Host: a:80x", false),
+            ("Host: 2001:db8::7", false),
+            ("Host: [2001:db8::7", false),
+            ("Host: [feed.example]", false),
+            ("Host: \u{e9}", false),
+            ("Host: a\r\nContent-Length: 5\r\nContent-Length: 6", false),
+            ("Host: a\r\nContent-Length: 5, 5", false),
+            ("Host: a\r\nContent-Length: -1", false),
+            ("Host: a\r\nContent-Length:", false),
+            ("Host: a\r\nContent-Length: +5", false),
+            ("Host: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked", false),
+        ] {
+            let head = parse(&format!("GET / HTTP/1.1\r\n{fields}\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(head.check().is_ok(), is_good, "{fields:?}");
         }
-        assert!(parse("GET / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n").unwrap().is_some());
+        let old = |fields: &str| parse(&format!("GET / HTTP/1.0\r\n{fields}\r\n")).unwrap().unwrap().check();
+        assert!(old("").is_ok() && old("Host: a\r\n").is_ok() && old("Host: a\r\nHost: b\r\n").is_err());
     }
 
     #[test]
@@ -241,13 +286,6 @@ mod tests {
         assert!(!parse("GET / HTTP/1.0\r\nA: b HTTP/1.3\r\n\r\n").unwrap().unwrap().is_http_11);
         assert_eq!(parse("GET / HTTP/1.2"), Ok(None));
         assert_eq!(parse("GET / HTTP/1.22\r\n\r\n"), Err(HeadError::Unreadable));
-    }
-
-    #[test]
-    fn a_broken_percent_code_is_no_text() {
-        for broken in ["%", "%4", "%zz", "%+1", "%ff"] {
-            assert_eq!(percent_decoded(broken), None, "{broken}");
-        }
     }
 
     /// A request as clients write them, and as those do who try what happens.
@@ -280,7 +318,7 @@ mod tests {
             let mut noisy = request.clone();
             noisy.splice(at.index(request.len())..at.index(request.len()), bytes);
             if let Ok(Some(head)) = Head::parse(&noisy) {
-                let _ = (head.field("cookie"), head.parameters("cursor").count());
+                let _ = (head.field("cookie"), head.parameters().count(), head.check());
             }
         }
 
@@ -292,12 +330,6 @@ mod tests {
                 prop_assert_eq!(Head::parse(&request[..cut]), Ok(None));
             }
             prop_assert_eq!(Head::parse(&[request, more].concat()), Ok(head));
-        }
-
-        #[test]
-        fn whatever_was_percent_encoded_is_decoded_to_itself(text: String) {
-            let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
-            prop_assert_eq!(percent_decoded(&encoded), Some(text));
         }
     }
 }

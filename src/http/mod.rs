@@ -8,5 +8,4 @@ pub mod outlet;
 pub mod page;
 pub mod proxy;
 pub mod response;
-pub mod rfc3339;
 mod unsent;

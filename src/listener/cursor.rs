@@ -1,48 +1,48 @@
 //! Where a stream begins: what a request says of its cursor.
 
-use crate::event::FeedSeq;
+use crate::event::{FeedSeq, WrittenTime};
 use crate::feed::stream::Asked;
 use crate::http::head::Head;
-use crate::http::rfc3339::WrittenTime;
 
-/// What the request asks for: a non-empty `Last-Event-ID`, else `?cursor=`, else from now.
+/// What EventSource polyfills call the last event's id, in any letter case: a browser lets them set no header field.
+const POLYFILL_NAMES: [&str; 3] = ["lastEventId", "last-event-id", "last_event_id"];
+
+/// The cursor that a request gives: a non-empty `Last-Event-ID`, else `?cursor=`, else `?lastEventId=`, else none, which
+/// means from now. The header wins because `EventSource` repeats its URL when it reconnects.
+///
+/// # Errors
+/// What is wrong with it.
 pub(super) fn asked(head: &Head) -> Result<Asked, &'static str> {
-    let mut ids = head.fields("last-event-id");
-    let from_header = match (ids.next(), ids.next()) {
-        (_, Some(_)) => return Err("Last-Event-ID is given twice"),
-        (None | Some(b""), None) => None,
-        (Some(id), None) => {
-            let id = std::str::from_utf8(id).ok().and_then(parse_cursor);
-            Some(id.ok_or("Last-Event-ID must be a decimal number from 0 to 9223372036854775807")?)
-        }
-    };
-    let from_query = match once(head, "cursor")? {
-        None => None,
-        Some(text) => Some(parse_cursor(&text).ok_or("cursor must be a decimal number from 0 to 9223372036854775807")?),
-    };
-    let time = match once(head, "cursor_time")? {
-        None => None,
-        Some(text) => Some(WrittenTime::parse(&text).ok_or("cursor_time must be an RFC 3339 time")?),
-    };
-    let cursor = from_header.or(from_query);
-    // The time belongs to the cursor of the query; a header with another number is a newer place.
-    let time = time.filter(|_| from_query.is_some() && cursor == from_query);
-    Ok(Asked { cursor, time })
+    const NOT_A_CURSOR: &str = "a cursor must be a decimal number from 0 to 9223372036854775807";
+    let (mut header, mut cursor, mut polyfill, mut time) = (None, None, None, None);
+    let ids = head.fields("last-event-id").map(|id| std::str::from_utf8(id).map_err(|_| NOT_A_CURSOR));
+    for id in ids {
+        set_once(&mut header, id?.to_owned())?;
+    }
+    for (name, value) in head.parameters() {
+        let place = match &*name {
+            "cursor" => &mut cursor,
+            "cursor_time" => &mut time,
+            name if POLYFILL_NAMES.iter().any(|known| known.eq_ignore_ascii_case(name)) => &mut polyfill,
+            _ => continue,
+        };
+        set_once(place, value.ok_or("the query is not UTF-8")?.into_owned())?;
+    }
+    let parse = |text: Option<String>| text.map(|text| parse_cursor(&text).ok_or(NOT_A_CURSOR)).transpose();
+    let (header, cursor, polyfill) = (parse(header.filter(|id| !id.is_empty()))?, parse(cursor)?, parse(polyfill)?);
+    let time = time.map(|text| WrittenTime::parse(&text).ok_or("cursor_time must be an RFC 3339 time")).transpose()?;
+    let used = header.or(cursor).or(polyfill);
+    // The time belongs to the cursor of `?cursor=`. A header with another number is newer.
+    Ok(Asked { cursor: used, time: time.filter(|_| cursor.is_some() && used == cursor) })
 }
 
-fn once(head: &Head, name: &'static str) -> Result<Option<String>, &'static str> {
-    let mut values = head.parameters(name);
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(Some(value)), None) => Ok(Some(value)),
-        (Some(None), None) => Err("the query is not UTF-8"),
-        (Some(_), Some(_)) => Err("cursor or cursor_time is given twice"),
-    }
+fn set_once(place: &mut Option<String>, value: String) -> Result<(), &'static str> {
+    if place.replace(value).is_some() { Err("the cursor or cursor_time is given twice") } else { Ok(()) }
 }
 
 fn parse_cursor(text: &str) -> Option<FeedSeq> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().ok().map(FeedSeq)).flatten()
+    let is_decimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_decimal.then(|| text.parse().ok().map(FeedSeq)).flatten()
 }
 
 #[cfg(test)]
@@ -67,6 +67,12 @@ mod tests {
         assert_eq!(cursor("GET /feed?cursor=5 HTTP/1.1\r\nLast-Event-ID: 7"), Some(7));
         assert_eq!(cursor("GET /feed?cursor=5 HTTP/1.1\r\nLast-Event-ID:"), Some(5));
         assert_eq!(cursor("GET /feed?cursor=9223372036854775807 HTTP/1.1"), Some(i64::MAX));
+        for name in ["lastEventId", "lasteventid", "last-event-id", "Last-Event-ID", "last_event_id", "LAST_EVENT_ID"] {
+            assert_eq!(cursor(&format!("GET /feed?a=b&&{name}=9 HTTP/1.1")), Some(9), "{name}");
+            assert_eq!(cursor(&format!("GET /feed?{name}=9&cursor=5 HTTP/1.1")), Some(5), "{name}");
+            assert_eq!(cursor(&format!("GET /feed?{name}=9 HTTP/1.1\r\nLast-Event-ID: 7")), Some(7), "{name}");
+            assert_eq!(cursor(&format!("GET /feed?{name}=9 HTTP/1.1\r\nLast-Event-ID:")), Some(9), "{name}");
+        }
     }
 
     #[test]
@@ -80,6 +86,13 @@ mod tests {
             "GET /feed?cursor=9223372036854775808 HTTP/1.1",
             "GET /feed?cursor=1&cursor=1 HTTP/1.1",
             "GET /feed?cursor=1&cursor_time=now HTTP/1.1",
+            "GET /feed?cursor_time=now HTTP/1.1",
+            "GET /feed?cursor=%ff HTTP/1.1",
+            "GET /feed?lastEventId= HTTP/1.1",
+            "GET /feed?lastEventId=x HTTP/1.1",
+            "GET /feed?lastEventId=1&last-event-id=1 HTTP/1.1",
+            "GET /feed?cursor=x HTTP/1.1\r\nLast-Event-ID: 7",
+            "GET /feed HTTP/1.1\r\nLast-Event-ID:\r\nLast-Event-ID: 1",
             "GET /feed HTTP/1.1\r\nLast-Event-ID: x",
             "GET /feed HTTP/1.1\r\nLast-Event-ID: 1\r\nLast-Event-ID: 1",
         ] {
@@ -89,7 +102,8 @@ mod tests {
 
     #[test]
     fn a_cursor_time_counts_only_with_the_cursor_it_was_given_for() {
-        let time = |request: &str| asked_by(request).unwrap().time.map(|written| written.time.to_string());
+        let time = |request: &str| asked_by(request).unwrap().time;
+        let noon = WrittenTime::parse("2026-11-20T12:00:00.500000Z");
         for written in [
             "2026-11-20T12:00:00.5Z",
             "2026-11-20T14:00:00.5%2B02:00",
@@ -99,10 +113,12 @@ mod tests {
             "2026-11-20T07:00:00.5-05:00",
         ] {
             let request = format!("GET /feed?cursor=5&cursor_time={written} HTTP/1.1");
-            assert_eq!(time(&request).as_deref(), Some("2026-11-20T12:00:00.500000Z"), "{written}");
+            assert_eq!(time(&request), noon, "{written}");
         }
         assert_eq!(time("GET /feed?cursor=5&cursor_time=2026-11-20T12:00:00Z HTTP/1.1\r\nLast-Event-ID: 6"), None);
         assert!(time("GET /feed?cursor=5&cursor_time=2026-11-20T12:00:00Z HTTP/1.1\r\nLast-Event-ID: 5").is_some());
+        assert_eq!(time("GET /feed?lastEventId=5&cursor_time=2026-11-20T12:00:00Z HTTP/1.1"), None);
+        assert_eq!(time("GET /feed?cursor_time=2026-11-20T12:00:00Z HTTP/1.1"), None);
     }
 
     proptest! {

@@ -115,6 +115,9 @@ impl Request<'_> {
             let message = format!("this path takes {allowed}");
             return Route::Answer(Response::error(Code::MethodNotAllowed, &message).with("Allow", allowed));
         }
+        if let Err(message) = self.head.check() {
+            return Route::Answer(Response::error(Code::BadRequest, message));
+        }
         answer(self)
     }
 

@@ -1,4 +1,4 @@
-//! Who asks: the API key of a request, and the session cookie that stands for one in a browser.
+//! The API key of a request, and the session cookie that a browser sends instead.
 
 use super::hold::degraded;
 use super::routes::{Request, Route};
@@ -19,8 +19,7 @@ impl Request<'_> {
             let cookie = format!("{COOKIE}=; {attributes}; Max-Age=0");
             return Route::Answer(Response::empty("204 No Content").with("Set-Cookie", cookie));
         }
-        let bearer = bearer(&self.head).map(|key| Credential::from_key(&key));
-        match self.judge(bearer) {
+        match self.judge(key(&self.head)) {
             Err(route) => route,
             Ok(key) => match self.feed.keys.session_token(&key, &self.feed.clock) {
                 None => Route::Answer(degraded()),
@@ -33,29 +32,25 @@ impl Request<'_> {
     }
 }
 
-/// The first present decides: `Authorization: Bearer`, `X-API-Key`, the session cookie.
+/// The first one present decides: `Authorization: Bearer`, `X-API-Key`, the session cookie.
 pub(super) fn credential(head: &Head) -> Option<Credential> {
-    if let Some(key) = bearer(head) {
-        return Some(Credential::from_key(&key));
-    }
-    if let Some(key) = head.fields("x-api-key").next() {
-        return Some(Credential::from_key(&String::from_utf8_lossy(key)));
+    if let Some(key) = key(head) {
+        return Some(key);
     }
     let cookies = head.fields("cookie").filter_map(|value| std::str::from_utf8(value).ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, token)| Credential::Session(token.to_owned()))
 }
 
-/// The key in `Authorization: Bearer`. One that is not text is nobody's.
-fn bearer(head: &Head) -> Option<String> {
-    let is_bearer = |value: &&[u8]| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"));
-    if let Some(value) = head.fields("authorization").find(is_bearer) {
-        let rest = &value[6..];
-        if rest.is_empty() || rest.starts_with(b" ") {
-            return Some(String::from_utf8_lossy(rest.trim_ascii()).into_owned());
-        }
-    }
-    None
+/// The API key in `Authorization: Bearer`, else in `X-API-Key`. One that is not UTF-8 is unknown.
+fn key(head: &Head) -> Option<Credential> {
+    let bearer = head.fields("authorization").find_map(|value| {
+        let (scheme, key) = value.split_at_checked(6)?;
+        let is_bearer = scheme.eq_ignore_ascii_case(b"bearer") && (key.is_empty() || key.starts_with(b" "));
+        is_bearer.then(|| key.trim_ascii())
+    });
+    let key = bearer.or_else(|| head.fields("x-api-key").next())?;
+    Some(Credential::from_key(&String::from_utf8_lossy(key)))
 }
 
 #[cfg(test)]

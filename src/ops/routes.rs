@@ -35,6 +35,9 @@ fn answer(operator: &Operator, head: &Head, is_loopback: bool) -> Response {
         let refusal = Response::error(Code::MethodNotAllowed, "this path takes GET, HEAD");
         return refusal.with("Allow", "GET, HEAD");
     }
+    if let Err(message) = head.check() {
+        return Response::error(Code::BadRequest, message);
+    }
     match head.path.as_str() {
         "/metrics" => plain(METRICS_TYPE, metrics::text(operator)),
         "/status" => plain("application/json", status::json(operator)),

@@ -81,7 +81,7 @@ fn lengths_that_are_none_or_without_end_harm_nobody() {
     for length in ["99999999999999", "18446744073709551616", "-1", "-99999999999999", "1e9", "0x10", "", "5, 5"] {
         for method in ["GET", "POST"] {
             for path in ["/feed", "/session", "/healthz", "/"] {
-                let text = format!("{method} {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\nbody");
+                let text = format!("{method} {path} HTTP/1.1\r\nHost: feed\r\nContent-Length: {length}\r\n\r\nbody");
                 let mut connection = feed.send(text.as_bytes());
                 assert!(connection.ends_within(PATIENCE), "{text:?}");
                 let answer = String::from_utf8_lossy(connection.all()).into_owned();
@@ -89,7 +89,8 @@ fn lengths_that_are_none_or_without_end_harm_nobody() {
             }
         }
     }
-    let mut chunked = feed.send(b"POST /session HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n");
+    let mut chunked =
+        feed.send(b"POST /session HTTP/1.1\r\nHost: feed\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n");
     assert!(chunked.ends_within(PATIENCE));
     feed.serves();
     feed.gives_back();
@@ -105,10 +106,10 @@ fn what_is_no_http_1_is_refused_and_forgotten() {
         b"GET /feed HTTP/2.0\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"\r\n\r\n\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
-        b"GET /feed?cursor=%ff%fe%00 HTTP/1.1\r\n\r\n",
-        b"GET /feed HTTP/1.1\r\nAuthorization: Bearer \xff\xfe\r\n\r\n",
-        b"GET /feed HTTP/1.1\r\nLast-Event-ID: \xff\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: feed\r\n\r\n",
+        b"GET /feed?cursor=%ff%fe%00 HTTP/1.1\r\nHost: feed\r\n\r\n",
+        b"GET /feed HTTP/1.1\r\nHost: feed\r\nAuthorization: Bearer \xff\xfe\r\n\r\n",
+        b"GET /feed HTTP/1.1\r\nHost: feed\r\nLast-Event-ID: \xff\r\n\r\n",
         b"GET /feed HTTP/1.1\nHost: x\n\n",
     ] {
         let connections: Vec<Connection> = (0..20).map(|_| feed.send(bytes)).collect();
@@ -171,11 +172,11 @@ fn a_client_that_drips_after_its_answer_is_not_listened_to_for_long() {
 #[test]
 fn pipelined_requests_get_one_answer() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
-    let mut connection = feed.send("GET /healthz HTTP/1.1\r\n\r\n".repeat(100).as_bytes());
+    let mut connection = feed.send("GET /healthz HTTP/1.1\r\nHost: feed\r\n\r\n".repeat(100).as_bytes());
     assert!(connection.ends_within(PATIENCE));
     let answers = String::from_utf8_lossy(connection.all()).into_owned();
     assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
-    let request = format!("GET /feed HTTP/1.1\r\nAuthorization: Bearer {}\r\n\r\n", feed.key);
+    let request = format!("GET /feed HTTP/1.1\r\nHost: feed\r\nAuthorization: Bearer {}\r\n\r\n", feed.key);
     let mut stream = feed.send(request.repeat(50).as_bytes()).stream(PATIENCE);
     stream.connected();
     feed.database.insert(1);
@@ -247,7 +248,7 @@ fn floods_of_header_fields_are_refused_by_their_size_alone() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     let answer = |count: usize| {
         let fields = "A:\r\n".repeat(count);
-        feed.send(format!("GET /healthz HTTP/1.1\r\n{fields}\r\n").as_bytes()).answer(PATIENCE)
+        feed.send(format!("GET /healthz HTTP/1.1\r\nHost: feed\r\n{fields}\r\n").as_bytes()).answer(PATIENCE)
     };
     // However many they are, within 16 KiB they are none too many.
     for count in [0, 1, 129, 1_000, 4_000] {
@@ -288,8 +289,10 @@ fn a_flood_of_wrong_keys_costs_a_handful_of_queries_and_delays_nobody() {
 #[test]
 fn a_body_that_never_comes_holds_up_nothing() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
-    let request =
-        format!("POST /session HTTP/1.1\r\nAuthorization: Bearer {}\r\nContent-Length: 1000\r\n\r\n", feed.key);
+    let request = format!(
+        "POST /session HTTP/1.1\r\nHost: feed\r\nAuthorization: Bearer {}\r\nContent-Length: 1000\r\n\r\n",
+        feed.key
+    );
     let mut connections: Vec<Connection> = (0..20).map(|_| feed.send(request.as_bytes())).collect();
     for connection in &mut connections {
         let mut first = [0; 12];

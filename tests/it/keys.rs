@@ -311,15 +311,21 @@ fn a_session_cookie_opens_the_feed_and_outlives_the_server() {
 }
 
 #[test]
-fn a_session_is_made_by_a_valid_key_alone() {
+fn only_a_valid_key_makes_a_session() {
     let database = Database::migrated();
     let expired = database.mint_with("expired", &["--expires-in", "1ms"]);
     let server = Server::ready(&database, &[]);
     assert_eq!(Request::new("POST", "/session").send(server.address()).refusal(), (401, "missing_key".into()));
     assert_eq!(session(&server, "sf_wrong").refusal(), (401, "unknown_key".into()));
-    // The header of the stream is not enough: a page of another site can make a browser send neither.
-    let header = Request::new("POST", "/session").field("X-API-Key", &database.mint("header"));
-    assert_eq!(header.send(server.address()).refusal(), (401, "missing_key".into()));
+    let with_header = |key: &str| Request::new("POST", "/session").field("X-API-Key", key);
+    cookie(&with_header(&database.mint("header")).send(server.address()));
+    assert_eq!(with_header("sf_wrong").send(server.address()).refusal(), (401, "unknown_key".into()));
+    // A cookie does not make another one.
+    let token = cookie(&session(&server, &database.mint("cookie")));
+    let from_cookie = Request::new("POST", "/session")
+        .field("Cookie", &format!("signal_feed_session={token}"))
+        .send(server.address());
+    assert_eq!(from_cookie.refusal(), (401, "missing_key".into()));
     assert_eq!(session(&server, &expired).refusal(), (401, "expired_key".into()));
     // One minted a moment ago is a valid one.
     cookie(&session(&server, &database.mint("new")));

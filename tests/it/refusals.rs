@@ -71,9 +71,14 @@ fn a_cursor_that_is_none_is_a_bad_cursor() {
         "cursor=1&cursor_time=2026-11-20T12:00Z",
         "cursor=1&cursor_time=2026-11-20T120000Z",
         "cursor=1&cursor_time=2026-11-20T12:00:00%2B0200",
-        "cursor=1&cursor_time=2026-11-20T12:00:00-24:00",
         "cursor=1&cursor_time=2026-11-20T12:00:00Z[UTC]",
         "cursor_time=nonsense",
+        "lastEventId=",
+        "lastEventId=x",
+        "last-event-id=-1",
+        "LAST_EVENT_ID=1.0",
+        "lastEventId=1&lasteventid=1",
+        "cursor=1&lastEventId=x",
     ] {
         let answer = Request::feed_at(&format!("/feed?{query}"), &key).send(server.address());
         assert_eq!(answer.refusal(), (400, "bad_cursor".into()), "{query}");
@@ -92,14 +97,28 @@ fn a_cursor_that_is_none_is_a_bad_cursor() {
 fn what_cannot_be_read_is_a_bad_request_and_another_version_is_named() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
-    for bytes in [
-        "GET /feed HTTP/1.1\r\nno colon\r\n\r\n",
-        "GET /feed HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        "\u{1}\u{2}\u{3}\r\n\r\n",
-        "GET\r\n\r\n",
-    ] {
+    for bytes in ["GET /feed HTTP/1.1\r\nno colon\r\n\r\n", "\u{1}\u{2}\u{3}\r\n\r\n", "GET\r\n\r\n"] {
         assert_eq!(raw(&server, bytes).refusal(), (400, "bad_request".into()), "{bytes:?}");
     }
+    // Whoever can be answered more precisely gets that answer.
+    for (request, status) in
+        [("GET /nothing", 404), ("PUT /feed", 405), ("GET /feed?cursor=x", 400), ("GET /healthz", 400)]
+    {
+        for fields in [
+            "",
+            "Host:\r\n",
+            "Host: a/b\r\n",
+            "Host: a\r\nHost: a\r\n",
+            "Host: a\r\nContent-Length: -1\r\n",
+            "Host: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
+            "Host: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            let answer = raw(&server, &format!("{request} HTTP/1.1\r\n{fields}\r\n"));
+            assert_eq!(answer.status, status, "{request} {fields:?}");
+            assert!(status != 400 || answer.code() == "bad_request", "{request} {fields:?}");
+        }
+    }
+    assert_eq!(raw(&server, "GET /healthz HTTP/1.0\r\n\r\n").status, 200);
     for bytes in [
         "GET /feed HTTP/2.0\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -116,8 +135,12 @@ fn a_later_http_1_is_answered_as_1_1() {
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);
     for minor in 2..=9 {
-        assert_eq!(raw(&server, &format!("GET /healthz HTTP/1.{minor}\r\n\r\n")).status, 200, "1.{minor}");
-        let slow = format!("\r\nGET /feed HTTP/1.{minor}\nX-API-Key: {key}\n\n");
+        assert_eq!(
+            raw(&server, &format!("GET /healthz HTTP/1.{minor}\r\nHost: feed\r\n\r\n")).status,
+            200,
+            "1.{minor}"
+        );
+        let slow = format!("\r\nGET /feed HTTP/1.{minor}\nHost: feed\nX-API-Key: {key}\n\n");
         let mut connection = Connection::connect(server.address(), None);
         for byte in slow.as_bytes().chunks(7) {
             connection.socket.write_all(byte).unwrap();
@@ -132,7 +155,7 @@ fn a_head_that_is_too_large_or_too_late_is_told_so() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
     // 16 KiB with its blank line is just within.
-    let fitting = format!("GET /healthz HTTP/1.1\r\nX-Filler: {}\r\n\r\n", "x".repeat(16 * 1024 - 37));
+    let fitting = format!("GET /healthz HTTP/1.1\r\nHost: feed\r\nX-Filler: {}\r\n\r\n", "x".repeat(16 * 1024 - 49));
     assert_eq!(fitting.len(), 16 * 1024);
     assert_eq!(raw(&server, &fitting).status, 200);
     let larger = fitting.replacen("X-Filler: x", "X-Filler: xx", 1);
@@ -203,7 +226,8 @@ fn a_request_that_is_wrong_in_several_ways_is_told_the_first_in_order() {
         ("PUT", "/nothing?cursor=x", "", 404),
         ("PUT", "/feed?cursor=x", "", 405),
         ("GET", "/feed?cursor=x", "", 400),
-        ("GET", "/feed", "", 401),
+        ("GET", "/feed?cursor=x", "Host: feed\r\n", 400),
+        ("GET", "/feed", "Host: feed\r\n", 401),
     ] {
         let answer = raw(&server, &format!("{method} {target} HTTP/1.1\r\n{fields}\r\n"));
         assert_eq!(answer.status, expected, "{method} {target}");
@@ -283,6 +307,10 @@ fn health_and_the_watch_page_need_no_key() {
     assert_eq!(page.status, 200);
     assert!(page.field("Content-Type").unwrap().starts_with("text/html"));
     assert_eq!(Request::get("/").http_10().send(server.address()).status, 200);
+    let head = Request::new("HEAD", "/").send(server.address());
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(head.field("Content-Length"), page.field("Content-Length"));
+    assert_eq!(Request::new("HEAD", "/feed").send(server.address()).status, 405);
     assert_eq!(raw(&server, "GET http://feed.example/healthz HTTP/1.1\r\nHost: feed.example\r\n\r\n").status, 200);
 }
 

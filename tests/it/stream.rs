@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::database::{Database, insert_signals};
+use crate::support::outside::free_address;
 use crate::support::server::Server;
 use crate::support::sse::{Ending, Item, Request, Stream};
 use crate::support::wait::{PATIENCE, until};
@@ -153,6 +154,47 @@ fn a_cursor_gets_exactly_what_follows_it() {
     stream.connected();
     database.insert(1);
     assert_eq!((stream.signal().feed_seq(), stream.cursor), (Some(31), Some(31)));
+}
+
+#[test]
+fn the_cursor_of_an_eventsource_polyfill_counts() {
+    let database = Database::migrated();
+    database.insert(9);
+    let key = database.mint("bot");
+    let server = Server::start(&database, &[]);
+    for (query, cursor) in [
+        ("lastEventId=4", 4),
+        ("last-event-id=4", 4),
+        ("LAST_EVENT_ID=4", 4),
+        ("&lastEventId=4", 4),
+        ("lastEventId=4&cursor=6", 6),
+    ] {
+        let mut stream = Request::feed_at(&format!("/feed?{query}"), &key).open(server.address());
+        assert_eq!(stream.connected().number("cursor"), cursor, "{query}");
+        assert_eq!(stream.signal().prev_seq(), Some(cursor), "{query}");
+        let mut stream = Request::feed_at(&format!("/feed?{query}"), &key).last_event_id(7).open(server.address());
+        assert_eq!(stream.connected().number("cursor"), 7, "{query}");
+    }
+}
+
+#[test]
+fn an_ipv4_and_an_ipv6_address_may_share_a_port() {
+    let database = Database::migrated();
+    for addresses in
+        [&["0.0.0.0", "[::]"][..], &["[::]", "0.0.0.0"], &["127.0.0.1", "[::]"], &["[::1]", "127.0.0.1"], &["[::]"]]
+    {
+        let port = free_address().port();
+        let mut command = Server::command(&database.url, &format!("{}:{port}", addresses[0]));
+        for address in &addresses[1..] {
+            command.args(["--listen", &format!("{address}:{port}")]);
+        }
+        let server = Server::spawn(command);
+        for loopback in ["127.0.0.1", "[::1]"] {
+            let address = format!("{loopback}:{port}").parse().unwrap();
+            assert_eq!(Request::get("/healthz").send(address).status, 200, "{addresses:?} {loopback}");
+        }
+        server.stop();
+    }
 }
 
 #[test]
