@@ -1,52 +1,34 @@
-//! The log of both programs: one line an occurrence, on standard error, with levels that journald understands.
+//! The log of both programs: one line per occurrence on standard error, with levels that journald understands.
 //!
-//! A flood of one kind is summarised: whoever can make a program say the same thing again and again (a stranger at the port,
-//! an outage) must not fill the disk, nor push everything else out of the journal. A kind is a place in the program, so
-//! there are only so many, and what a stranger sends cannot make a new one.
+//! Lines that unauthenticated clients can cause are limited, so that they fill neither the disk nor the journal: after ten
+//! of a kind, one summary every ten seconds. Such a line has the target [`LIMITED`]. All other lines are always written.
 
 use std::collections::HashMap;
-use std::io::{LineWriter, Stderr};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::io::Write;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use simplelog::{Config, ConfigBuilder, WriteLogger};
 
+use crate::sync::lock;
 use crate::text;
 
-/// So many lines of one kind are written within a window; the next ones are counted.
-const FLOOD_LINES: usize = 10;
-/// The window: 10 s. While a flood goes on, one line in each tells how many there were.
-const FLOOD_WINDOW: Duration = Duration::from_secs(10);
+/// The target of lines that are limited: refusals, and whatever else can be caused from outside without a key.
+pub(crate) const LIMITED: &str = "signal_feed::limited";
 
-/// A line, with what stands before it, is at most 4 KiB.
-const MOST_LINE_BYTES: usize = 4096 - 128;
+/// Lines of one kind that are written within a window; further ones are only counted.
+const FLOOD_LINES: usize = 10;
+/// The window: 10 s. While a flood goes on, each window ends with one line that says how many there were.
+const FLOOD_WINDOW: Duration = Duration::from_secs(10);
+/// Longest text of a line; the time and the level come on top of it, and together they stay below 4 KiB.
+const MOST_TEXT_BYTES: usize = 4000;
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// What becomes of many lines of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Floods {
-    /// They are summarised. Whoever asks for this calls [`turn`] every now and then.
-    Summarised,
-    /// Each is written: each is an order, or as important.
-    Whole,
-}
-
 /// Sets up the log of this process, panics included. A second call changes nothing.
-pub(crate) fn start(level: LevelFilter, floods: Floods) {
-    let is_journal = is_journal();
-    // journald has its own times, and takes the level from `<N>` at the line's start (sd-daemon(3)).
-    let written = if is_journal { LevelFilter::Off } else { LevelFilter::Error };
-    let config = ConfigBuilder::new()
-        .set_time_format_rfc3339()
-        .set_time_level(written)
-        .set_max_level(written)
-        .set_thread_level(LevelFilter::Off)
-        .set_target_level(LevelFilter::Off)
-        .set_location_level(LevelFilter::Off)
-        .build();
-    let logger = LOGGER.get_or_init(|| Logger::new(level, config, is_journal, floods));
+pub(crate) fn start(level: LevelFilter) {
+    let logger = LOGGER.get_or_init(|| Logger { level, is_journal: is_journal(), floods: Mutex::default() });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(level);
         std::panic::set_hook(Box::new(|panic| {
@@ -63,7 +45,7 @@ pub(crate) fn turn() {
     }
 }
 
-/// Writes every summary that is still due, for the end of the process.
+/// Writes every summary that is still due, at the end of the process.
 pub(crate) fn finish() {
     if let Some(logger) = LOGGER.get() {
         logger.summarise(Instant::now() + FLOOD_WINDOW);
@@ -81,6 +63,7 @@ fn is_journal() -> bool {
     rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
+/// The level as journald reads it at a line's start (sd-daemon(3)).
 fn priority(level: Level, text: &str) -> &'static str {
     match level {
         Level::Error if text.starts_with("CRITICAL") => "<2>",
@@ -94,26 +77,24 @@ fn priority(level: Level, text: &str) -> &'static str {
 struct Logger {
     level: LevelFilter,
     is_journal: bool,
-    /// simplelog writes a line in pieces; other processes write to the same standard error.
-    lines: Box<WriteLogger<LineWriter<Stderr>>>,
-    floods: Option<Mutex<Counts>>,
+    floods: Mutex<Counts>,
 }
 
 impl Logger {
-    fn new(level: LevelFilter, config: Config, is_journal: bool, floods: Floods) -> Self {
-        let lines = WriteLogger::new(level, config, LineWriter::with_capacity(8 * 1024, std::io::stderr()));
-        let floods = (floods == Floods::Summarised).then(Mutex::default);
-        Self { level, is_journal, lines, floods }
-    }
-
+    /// Writes one line in one piece: other processes may write to the same standard error.
     fn write(&self, level: Level, text: &str) {
-        let prefix = if self.is_journal { priority(level, text) } else { "" };
-        self.lines.log(&Record::builder().level(level).args(format_args!("{prefix}{text}")).build());
+        // journald has its own times.
+        let line = if self.is_journal {
+            format!("{}{text}\n", priority(level, text))
+        } else {
+            format!("{:.3} [{level}] {text}\n", Timestamp::now())
+        };
+        // There is nowhere else to complain.
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
 
     fn summarise(&self, now: Instant) {
-        let Some(floods) = &self.floods else { return };
-        let summaries = floods.lock().unwrap_or_else(PoisonError::into_inner).summaries(now);
+        let summaries = lock(&self.floods).summaries(now);
         for (level, text) in summaries {
             self.write(level, &text);
         }
@@ -130,21 +111,19 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let (level, text) = (record.level(), text::cut(text::one_line(&record.args().to_string()), MOST_LINE_BYTES));
+        let level = record.level();
+        let text = text::cut(text::one_line(&record.args().to_string()), MOST_TEXT_BYTES);
         self.summarise(Instant::now());
-        if let Some(floods) = &self.floods {
+        if record.target() == LIMITED {
             let kind = (record.module_path_static(), record.line());
-            let mut floods = floods.lock().unwrap_or_else(PoisonError::into_inner);
-            if !floods.admit(kind, level, &text, Instant::now()) {
+            if !lock(&self.floods).admit(kind, level, &text, Instant::now()) {
                 return;
             }
         }
         self.write(level, &text);
     }
 
-    fn flush(&self) {
-        self.lines.flush();
-    }
+    fn flush(&self) {}
 }
 
 /// A place in the program that logs.

@@ -12,6 +12,7 @@ use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches};
+use log::LevelFilter;
 
 use crate::db::Settings;
 use crate::error::{Doing, Error};
@@ -26,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// A text saying what is allowed, where it is none, or longer than a hundred years.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text.trim())
-        .map_err(|_| "expected a duration such as 500ms, 15s, 5m or 72h".to_owned())?;
+        .map_err(|_| "expected a duration such as 500ms, 15s, 5m, 72h or 30d".to_owned())?;
     if duration > LONGEST {
         return Err("expected at most 100 years".to_owned());
     }
@@ -42,6 +43,14 @@ pub(crate) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("expected a duration above zero".to_owned()),
         duration => Ok(duration),
     }
+}
+
+/// Reads the lowest level that is logged.
+///
+/// # Errors
+/// A text saying what is allowed.
+pub(crate) fn parse_log_level(text: &str) -> Result<LevelFilter, String> {
+    text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
 }
 
 /// Reads an address with its port.

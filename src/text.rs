@@ -1,5 +1,7 @@
 //! Text from outside, made fit for a log line, an alert or a terminal.
 
+use std::time::Duration;
+
 /// As much of a quoted text as a line takes: more is cut.
 const MOST_CHARS: usize = 300;
 
@@ -29,6 +31,19 @@ pub(crate) fn cut(mut text: String, most_bytes: usize) -> String {
     text
 }
 
+/// A duration as the command line takes it: `30d`, `1h 30m`, `500ms`. Less than a millisecond is left out.
+pub(crate) fn duration(duration: Duration) -> String {
+    let mut rest = duration.as_millis();
+    let mut parts = Vec::new();
+    for (millis, unit) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")] {
+        if rest >= millis {
+            parts.push(format!("{}{unit}", rest / millis));
+            rest %= millis;
+        }
+    }
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +53,15 @@ mod tests {
         assert_eq!(one_line("ERROR:  x\n  DETAIL:\ty\u{1b}[2J"), "ERROR: x DETAIL: y\u{fffd}[2J");
         assert_eq!(clip("a\u{1b}[2Jb"), "a [2Jb");
         assert_eq!(clip(&"x".repeat(301)).chars().count(), 301);
+    }
+
+    #[test]
+    fn a_duration_is_shown_as_the_command_line_takes_it() {
+        for text in ["0s", "500ms", "15s", "1m 30s", "72h", "30d", "90d", "365d 1h"] {
+            let shown = duration(humantime::parse_duration(text).unwrap());
+            assert_eq!(shown, if text == "72h" { "3d" } else { text });
+        }
+        assert_eq!(duration(Duration::from_micros(1_000_999)), "1s");
     }
 
     #[test]

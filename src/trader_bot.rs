@@ -16,9 +16,10 @@ use crate::consumer::recovery::Recovery;
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, FeedUrl};
 use crate::error::Error;
-use crate::logging::{self, Floods};
+use crate::logging;
 use crate::options::{
-    database_settings, file_wins, finish, parse_duration, parse_positive_duration, usage, with_lenient_values,
+    database_settings, file_wins, finish, parse_duration, parse_log_level, parse_positive_duration, usage,
+    with_lenient_values,
 };
 
 /// Places orders from a signal feed, each at most once, and knows when it missed something
@@ -130,7 +131,7 @@ struct Args {
     alert_command: Option<PathBuf>,
     /// off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "TRADER_BOT_LOG_LEVEL", default_value = "info", help_heading = "Log",
-          value_parser = parse_level)]
+          value_parser = parse_log_level)]
     log_level: log::LevelFilter,
 }
 
@@ -191,10 +192,6 @@ impl fmt::Display for BrokerChoice {
     }
 }
 
-fn parse_level(text: &str) -> Result<log::LevelFilter, String> {
-    text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
-}
-
 /// The description of the command line, for help, completions and the manual page.
 pub(crate) fn command() -> clap::Command {
     Args::command()
@@ -218,20 +215,20 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let options = args.options(matches)?;
-    // Each line of the bot may be an order's.
-    logging::start(args.log_level, Floods::Whole);
+    logging::start(args.log_level);
     let stop = Stop::new();
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
         .map_err(|error| Error::Failed(format!("set up the handler of SIGTERM: {error}")))?;
-    bot::run(&options, &|journal| args.open_broker(journal), &stop)
+    let outcome = bot::run(&options, &|journal| args.open_broker(journal), &stop);
+    logging::finish();
+    outcome
 }
 
 impl Args {
     fn options(&self, matches: &ArgMatches) -> Result<BotOptions, Error> {
         if self.backoff_min > self.backoff_max {
-            let (min, max) =
-                (humantime::format_duration(self.backoff_min), humantime::format_duration(self.backoff_max));
+            let (min, max) = (crate::text::duration(self.backoff_min), crate::text::duration(self.backoff_max));
             return Err(Error::Usage(format!("--backoff-min {min}: expected at most --backoff-max, which is {max}")));
         }
         if self.state_file == self.journal {

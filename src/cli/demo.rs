@@ -7,7 +7,7 @@ use super::serve::{ServeArgs, signals};
 use crate::config::ServeOptions;
 use crate::demo;
 use crate::error::Error;
-use crate::logging::{self, Floods};
+use crate::logging;
 use crate::options::parse_address;
 
 /// Run the whole system with nothing configured: a private PostgreSQL, schema, key, server and a screener
@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    logging::start(log::LevelFilter::Warn, Floods::Summarised);
+    logging::start(log::LevelFilter::Warn);
     let options = ServeOptions { listen: vec![args.listen], ..ServeArgs::defaults().into() };
     demo::run(options, args.rate, &signals()?, |ready| {
         say(format_args!("signal-feed demo: {} signals a second; Ctrl-C ends it and leaves nothing behind", args.rate));

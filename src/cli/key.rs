@@ -152,7 +152,7 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
             key.state(now).name().to_owned(),
             minute(key.created_at),
             key.revoked_at.or(key.expires_at).map_or("never".to_owned(), minute),
-            if key.delay.is_zero() { "none".to_owned() } else { humantime::format_duration(key.delay).to_string() },
+            if key.delay.is_zero() { "none".to_owned() } else { crate::text::duration(key.delay).to_string() },
             key.last_used_at.map_or("never".to_owned(), minute),
         ]
     }));

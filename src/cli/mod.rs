@@ -59,6 +59,7 @@ enum Command {
     Doctor(doctor::Args),
     Restored(restored::Args),
     Demo(demo::Args),
+    #[command(hide = true)]
     Generate(generate::Args),
 }
 

@@ -37,13 +37,13 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     migrate::allow_long_statements(&mut connection)?;
     let progress = Progress::start("prune");
     let plan = prune::plan(&mut connection, args.older_than, args.replay_window).doing("find what to prune")?;
-    let age = humantime::format_duration(plan.older_than);
+    let age = crate::text::duration(plan.older_than);
     if plan.older_than > args.older_than {
         progress.say(&format!(
             "--older-than {} is lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and nothing younger than an hour goes",
-            humantime::format_duration(args.older_than),
-            humantime::format_duration(args.replay_window),
-            humantime::format_duration(plan.longest_delay)
+            crate::text::duration(args.older_than),
+            crate::text::duration(args.replay_window),
+            crate::text::duration(plan.longest_delay)
         ));
     }
     let through = plan.through.map(|through| format!(", up to {through}")).unwrap_or_default();

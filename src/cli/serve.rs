@@ -12,8 +12,8 @@ use super::DatabaseArgs;
 use crate::config::ServeOptions;
 use crate::error::Error;
 use crate::http::proxy::parse_network;
-use crate::logging::{self, Floods};
-use crate::options::{parse_address, parse_duration, parse_positive_duration};
+use crate::logging;
+use crate::options::{parse_address, parse_duration, parse_log_level, parse_positive_duration};
 
 /// The most that a count may be: an `Instant`'s arithmetic and a thread a stream end long before.
 const MOST: u64 = 1_000_000;
@@ -86,9 +86,9 @@ pub(super) struct ServeArgs {
     /// A reverse proxy (network or address; can be repeated): its X-Forwarded-For gives the client's address, its X-Forwarded-Proto whether the client uses https
     #[arg(long, value_name = "CIDR", env = "SIGNAL_FEED_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network, help_heading = "Feed")]
     trusted_proxy: Vec<IpNet>,
-    /// How much is logged
-    #[arg(long, value_name = "LEVEL", env = "SIGNAL_FEED_LOG_LEVEL", default_value = "info", help_heading = "Log")]
-    log_level: Level,
+    /// Lowest level that is logged: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", env = "SIGNAL_FEED_LOG_LEVEL", default_value = "info", value_parser = parse_log_level, help_heading = "Log")]
+    log_level: LevelFilter,
 }
 
 /// The operator's address; none for `off`.
@@ -99,32 +99,8 @@ struct OpsListen(Option<SocketAddr>);
 #[derive(Debug, Clone, Copy)]
 struct Age(Option<Duration>);
 
-/// How much is logged.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Level {
-    /// What needs somebody.
-    Error,
-    /// Also what may.
-    Warn,
-    /// Also what happens.
-    Info,
-    /// Also what is only of use to whoever looks for a fault.
-    Debug,
-}
-
-impl From<Level> for LevelFilter {
-    fn from(level: Level) -> Self {
-        match level {
-            Level::Error => Self::Error,
-            Level::Warn => Self::Warn,
-            Level::Info => Self::Info,
-            Level::Debug => Self::Debug,
-        }
-    }
-}
-
 pub(super) fn run(args: Args) -> Result<(), Error> {
-    logging::start(LevelFilter::from(args.options.log_level), Floods::Summarised);
+    logging::start(args.options.log_level);
     let settings = args.database.settings()?;
     let outcome = crate::serve::serve(args.options.into(), &settings, &signals()?);
     logging::finish();

@@ -25,6 +25,7 @@ use super::state::{Found, Mode, State, StateFile};
 use super::stop::Stop;
 use super::stream::Cursor;
 use crate::error::Error;
+use crate::logging::LIMITED;
 use crate::text::clip;
 
 /// A key that ends sooner than this is warned about, once a day.
@@ -238,7 +239,7 @@ impl<'a> Bot<'a> {
                 let message = format!("the feed says {word}: signals were missed");
                 self.enter_close_only(reason, &message)?;
             }
-            Happening::Notice(notice) => log::info!("the feed says {notice}"),
+            Happening::Notice(notice) => log::info!(target: LIMITED, "the feed says {notice}"),
             Happening::Nothing => self.warn_of_key_end(None)?,
             Happening::Connected(_) | Happening::Interrupted(_) => {}
         }
@@ -258,9 +259,8 @@ impl<'a> Bot<'a> {
 
     pub(super) fn interrupted(&mut self, interruption: &Interruption) {
         let Interruption { url, cause, same_hole, wait } = interruption;
-        let wait =
-            humantime::format_duration(Duration::from_millis(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
-        log::warn!("{url}: {cause}; trying again in {wait}");
+        let wait = crate::text::duration(Duration::from_millis(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
+        log::warn!(target: LIMITED, "{url}: {cause}; trying again in {wait}");
         if *same_hole == HOLES_TO_ALERT {
             let message = format!("{url}: {cause}; this happened {same_hole} times in a row and is tried on");
             self.alert(Level::Critical, Reason::Hole, &message);

@@ -52,7 +52,7 @@ pub(super) fn decide(ledger: &Ledger, signal: &Signal, circumstances: &Circumsta
     }
     match circumstances.max_entry_age {
         Some(limit) if !is_younger(circumstances, limit) => {
-            Decision::Stale(format!("older than {}", humantime::format_duration(limit)))
+            Decision::Stale(format!("older than {}", crate::text::duration(limit)))
         }
         _ => Decision::Place,
     }

@@ -174,7 +174,7 @@ impl fmt::Display for Trouble {
             Self::NoEventStream(why) => write!(f, "the feed answered 200, but {why}"),
             Self::Connection(cause) => f.write_str(cause),
             Self::Silence(after) => {
-                write!(f, "nothing arrived for {}", humantime::format_duration(*after))
+                write!(f, "nothing arrived for {}", crate::text::duration(*after))
             }
             Self::Ended => f.write_str("the feed ended the stream"),
             Self::TooLarge(what) => f.write_str(what),

@@ -352,11 +352,7 @@ fn snapshots(connection: &mut Connection) -> Result<Verdict, Error> {
         .map(|row| {
             let seconds: f64 = row.get(1);
             let age = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
-            format!(
-                "{} for {}",
-                row.get::<_, String>(0),
-                humantime::format_duration(Duration::from_secs(age.as_secs()))
-            )
+            format!("{} for {}", row.get::<_, String>(0), crate::text::duration(Duration::from_secs(age.as_secs())))
         })
         .collect();
     let message = format!("held back by {}{unseen}", names.join(", "));
@@ -395,7 +391,7 @@ fn replication(connection: &mut Connection) -> Result<Verdict, Error> {
         || "no commit replayed since it started".to_owned(),
         |at| {
             let age = Duration::from_millis(u64::try_from(reading.now.since(at).as_millis()).unwrap_or(u64::MAX));
-            format!("the last commit that it replayed is {} old", humantime::format_duration(age))
+            format!("the last commit that it replayed is {} old", crate::text::duration(age))
         },
     );
     let lag = if standby.is_caught_up() { "it has replayed all that it knows of" } else { "it is behind" };
@@ -431,7 +427,7 @@ fn listen(connection: &mut Connection) -> Result<Verdict, Error> {
         well("a notification to oneself comes back")
     } else {
         wrong(
-            format!("a notification to oneself did not come back in {}", humantime::format_duration(LISTEN_PATIENCE)),
+            format!("a notification to oneself did not come back in {}", crate::text::duration(LISTEN_PATIENCE)),
             "connect to PostgreSQL itself: a pooler in transaction mode (PgBouncer) swallows notifications",
         )
     })

@@ -65,7 +65,7 @@ impl fmt::Display for Error {
         match self {
             Self::Settings(text) | Self::Unreachable(text) => f.write_str(text),
             Self::TimedOut(after) => {
-                write!(f, "no answer from PostgreSQL within {}", humantime::format_duration(*after))
+                write!(f, "no answer from PostgreSQL within {}", crate::text::duration(*after))
             }
             Self::Closed => f.write_str("the connection was lost in an earlier call"),
             Self::Postgres(error) => match error.as_db_error() {

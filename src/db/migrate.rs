@@ -278,7 +278,7 @@ fn lock_out_others(connection: &mut Connection, until: Instant, options: &Option
         if Instant::now() >= until {
             return Err(Error::Failed(format!(
                 "take the migration lock: another session held it for {}",
-                humantime::format_duration(options.lock_wait)
+                crate::text::duration(options.lock_wait)
             )));
         }
         thread::sleep(LOCK_PAUSE);
@@ -404,7 +404,7 @@ fn in_one_transaction(
                     return Err(Error::Failed(format!(
                         "{doing}: a lock could not be had for {}: {error}; look in pg_stat_activity for old transactions, \
                          or give --lock-wait more",
-                        humantime::format_duration(options.lock_wait)
+                        crate::text::duration(options.lock_wait)
                     )));
                 }
                 if !told {

@@ -79,7 +79,7 @@ impl std::fmt::Display for Trouble {
             Self::Silent(age) => write!(
                 f,
                 "the standby's WAL receiver has heard nothing of its primary for {}",
-                humantime::format_duration(Duration::from_secs(age.as_secs()))
+                crate::text::duration(Duration::from_secs(age.as_secs()))
             ),
         }
     }

@@ -55,7 +55,7 @@ pub fn tier(feed: &Arc<Feed>, delay: Duration) -> Result<Arc<Tier>, db::Error> {
     let (wake, woken) = bounded(1);
     feed.health.wake_on_change(wake);
     threads::start(feed, name, move |_| reader.run(&woken)).map_err(|error| db::Error::Settings(error.to_string()))?;
-    log::info!("a tier with a delay of {} begins at event {}", humantime::format_duration(delay), tier.head());
+    log::info!("a tier with a delay of {} begins at event {}", crate::text::duration(delay), tier.head());
     tiers.insert(delay, tier.clone());
     Ok(tier)
 }

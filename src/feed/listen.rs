@@ -75,7 +75,7 @@ impl std::fmt::Display for Ended {
                 f,
                 "a notification from one session did not reach another within {}: PostgreSQL must be reached directly or \
                  through a proxy that pools sessions (a PgBouncer in transaction mode loses LISTEN)",
-                humantime::format_duration(PROBE_PATIENCE)
+                crate::text::duration(PROBE_PATIENCE)
             ),
         }
     }
@@ -142,7 +142,7 @@ fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration, idlenes
             log::warn!(
                 "the standby's wal_receiver_timeout is {}: an idle primary cannot be told from a silent one within 10 s; \
                  set it to 8s there",
-                humantime::format_duration(standby.receiver_timeout)
+                crate::text::duration(standby.receiver_timeout)
             );
         }
         feed.replication.observe(&reading, asked);

@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use super::connections::{Connections, Place};
 use super::outlet::LOOK_EVERY;
 use crate::error::{Doing, Error};
+use crate::logging::LIMITED;
 
 /// Connections that the kernel keeps for us: a restart of the feed makes all its clients come at once.
 const BACKLOG: i32 = 4096;
@@ -100,7 +101,7 @@ where
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     _ => {
                         self.errors.inc();
-                        log::error!("accept a connection: {error}");
+                        log::error!(target: LIMITED, "accept a connection: {error}");
                         std::thread::sleep(ERROR_PAUSE);
                         return;
                     }
@@ -118,14 +119,15 @@ where
         let Some((place, evicted)) = self.connections.enter(&stream) else {
             if !self.connections.is_closed() {
                 self.evicted.inc();
-                log::warn!("closed the connection from {address}: as many are open as may be");
+                log::warn!(target: LIMITED, "closed the connection from {address}: as many are open as may be");
             }
             return;
         };
         if evicted {
             self.evicted.inc();
             log::warn!(
-                "closed the oldest connection without a request for that from {address}: as many are open as may be"
+                target: LIMITED,
+            "closed the oldest connection without a request for that from {address}: as many are open as may be"
             );
         }
         let handler = self.handler.clone();
@@ -133,7 +135,7 @@ where
         let thread = std::thread::Builder::new().name("client".into()).stack_size(STACK_BYTES).spawn(serve);
         if let Err(error) = thread {
             self.errors.inc();
-            log::error!("start a thread for the connection from {address}: {error}");
+            log::error!(target: LIMITED, "start a thread for the connection from {address}: {error}");
             std::thread::sleep(ERROR_PAUSE);
         }
     }

@@ -13,6 +13,7 @@ use crate::http::head::{self, Head, HeadError};
 use crate::http::page::Page;
 use crate::http::proxy;
 use crate::http::response::{Code, Response};
+use crate::logging::LIMITED;
 
 static WATCH_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("watch.html")));
 
@@ -49,7 +50,8 @@ pub(super) fn count_stranger(feed: &Feed, place: &Place, address: SocketAddr) {
     if place.is_stranger() {
         feed.stats.evicted.inc();
         log::warn!(
-            "closed the oldest of {STRANGERS} connections without a request or a known key, for that from {address}"
+            target: LIMITED,
+        "closed the oldest of {STRANGERS} connections without a request or a known key, for that from {address}"
         );
     }
 }
@@ -61,10 +63,12 @@ fn log_refusal(response: &Response, address: SocketAddr, key: Option<&str>) {
     let key = key.map(|key| format!("key {key:?} from ")).unwrap_or_default();
     match code {
         Code::MissingKey | Code::UnknownKey | Code::ExpiredKey | Code::RevokedKey => {
-            log::warn!("refused: {name}: {key}{address}");
+            log::warn!(target: LIMITED, "refused: {name}: {key}{address}");
         }
-        Code::TooManyStreams | Code::Degraded | Code::AtCapacity => log::warn!("refused: {name}: {key}{address}"),
-        _ => log::info!("refused: {name}: {key}{address}"),
+        Code::TooManyStreams | Code::Degraded | Code::AtCapacity => {
+            log::warn!(target: LIMITED, "refused: {name}: {key}{address}")
+        }
+        _ => log::info!(target: LIMITED, "refused: {name}: {key}{address}"),
     }
 }
 

@@ -9,7 +9,7 @@ const NOWHERE: &str = "postgres://nobody:secret@127.0.0.1:1/none";
 #[test]
 fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed() {
     for (arguments, words) in [
-        (&["serve", "--heartbeat", "soon"][..], &["--heartbeat", "soon", "15s"][..]),
+        (&["serve", "--heartbeat", "soon"][..], &["--heartbeat", "soon", "15s", "30d"][..]),
         (&["serve", "--heartbeat", "0s"], &["--heartbeat", "0s", "above zero"]),
         (&["serve", "--queue-capacity", "0"], &["--queue-capacity", "0", "from 1 to 1000000"]),
         (&["serve", "--max-stream-age", "never"], &["--max-stream-age", "never", "off"]),
@@ -22,8 +22,8 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
         (&["serve", "--listen", "localhost"], &["--listen", "localhost", "127.0.0.1:8080"]),
         (&["serve", "--listen", "127.0.0.1:70000"], &["--listen", "127.0.0.1:70000", "127.0.0.1:8080"]),
         (&["serve", "--ops-listen", "no"], &["--ops-listen", "no", "127.0.0.1:8080", "off"]),
-        (&["serve", "--log-level", "loud"], &["--log-level", "loud", "error, warn, info, debug"]),
-        (&["serve", "--trusted-proxy", "10.0.0.0/40"], &["--trusted-proxy", "10.0.0.0/40", "at most 32 bits"]),
+        (&["serve", "--log-level", "loud"], &["--log-level", "loud", "off, error, warn, info, debug or trace"]),
+        (&["serve", "--trusted-proxy", "10.0.0.0/40"], &["--trusted-proxy", "10.0.0.0/40", "10.0.0.0/8"]),
         (&["serve", "--trusted-proxy", "127.0.0.1,proxy"], &["--trusted-proxy", "proxy", "10.0.0.0/8"]),
         (&["serve", "--no-such-option"], &["--no-such-option", "--help"]),
         (&["key", "mint"], &["--name"]),

@@ -11,6 +11,7 @@ use super::super::ledger::{Line, OpenIntent, Record};
 use super::super::order::{Action, Signal};
 use super::{Acted, Bot, Halt, Trouble, Unsent};
 use crate::error::Error;
+use crate::logging::LIMITED;
 
 /// A broker that is away is asked again after this at the latest, whatever the feed's back-off.
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -31,7 +32,7 @@ impl Bot<'_> {
                     self.tell_of_waiting(reason, &why);
                     told.push(reason);
                 } else if why != last_why {
-                    log::warn!("still waiting for the broker: {why}");
+                    log::warn!(target: LIMITED, "still waiting for the broker: {why}");
                 }
                 last_why = why;
                 if !self.stop.sleep(backoff.next_wait()) {
@@ -162,6 +163,6 @@ impl Bot<'_> {
         let row = Signal::from_row(&intent.order.signal).ok();
         let made_at = intent.order.event_time.clone().or_else(|| row.and_then(|row| row.updated_at.or(row.created_at)));
         let circumstances = self.circumstances(false, made_at.as_deref().and_then(clock::instant));
-        (!is_younger(&circumstances, limit)).then(|| format!("older than {}", humantime::format_duration(limit)))
+        (!is_younger(&circumstances, limit)).then(|| format!("older than {}", crate::text::duration(limit)))
     }
 }

@@ -97,7 +97,7 @@ impl ExecBroker {
             Ended::Untold => format!("nobody can tell how {program} ended"),
             Ended::Signal(signal) => format!("{program} was ended by signal {signal}"),
             Ended::TimedOut => {
-                format!("{program} did not end within {} and was killed", humantime::format_duration(self.timeout))
+                format!("{program} did not end within {} and was killed", crate::text::duration(self.timeout))
             }
         }
     }
