@@ -34,6 +34,8 @@ fn clients() -> BTreeMap<&'static str, Command> {
         command.arg(program("eventsource.cjs")).env("NODE_PATH", installed(&format!("{version}/node_modules")));
         command
     };
+    let mut polyfill = Command::new("node");
+    polyfill.arg(program("polyfill.cjs")).env("NODE_PATH", installed("polyfill/node_modules"));
     let mut fetch = Command::new("node");
     fetch.arg(program("fetch.mjs"));
     let mut curl = Command::new("/bin/sh");
@@ -44,6 +46,7 @@ fn clients() -> BTreeMap<&'static str, Command> {
         ("aiohttp-sse-client", python("aiohttp_client.py")),
         ("eventsource 2", node("eventsource2")),
         ("eventsource 4", node("eventsource4")),
+        ("event-source-polyfill", polyfill),
         ("fetch", fetch),
         ("curl", curl),
     ])

@@ -202,7 +202,7 @@ fn a_cursor_in_a_skipped_range_is_known_at_once_as_one_of_a_lost_future() {
 }
 
 /// Replaces the log by these numbers, as a restore under a running server does.
-fn replace_log(database: &Database, last: i64, counter: i64) {
+pub(crate) fn replace_log(database: &Database, last: i64, counter: i64) {
     database.sql(&format!(
         "begin; \
          alter table stock_market.signal_feed_event disable trigger user; \

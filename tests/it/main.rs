@@ -30,6 +30,7 @@ mod pitr;
 mod poison;
 mod pooler;
 mod proxies;
+mod readme;
 mod refusals;
 mod scale;
 mod sessions;

@@ -13,6 +13,7 @@ use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::crowd::Crowd;
 use crate::support::database::{Database, insert_signals};
+use crate::support::readme;
 use crate::support::server::Server;
 use crate::support::standby::Standby;
 use crate::support::wait::until;
@@ -32,12 +33,11 @@ struct Haproxy {
 impl Haproxy {
     fn start(dir: PathBuf, feeds: &[SocketAddr]) -> Self {
         let address = free_address();
+        let backend = readme::block("backend feed");
+        let settings = backend.lines().filter(|line| !line.trim_start().starts_with("server "));
         let mut text = format!(
-            "defaults\n  mode http\n  timeout connect 2s\n  timeout client 50s\n  timeout server 50s\n  \
-             timeout check 2s\n  option redispatch\n\
-             frontend feed\n  bind {address}\n  default_backend feed\n\
-             backend feed\n  balance leastconn\n  option httpchk GET /readyz\n  \
-             default-server check inter 500ms fall 2 rise 1\n"
+            "frontend feed\n  mode http\n  timeout client 60s\n  bind {address}\n  default_backend feed\n{}\n",
+            settings.collect::<Vec<_>>().join("\n")
         );
         for (number, feed) in feeds.iter().enumerate() {
             text.push_str(&format!("  server feed{number} {feed}\n"));

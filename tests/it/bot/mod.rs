@@ -9,6 +9,7 @@ mod ibkr;
 mod kill;
 mod process;
 mod python;
+mod readme;
 mod real;
 mod recovery;
 mod table;

@@ -41,7 +41,7 @@ pub const BLOCKS: &[(&str, &str)] = &[
     ("#!/bin/sh\njq", "the_alert_program_posts_to_a_chat"),
     ("[Unit]\nOnFailure", "drop_ins_and_units_are_clean_for_systemd_analyze"),
     ("[Service]\nType=oneshot", "drop_ins_and_units_are_clean_for_systemd_analyze"),
-    ("backend feed", "every_client_gets_every_event_while_each_part_is_lost_in_turn"),
+    ("backend feed", "every_client_gets_every_event_once_whichever_part_is_lost"),
 ];
 
 /// The README whole.
