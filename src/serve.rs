@@ -1,6 +1,6 @@
 //! `serve`, wired together: the threads, what connects them, and the order in which they begin and end.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::feed::reason::End;
 use crate::feed::threads::{self, CoreThread};
 use crate::feed::{Feed, ahead, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
-use crate::http::connections::{BESIDE_CLIENTS, Connections, Place};
+use crate::http::connections::{BESIDE_CLIENTS, Connections, HttpConnection};
 use crate::listener::routes;
 use crate::logging;
 use crate::ops::{self, Operator};
@@ -57,8 +57,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let mut stop_operator = None;
     if let Some(listener) = operator_listener {
         let operator = Arc::new(Operator::new(feed.clone(), address));
-        let handler = move |stream: &Arc<TcpStream>, _: SocketAddr, _: &Place| ops::routes::serve(&operator, stream);
-        let connections = Connections::new(ops::MOST_CONNECTIONS);
+        let handler = move |connection: &HttpConnection| ops::routes::serve(&operator, connection);
+        let connections = Connections::new(ops::MOST_CONNECTIONS, feed.stats.evicted.clone());
         let (thread, stop) = accept(&feed, "ops", vec![listener], connections, handler)?;
         running.push(thread);
         stop_operator = Some(stop);
@@ -81,11 +81,10 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     running.push(threads::start(&feed, "keys", move |feed| keys::run(feed, &database))?);
     running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, &settings, &inlets.records))?);
     feed.health.wait_tried(DATABASE_DEADLINE * 2);
-    let connections = Connections::new(feed.options.max_clients.saturating_add(BESIDE_CLIENTS));
+    let limit = feed.options.max_clients.saturating_add(BESIDE_CLIENTS);
+    let connections = Connections::new(limit, feed.stats.evicted.clone());
     let handler_feed = feed.clone();
-    let handler = move |stream: &Arc<TcpStream>, address: SocketAddr, place: &Place| {
-        routes::serve(&handler_feed, stream, address, place);
-    };
+    let handler = move |connection: &HttpConnection| routes::serve(&handler_feed, connection);
     let (accept, stop_accept) = accept(&feed, "accept", listeners, connections.clone(), handler)?;
     running.push(accept);
 
@@ -107,7 +106,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let began = Instant::now();
     feed.stop();
     drop(stop_accept);
-    connections.close_headless();
+    connections.stop();
     for client in feed.clients.all() {
         client.end(End::Shutdown);
     }
@@ -130,13 +129,13 @@ fn accept<H>(
     handler: H,
 ) -> Result<(CoreThread, OwnedFd), Error>
 where
-    H: Fn(&Arc<TcpStream>, SocketAddr, &Place) + Clone + Send + 'static,
+    H: Fn(&HttpConnection) + Clone + Send + 'static,
 {
     let (stop, stopper) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;
     let thread = threads::start(feed, name, move |feed| {
-        let (evicted, errors) = (&feed.stats.evicted, &feed.stats.accept_errors);
-        Acceptor { listeners, stop, connections, evicted, errors, handler }.run();
+        let errors = &feed.stats.accept_errors;
+        Acceptor { listeners, stop, connections, errors, handler }.run();
     })?;
     Ok((thread, stopper))
 }

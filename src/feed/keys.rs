@@ -22,7 +22,6 @@ use tokio_postgres::types::PgLsn;
 
 use super::client::Client;
 use super::clock::DatabaseClock;
-use super::health::Health;
 use super::reason::End;
 use super::{Feed, lock};
 use crate::db::keys::{Key, KeyHash, KeyState};
@@ -40,8 +39,6 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(400);
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 /// How long a session cookie lasts: 7 days.
 pub const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How often who waits for a refresh looks whether the feed is still live.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Bytes of a session token: key id, end in PostgreSQL's microseconds, HMAC-SHA-256 over both.
 const TOKEN_BYTES: usize = 8 + 8 + 32;
 
@@ -86,40 +83,33 @@ pub enum Credential {
     Session(String),
 }
 
-/// Why a credential does not let in.
+/// Why a credential is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum Denied {
     /// There is no such key.
     Unknown,
-    /// The key, or the session, has ended.
+    /// The key or the session has expired.
     Expired,
     /// The key was revoked.
     Revoked,
-}
-
-/// Why a credential cannot be judged: it is neither yes nor no.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unjudged {
-    /// The feed is not live.
-    NotLive,
-    /// The key is not there, on a standby that may not have it yet.
-    NotReplayed,
+    /// Authentication is pending: memory does not accept it, but the database may.
+    Pending,
 }
 
 /// What memory has against a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Denial {
-    why: Refused,
+    why: Denied,
     /// Memory has no such key, which another database may have.
     is_absent: bool,
 }
 
 impl Denial {
-    fn absent(why: Refused) -> Self {
+    fn absent(why: Denied) -> Self {
         Self { why, is_absent: true }
     }
 
-    fn present(why: Refused) -> Self {
+    fn present(why: Denied) -> Self {
         Self { why, is_absent: false }
     }
 }
@@ -159,34 +149,17 @@ impl KeyRing {
         lock(&self.known).by_id.values().filter(|key| key.state(now) == KeyState::Live).cloned().collect()
     }
 
-    /// Judges a credential; blocks until a refresh that began after `arrived` where memory does not know it as live.
+    /// The key of a credential that arrived at `arrived`. Never asks the database.
     ///
     /// # Errors
-    /// [`Unjudged`] when the feed is not live, or stops being so; or when after that refresh nothing can be said of a key
-    /// that is not there: try again.
-    pub fn judge(
-        &self,
-        credential: &Credential,
-        arrived: Instant,
-        clock: &DatabaseClock,
-        health: &Health,
-    ) -> Result<Result<Arc<Key>, Refused>, Unjudged> {
-        loop {
-            let known = lock(&self.known);
-            let denial = match known.look(credential, clock.now()) {
-                Ok(key) => return Ok(Ok(key)),
-                Err(denial) => denial,
-            };
-            if health.outage().is_some() || health.is_stopping() {
-                return Err(Unjudged::NotLive);
-            }
-            if known.fresh_from.is_some_and(|from| from >= arrived) {
-                let is_sure = !denial.is_absent || known.is_complete_until(arrived);
-                return if is_sure { Ok(Err(denial.why)) } else { Err(Unjudged::NotReplayed) };
-            }
-            self.ring();
-            let _unused = self.refreshed.wait_timeout(known, LOOK_EVERY);
-        }
+    /// Why it is not accepted; pending until a refresh that began after `arrived` has found out.
+    pub fn check(&self, credential: &Credential, arrived: Instant, clock: &DatabaseClock) -> Result<Arc<Key>, Denied> {
+        let known = lock(&self.known);
+        known.look(credential, clock.now()).map_err(|denial| {
+            let is_fresh = known.fresh_from.is_some_and(|from| from >= arrived);
+            let is_sure = is_fresh && (!denial.is_absent || known.is_complete_until(arrived));
+            if is_sure { denial.why } else { Denied::Pending }
+        })
     }
 
     /// The name of a credential's key, live or not, where memory has it. Never asks the database.
@@ -257,20 +230,20 @@ impl KeyRing {
 impl Known {
     fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, Denial> {
         let key = match credential {
-            Credential::Key(hash) => self.by_hash.get(hash).ok_or(Denial::absent(Refused::Unknown))?,
+            Credential::Key(hash) => self.by_hash.get(hash).ok_or(Denial::absent(Denied::Unknown))?,
             Credential::Session(token) => {
-                let secret = self.secret.as_ref().ok_or(Denial::absent(Refused::Unknown))?;
-                let (id, end) = read_token(token, secret).ok_or(Denial::present(Refused::Unknown))?;
+                let secret = self.secret.as_ref().ok_or(Denial::absent(Denied::Unknown))?;
+                let (id, end) = read_token(token, secret).ok_or(Denial::present(Denied::Unknown))?;
                 if end <= now {
-                    return Err(Denial::present(Refused::Expired));
+                    return Err(Denial::present(Denied::Expired));
                 }
-                self.by_id.get(&id).ok_or(Denial::absent(Refused::Revoked))?
+                self.by_id.get(&id).ok_or(Denial::absent(Denied::Revoked))?
             }
         };
         match key.state(now) {
             KeyState::Live => Ok(key.clone()),
-            KeyState::Expired => Err(Denial::present(Refused::Expired)),
-            KeyState::Revoked => Err(Denial::present(Refused::Revoked)),
+            KeyState::Expired => Err(Denial::present(Denied::Expired)),
+            KeyState::Revoked => Err(Denial::present(Denied::Revoked)),
         }
     }
 

@@ -1,8 +1,8 @@
-//! The thread `accept`: takes connections and gives each a thread of its own.
+//! The threads `accept` and `ops`: each accepts connections and starts a thread for every one.
 //!
-//! It owns the listening sockets and waits on all of them at once, and on a pipe whose other end is closed when the
-//! server stops: a `shutdown` of an inherited socket would kill the port for the next process too. Errors of accept
-//! (descriptors exhausted and the like) are logged, slept on and survived.
+//! A thread owns its listening sockets. It waits for all of them at once, and for a pipe whose other end is closed when the
+//! server stops: `shutdown` on an inherited socket would close the port for the next process too. After an error of accept
+//! (for example: no descriptors left) it logs, pauses and goes on.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,18 +14,18 @@ use prometheus::IntCounter;
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::connections::{Connections, Place};
+use super::connections::{Connections, HttpConnection};
 use super::outlet::LOOK_EVERY;
 use crate::error::{Doing, Error};
 use crate::logging::LIMITED;
 
-/// Connections that the kernel keeps for us: a restart of the feed makes all its clients come at once.
+/// Connections that the kernel queues for us: after a restart of the feed all its clients reconnect at once.
 const BACKLOG: i32 = 4096;
-/// A connection's thread. It renders nothing and recurses nowhere; a replay's database call needs most of it.
+/// The stack of a connection's thread. A replay's database call needs most of it.
 const STACK_BYTES: usize = 512 * 1024;
-/// What a client that takes nothing may hold of the kernel's memory, 64 KiB (the kernel doubles it).
+/// The kernel's memory that a stalled client may hold, 64 KiB (the kernel doubles it).
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// Pause after an error of accept, which returns at once and would be met again at once.
+/// Pause after an error of accept: the next attempt would fail at once, too.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds `address`, one of `all` that the program listens at. `[::]` takes IPv4 too, unless another address of `all` takes
@@ -56,8 +56,6 @@ pub struct Acceptor<'a, H> {
     pub stop: OwnedFd,
     /// All open connections.
     pub connections: Arc<Connections>,
-    /// Counts connections closed to make room.
-    pub evicted: &'a IntCounter,
     /// Counts connections that could not be accepted.
     pub errors: &'a IntCounter,
     /// Serves one connection, on its own thread.
@@ -66,9 +64,9 @@ pub struct Acceptor<'a, H> {
 
 impl<H> Acceptor<'_, H>
 where
-    H: Fn(&Arc<TcpStream>, SocketAddr, &Place) + Clone + Send + 'static,
+    H: Fn(&HttpConnection) + Clone + Send + 'static,
 {
-    /// The thread `accept`: runs until the server stops, and closes the listening sockets then.
+    /// Runs until the server stops, then closes the listening sockets.
     pub fn run(self) {
         for listener in &self.listeners {
             if let Err(error) = listener.set_nonblocking(true) {
@@ -115,23 +113,9 @@ where
             log::debug!("set up the connection from {address}: {error}");
             return;
         }
-        let stream = Arc::new(stream);
-        let Some((place, evicted)) = self.connections.enter(&stream) else {
-            if !self.connections.is_closed() {
-                self.evicted.inc();
-                log::warn!(target: LIMITED, "closed the connection from {address}: as many are open as may be");
-            }
-            return;
-        };
-        if evicted {
-            self.evicted.inc();
-            log::warn!(
-                target: LIMITED,
-            "closed the oldest connection without a request for that from {address}: as many are open as may be"
-            );
-        }
+        let Some(connection) = self.connections.add(stream, address) else { return };
         let handler = self.handler.clone();
-        let serve = move || handler(&stream, address, &place);
+        let serve = move || handler(&connection);
         let thread = std::thread::Builder::new().name("client".into()).stack_size(STACK_BYTES).spawn(serve);
         if let Err(error) = thread {
             self.errors.inc();

@@ -1,70 +1,92 @@
-//! All open connections, and who has to go when there are too many.
+//! All open connections of a listener, and which of them is closed when there are too many.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use prometheus::IntCounter;
+
+use crate::logging::LIMITED;
 use crate::sync::lock;
 
-/// Connections beyond `--max-clients`: those that are still sending their request, or getting a short answer.
+/// Connections beyond `--max-clients`: the unauthenticated ones, and those that send a request or get a short answer.
 pub const BESIDE_CLIENTS: usize = 512;
-/// Strangers, 256: connections without a complete head after a second, or held without a known key. One more, and the oldest goes.
-pub const STRANGERS: usize = 256;
-
-#[derive(Debug, Default)]
-struct Open {
-    sockets: HashMap<u64, Arc<TcpStream>>,
-    /// Without a complete head. Ids ascend with age.
-    headless: BTreeSet<u64>,
-    strangers: BTreeSet<u64>,
-    /// The server ends: whoever was accepted at the last moment gets no place any more.
-    is_closed: bool,
-}
+/// Unauthenticated connections: those without a complete head after a second, and those held without a known key.
+const MOST_UNAUTHENTICATED: usize = 256;
 
 /// All open connections of a listener.
 #[derive(Debug)]
 pub struct Connections {
-    most: usize,
+    limit: usize,
+    /// Counts connections that were closed because there were too many.
+    evicted: IntCounter,
     last_id: AtomicU64,
+    /// Held for a few map operations and the closing of a socket, which does not block.
     open: Mutex<Open>,
-    left: Condvar,
+    closed_one: Condvar,
 }
 
-/// One connection's place; dropping it gives the place back.
+/// Ids ascend with age.
+#[derive(Debug, Default)]
+struct Open {
+    sockets: HashMap<u64, Arc<TcpStream>>,
+    /// Those that have no complete head yet, and the unauthenticated ones.
+    idle: BTreeSet<u64>,
+    unauthenticated: BTreeSet<u64>,
+    is_stopped: bool,
+}
+
+/// An accepted connection. Dropping it makes room for another one.
 #[derive(Debug)]
-pub struct Place {
+pub struct HttpConnection {
+    /// Its socket.
+    pub socket: Arc<TcpStream>,
+    /// The address at the other end: the client's, or a proxy's.
+    pub peer: SocketAddr,
     id: u64,
-    connections: Arc<Connections>,
+    all: Arc<Connections>,
 }
 
 impl Connections {
-    /// Room for so many connections.
-    pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, last_id: AtomicU64::new(0), open: Mutex::default(), left: Condvar::new() })
+    /// Room for `limit` connections. `evicted` counts those that are closed because there are too many.
+    pub fn new(limit: usize, evicted: IntCounter) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            evicted,
+            last_id: AtomicU64::new(0),
+            open: Mutex::default(),
+            closed_one: Condvar::new(),
+        })
     }
 
-    /// Gives a new connection a place; where there is none, at the cost of the oldest connection without a complete head.
-    /// `None` where nobody can go. The second value says whether somebody went.
-    pub fn enter(self: &Arc<Self>, socket: &Arc<TcpStream>) -> Option<(Place, bool)> {
+    /// Adds a connection. If there are too many, the oldest idle one is closed. `None` if there is none, or after
+    /// [`stop`](Self::stop).
+    pub fn add(self: &Arc<Self>, socket: TcpStream, peer: SocketAddr) -> Option<HttpConnection> {
+        let socket = Arc::new(socket);
         let mut open = lock(&self.open);
-        let mut evicted = false;
-        if open.is_closed {
+        if open.is_stopped {
             return None;
         }
-        if open.sockets.len() >= self.most {
-            let oldest = open.headless.pop_first()?;
-            open.close(oldest);
-            // Its place is free once its thread has noticed, which is at once: so much above the limit is allowed.
-            open.sockets.remove(&oldest);
-            evicted = true;
-        }
+        // The thread of a closed connection notices it at once: the limit is exceeded only for a moment.
+        let is_full = open.sockets.len() >= self.limit;
+        let has_room = !is_full || open.close_first(|open| &open.idle);
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        open.sockets.insert(id, socket.clone());
-        open.headless.insert(id);
+        if has_room {
+            open.sockets.insert(id, socket.clone());
+            open.idle.insert(id);
+        }
         drop(open);
-        Some((Place { id, connections: self.clone() }, evicted))
+        if is_full {
+            self.evicted.inc();
+            if has_room {
+                log::warn!(target: LIMITED, "connection limit reached: closed the oldest idle connection to accept {peer}");
+            } else {
+                log::warn!(target: LIMITED, "connection limit reached: rejected {peer}");
+            }
+        }
+        has_room.then(|| HttpConnection { socket, peer, id, all: self.clone() })
     }
 
     /// How many are open.
@@ -72,70 +94,79 @@ impl Connections {
         lock(&self.open).sockets.len()
     }
 
-    /// Closes every connection without a complete head, and gives no place any more: the server ends.
-    pub fn close_headless(&self) {
+    /// Adds none any more, and closes the idle ones: nobody will answer them.
+    pub fn stop(&self) {
         let mut open = lock(&self.open);
-        open.is_closed = true;
-        for id in &open.headless {
-            open.close(*id);
+        open.is_stopped = true;
+        for id in &open.idle {
+            if let Some(socket) = open.sockets.get(id) {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
         }
-    }
-
-    /// Whether the server ends.
-    pub fn is_closed(&self) -> bool {
-        lock(&self.open).is_closed
     }
 
     /// Waits until none is open, at most `patience`.
     pub fn wait_empty(&self, patience: Duration) {
         let open = lock(&self.open);
-        let _unused = self.left.wait_timeout_while(open, patience, |open| !open.sockets.is_empty());
+        let _unused = self.closed_one.wait_timeout_while(open, patience, |open| !open.sockets.is_empty());
     }
 }
 
 impl Open {
-    fn close(&self, id: u64) {
-        if let Some(socket) = self.sockets.get(&id) {
+    /// Closes the oldest of a set. Returns whether there was one.
+    fn close_first(&mut self, set: impl Fn(&Self) -> &BTreeSet<u64>) -> bool {
+        let Some(id) = set(self).first().copied() else { return false };
+        if let Some(socket) = self.remove(id) {
             let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl Place {
-    /// The head is complete: nobody is evicted for room any more but strangers.
-    pub fn head_complete(&self) {
-        let mut open = lock(&self.connections.open);
-        open.headless.remove(&self.id);
-        open.strangers.remove(&self.id);
-    }
-
-    /// Counts it among the strangers. Returns whether the oldest of them had to go.
-    pub fn is_stranger(&self) -> bool {
-        let mut open = lock(&self.connections.open);
-        open.strangers.insert(self.id);
-        if open.strangers.len() <= STRANGERS {
-            return false;
-        }
-        if let Some(oldest) = open.strangers.pop_first() {
-            open.close(oldest);
         }
         true
     }
 
-    /// It is known by now.
-    pub fn is_known(&self) {
-        lock(&self.connections.open).strangers.remove(&self.id);
+    fn remove(&mut self, id: u64) -> Option<Arc<TcpStream>> {
+        self.set_busy(id);
+        self.sockets.remove(&id)
+    }
+
+    fn set_busy(&mut self, id: u64) {
+        self.idle.remove(&id);
+        self.unauthenticated.remove(&id);
     }
 }
 
-impl Drop for Place {
+impl HttpConnection {
+    /// Counts it among the unauthenticated connections. If there are too many, the oldest of them is closed.
+    pub fn set_unauthenticated(&self) {
+        let mut open = lock(&self.all.open);
+        // It may have been closed itself.
+        if !open.sockets.contains_key(&self.id) {
+            return;
+        }
+        open.idle.insert(self.id);
+        open.unauthenticated.insert(self.id);
+        if open.unauthenticated.len() > MOST_UNAUTHENTICATED {
+            open.close_first(|open| &open.unauthenticated);
+            drop(open);
+            self.all.evicted.inc();
+            log::warn!(
+                target: LIMITED,
+                "more than {MOST_UNAUTHENTICATED} unauthenticated connections: closed the oldest to keep {}",
+                self.peer
+            );
+        }
+    }
+
+    /// Its head is complete, or its key is known: it is not closed to make room for others.
+    pub fn set_busy(&self) {
+        lock(&self.all.open).set_busy(self.id);
+    }
+}
+
+impl Drop for HttpConnection {
     fn drop(&mut self) {
-        let mut open = lock(&self.connections.open);
-        open.sockets.remove(&self.id);
-        open.headless.remove(&self.id);
-        open.strangers.remove(&self.id);
+        let mut open = lock(&self.all.open);
+        open.remove(self.id);
         if open.sockets.is_empty() {
-            self.connections.left.notify_all();
+            self.all.closed_one.notify_all();
         }
     }
 }

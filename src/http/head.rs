@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::percent_decode_str;
 
+use super::connections::HttpConnection;
+
 /// The largest head, 16 KiB.
 const LARGEST_HEAD_BYTES: usize = 16 * 1024;
-/// The whole head must be there after 10 s.
+/// The head must be complete within 10 s.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-/// Without a complete head after 1 s, a connection is a stranger's.
-const STRANGER_AFTER: Duration = Duration::from_secs(1);
+/// Without a complete head after 1 s, a connection is unauthenticated.
+const LATE_AFTER: Duration = Duration::from_secs(1);
 
 /// What a host's name may contain beside letters and digits (RFC 3986 §3.2.2, reg-name).
 const NAME_SIGNS: &[u8] = b"-._~%!$&'()*+,;=";
@@ -47,13 +49,13 @@ pub enum HeadError {
 }
 
 impl Head {
-    /// Parses a head; `None` where it is not complete yet.
+    /// Parses a head; `None` if it is not complete yet.
     ///
     /// # Errors
-    /// Why it never will be one.
+    /// Why no more bytes can make it a request.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
         let bytes = &*as_http_11(bytes);
-        // A field has a line of its own: only the size of a head is limited.
+        // Room for as many fields as there are lines: only the size of a head is limited.
         let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
         let mut fields = vec![httparse::EMPTY_HEADER; lines + 1];
         let mut request = httparse::Request::new(&mut fields);
@@ -111,7 +113,7 @@ impl Head {
             .map(|(_, value)| value.trim_ascii())
     }
 
-    /// The first value of a header field, where it is text.
+    /// The first value of a header field, if it is UTF-8.
     pub fn field<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         self.fields(name).next().and_then(|value| std::str::from_utf8(value).ok())
     }
@@ -125,23 +127,22 @@ impl Head {
     }
 }
 
-/// Reads a head. Blocks, at most for 10 s; calls `stranger` where it takes longer than a second.
+/// Reads a head. Blocks for 10 s at most. A connection whose head takes longer than 1 s is unauthenticated meanwhile.
 ///
 /// # Errors
 /// Why there is none.
-pub fn read(mut stream: &TcpStream, stranger: impl FnOnce()) -> Result<Head, HeadError> {
+pub fn read(connection: &HttpConnection) -> Result<Head, HeadError> {
+    let mut stream: &TcpStream = &connection.socket;
     let began = Instant::now();
     let mut bytes = Vec::with_capacity(1024);
-    let mut stranger = Some(stranger);
+    let mut is_late = false;
     loop {
         let elapsed = began.elapsed();
-        if elapsed >= STRANGER_AFTER
-            && let Some(stranger) = stranger.take()
-        {
-            stranger();
+        if elapsed >= LATE_AFTER && !is_late {
+            is_late = true;
+            connection.set_unauthenticated();
         }
-        let until = if stranger.is_some() { STRANGER_AFTER } else { HEAD_DEADLINE };
-        let patience = until.saturating_sub(elapsed);
+        let patience = if is_late { HEAD_DEADLINE } else { LATE_AFTER }.saturating_sub(elapsed);
         if patience.is_zero() {
             return Err(HeadError::TimedOut);
         }
@@ -157,6 +158,7 @@ pub fn read(mut stream: &TcpStream, stranger: impl FnOnce()) -> Result<Head, Hea
         }
         let within = bytes.len().min(LARGEST_HEAD_BYTES);
         if let Some(head) = Head::parse(&bytes[..within])? {
+            connection.set_busy();
             return Ok(head);
         }
         if bytes.len() > LARGEST_HEAD_BYTES {
@@ -165,7 +167,7 @@ pub fn read(mut stream: &TcpStream, stranger: impl FnOnce()) -> Result<Head, Hea
     }
 }
 
-/// The same head with the highest minor version that is known here: a later one means the same (RFC 9110 §2.5).
+/// The same head with the highest minor version that httparse knows: a later one means the same (RFC 9110 §2.5).
 fn as_http_11(bytes: &[u8]) -> Cow<'_, [u8]> {
     const BEFORE_MINOR: &[u8] = b" HTTP/1.";
     // Empty lines may stand before the request line (RFC 9112 §2.2).

@@ -7,41 +7,41 @@ use std::time::{Duration, Instant};
 use super::head::HeadError;
 use crate::random::random_u64;
 
-/// Longest time that a short answer may take to write.
+/// The longest time that writing a short answer may take.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest time that the rest of a request is taken in after its answer, lest a reset overtake the answer.
+/// How long the rest of a request is read after its answer, so that a reset does not overtake the answer.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// The error codes of the contract's table, each with its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// 400: the cursor, or its time, is none.
+    /// 400: the cursor, or its time, is invalid.
     BadCursor,
     /// 400: the request is unreadable.
     BadRequest,
     /// 401: there is no key.
     MissingKey,
-    /// 401: nobody knows the key.
+    /// 401: there is no such key.
     UnknownKey,
     /// 401: the key, or the session, has ended.
     ExpiredKey,
     /// 403: the key was revoked.
     RevokedKey,
-    /// 403: on a loopback address of the operator's port, a request for a host that is none.
+    /// 403: on a loopback address of the operator's port, a request whose `Host` is not a loopback name.
     ForeignHost,
     /// 404.
     NotFound,
     /// 405.
     MethodNotAllowed,
-    /// 408: the head is not complete in time.
+    /// 408: the head was not complete in time.
     RequestTimeout,
-    /// 429: the key has as many streams as it may.
+    /// 429: the stream limit of the key is reached.
     TooManyStreams,
     /// 431: the head is too large.
     HeadTooLarge,
-    /// 503: the database is away.
+    /// 503: the database is unavailable.
     Degraded,
-    /// 503: the server has as many streams as it may.
+    /// 503: the stream limit of the server is reached.
     AtCapacity,
     /// 505: not HTTP/1.x.
     HttpVersion,
@@ -95,14 +95,14 @@ impl Response {
         self.code
     }
 
-    /// The error `code`, told in words too.
+    /// The error `code` with a message for people.
     pub fn error(code: Code, message: &str) -> Self {
         let (status, name) = code.status_and_name();
         let body = serde_json::json!({"error": name, "message": message}).to_string();
         let mut response = Self { code: Some(code), ..Self::with_body(status, "application/json", body) };
         match code {
             Code::MissingKey | Code::UnknownKey | Code::ExpiredKey => response.add("WWW-Authenticate", "Bearer"),
-            // Jittered, so that those who were refused together do not come back together.
+            // Jittered, so that clients that were refused together do not return together.
             Code::TooManyStreams => response.add("Retry-After", (5 + random_u64() % 26).to_string()),
             Code::Degraded | Code::AtCapacity => response.add("Retry-After", (1 + random_u64() % 10).to_string()),
             _ => {}
@@ -110,7 +110,7 @@ impl Response {
         response
     }
 
-    /// What is wrong with a head, for whoever sent it.
+    /// The answer to a request whose head cannot be read.
     pub fn head_error(error: HeadError) -> Self {
         match error {
             HeadError::Version => Self::error(Code::HttpVersion, "this server speaks HTTP/1.1 and HTTP/1.0"),
@@ -120,7 +120,7 @@ impl Response {
         }
     }
 
-    /// Its status code, as three digits.
+    /// Its status code: three digits.
     pub fn status(&self) -> &'static str {
         &self.status[..3]
     }
@@ -130,13 +130,13 @@ impl Response {
         self.fields.push((name, value.into()));
     }
 
-    /// The same with a header field more.
+    /// The same with one more header field.
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.add(name, value);
         self
     }
 
-    /// Writes it and closes the connection in good order. Blocks for some seconds at the worst. `head_only` leaves out the body.
+    /// Writes it and closes the connection. Blocks for some seconds at most. `head_only` leaves out the body.
     pub fn send(self, mut stream: &TcpStream, head_only: bool) {
         let mut bytes = format!("HTTP/1.1 {}\r\n{}", self.status, common_fields()).into_bytes();
         for (name, value) in &self.fields {
@@ -156,13 +156,13 @@ impl Response {
     }
 }
 
-/// Header fields of every answer. `Date` is what an origin server with a clock owes (RFC 9110 §6.6.1).
+/// Header fields of every answer. An origin server with a clock must send `Date` (RFC 9110 §6.6.1).
 pub fn common_fields() -> String {
     let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
     format!("Date: {date}\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n")
 }
 
-/// Ends our side, and takes in what the other side still sends for a moment: closing a socket with unread bytes resets the
+/// Closes our side, then reads for a moment what the other side still sends: closing a socket with unread bytes resets the
 /// connection, and the reset can overtake the answer (RFC 9112 §9.6).
 pub fn close_in_order(mut stream: &TcpStream) {
     if stream.shutdown(Shutdown::Write).is_err() {
@@ -171,7 +171,7 @@ pub fn close_in_order(mut stream: &TcpStream) {
     let until = Instant::now() + LINGER;
     let mut rest = [0; 1024];
     loop {
-        // As a whole, and not a read: who sends a byte now and then would hold a thread for ever.
+        // A limit for all reads together: a byte now and then would otherwise hold the thread for ever.
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() || !matches!(stream.read(&mut rest), Ok(1..))
         {

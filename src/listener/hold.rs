@@ -1,30 +1,29 @@
-//! Whose request it is, and the hold: a request waits through a short outage of the database.
+//! Authentication, and the hold: while the database is unavailable, or cannot be asked about a key, a request waits. Many
+//! standard clients give up for ever after a 503, and every client after a 401 or 403.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::routes::{Request, Route, count_stranger};
+use super::routes::Request;
 use crate::db::keys::Key;
-use crate::feed::keys::{Credential, Refused, Unjudged};
+use crate::feed::keys::{Credential, Denied};
 use crate::http::outlet;
 use crate::http::response::{Code, Response};
 
-/// A held request is looked at this often: has its client left?
-const HOLD_LOOK: Duration = Duration::from_millis(250);
-
-/// How a hold ended.
-enum Held {
-    /// The feed is live.
-    Live,
-    /// The outage is older than `--degraded-hold`.
-    TooLong,
-    /// The client has left, or the server ends.
-    Over,
-}
+/// How often a waiting request checks whether its client has disconnected.
+const CHECK_EVERY: Duration = Duration::from_millis(250);
+/// The longest wait for an answer about a key while the log can be read.
+const AUTH_DEADLINE: Duration = Duration::from_secs(10);
+/// While the log can be read, a connection whose authentication is pending for longer than this is unauthenticated.
+const AUTH_LATE_AFTER: Duration = Duration::from_secs(1);
 
 impl Request<'_> {
-    /// Whose request it is. Held while the feed is not live; refused only from knowledge that is newer than the request.
-    pub(super) fn judge(&self, credential: Option<Credential>) -> Result<Arc<Key>, Route> {
+    /// The key of a credential. Blocks during an outage, until it is `--degraded-hold` old, and while authentication is
+    /// pending.
+    ///
+    /// # Errors
+    /// The answer instead; `None` if the client has disconnected or the server stops.
+    pub(super) fn authenticate(&self, credential: Option<Credential>) -> Result<Arc<Key>, Option<Response>> {
         let feed = self.feed;
         let known = credential.as_ref().and_then(|credential| feed.keys.recall(credential, &feed.clock));
         if let Some(key) = &known
@@ -33,98 +32,48 @@ impl Request<'_> {
             return Ok(key.clone());
         }
         loop {
-            match self.hold(known.is_some()) {
-                Held::Live => {}
-                Held::TooLong => return Err(Route::Answer(degraded())),
-                Held::Over => return Err(Route::Nothing),
-            }
-            let Some(credential) = &credential else {
-                return Err(Route::Answer(refused(Code::MissingKey)));
-            };
-            match self.judge_in_time(credential) {
-                Ok(Ok(key)) => return Ok(key),
-                Ok(Err(Refused::Unknown)) => return Err(Route::Answer(refused(Code::UnknownKey))),
-                Ok(Err(Refused::Expired)) => return Err(Route::Answer(refused(Code::ExpiredKey))),
-                Ok(Err(Refused::Revoked)) => return Err(Route::Answer(refused(Code::RevokedKey))),
-                Err(Held::Live) => {}
-                Err(Held::TooLong) => return Err(Route::Answer(not_replayed())),
-                Err(Held::Over) => return Err(Route::Nothing),
-            }
-        }
-    }
-
-    /// Judges a credential, which a standby may have yet to replay: then the request is held as in an outage. Without a
-    /// judgement, says how that ended; live is whatever was interrupted.
-    fn judge_in_time(&self, credential: &Credential) -> Result<Result<Arc<Key>, Refused>, Held> {
-        let feed = self.feed;
-        let mut is_marked = false;
-        loop {
-            match feed.keys.judge(credential, self.arrived, &feed.clock, &feed.health) {
-                Ok(judgement) => {
-                    self.place.is_known();
-                    return Ok(judgement);
+            let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, self.arrived, &feed.clock));
+            let outage = feed.health.outage();
+            let (waited, deadline, late_after) = match (outage, verdict) {
+                (Some(outage), _) => (outage, feed.options.degraded_hold, Duration::ZERO),
+                (None, Some(Ok(key))) => {
+                    self.connection.set_busy();
+                    return Ok(key);
                 }
-                Err(Unjudged::NotLive) => return Err(Held::Live),
-                Err(Unjudged::NotReplayed) => {}
-            }
-            if self.arrived.elapsed() >= feed.options.degraded_hold {
-                return Err(Held::TooLong);
-            }
-            if !is_marked {
-                is_marked = true;
-                count_stranger(feed, self.place, self.address);
-            }
-            if outlet::is_closed(self.stream) {
-                return Err(Held::Over);
-            }
-            feed.keys.wait_refreshed(HOLD_LOOK);
-        }
-    }
-
-    /// Holds the request through a short outage: many standard clients give up for ever on a 503.
-    fn hold(&self, is_known: bool) -> Held {
-        let feed = self.feed;
-        let mut is_marked = false;
-        loop {
-            if feed.health.is_stopping() {
-                return Held::Over;
-            }
-            let Some(outage) = feed.health.outage() else {
-                self.place.is_known();
-                return Held::Live;
+                (None, None) => return Err(Some(refused(Code::MissingKey))),
+                (None, Some(Err(Denied::Unknown))) => return Err(Some(refused(Code::UnknownKey))),
+                (None, Some(Err(Denied::Expired))) => return Err(Some(refused(Code::ExpiredKey))),
+                (None, Some(Err(Denied::Revoked))) => return Err(Some(refused(Code::RevokedKey))),
+                (None, Some(Err(Denied::Pending))) => (self.arrived.elapsed(), AUTH_DEADLINE, AUTH_LATE_AFTER),
             };
-            let Some(left) = feed.options.degraded_hold.checked_sub(outage).filter(|left| !left.is_zero()) else {
-                return Held::TooLong;
-            };
-            if !is_known && !is_marked && feed.keys.is_filled() {
-                is_marked = true;
-                count_stranger(feed, self.place, self.address);
+            let left = deadline.saturating_sub(waited);
+            if feed.health.is_stopping() || outlet::is_closed(self.stream) {
+                return Err(None);
             }
-            if outlet::is_closed(self.stream) {
-                return Held::Over;
+            if left.is_zero() {
+                return Err(Some(degraded()));
             }
-            feed.health.wait_change(left.min(HOLD_LOOK));
+            if known.is_none() && feed.keys.is_filled() && self.arrived.elapsed() >= late_after {
+                self.connection.set_unauthenticated();
+            }
+            match outage {
+                Some(_) => feed.health.wait_change(left.min(CHECK_EVERY)),
+                None => feed.keys.wait_refreshed(left.min(CHECK_EVERY)),
+            }
         }
     }
 }
 
 pub(super) fn degraded() -> Response {
-    Response::error(Code::Degraded, "the database is away; nothing is missed: come again with the same cursor")
-}
-
-fn not_replayed() -> Response {
-    Response::error(
-        Code::Degraded,
-        "this key is not known here, and this server's standby is not proven to have replayed so far: come again",
-    )
+    Response::error(Code::Degraded, "the database is unavailable; no event is lost: retry with the same cursor")
 }
 
 fn refused(code: Code) -> Response {
     let message = match code {
-        Code::MissingKey => "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+        Code::MissingKey => "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
         Code::ExpiredKey => "this key has expired",
         Code::RevokedKey => "this key was revoked",
-        _ => "this key is not known",
+        _ => "this key is unknown",
     };
     Response::error(code, message)
 }

@@ -1,7 +1,7 @@
 //! The API key of a request, and the session cookie that a browser sends instead.
 
 use super::hold::degraded;
-use super::routes::{Request, Route};
+use super::routes::Request;
 use crate::feed::keys::{Credential, SESSION_LASTS};
 use crate::http::head::Head;
 use crate::http::proxy;
@@ -11,22 +11,22 @@ use crate::http::response::Response;
 const COOKIE: &str = "signal_feed_session";
 
 impl Request<'_> {
-    pub(super) fn session(&self) -> Route {
-        let is_https = proxy::is_https(&self.feed.options.trusted_proxies, self.peer, &self.head);
-        let attributes =
-            if is_https { "HttpOnly; SameSite=Strict; Path=/; Secure" } else { "HttpOnly; SameSite=Strict; Path=/" };
+    /// `POST /session` sets the cookie for a valid key, `DELETE /session` clears it.
+    pub(super) fn session(&self) -> Option<Response> {
+        let is_https = proxy::is_https(&self.feed.options.trusted_proxies, self.connection.peer, &self.head);
+        let cookie = |token: &str, seconds: u64| {
+            let secure = if is_https { "; Secure" } else { "" };
+            let cookie = format!("{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={seconds}{secure}");
+            Response::empty("204 No Content").with("Set-Cookie", cookie)
+        };
         if self.head.method == "DELETE" {
-            let cookie = format!("{COOKIE}=; {attributes}; Max-Age=0");
-            return Route::Answer(Response::empty("204 No Content").with("Set-Cookie", cookie));
+            return Some(cookie("", 0));
         }
-        match self.judge(key(&self.head)) {
-            Err(route) => route,
+        match self.authenticate(key(&self.head)) {
+            Err(response) => response,
             Ok(key) => match self.feed.keys.session_token(&key, &self.feed.clock) {
-                None => Route::Answer(degraded()),
-                Some(token) => {
-                    let cookie = format!("{COOKIE}={token}; {attributes}; Max-Age={}", SESSION_LASTS.as_secs());
-                    Route::Answer(Response::empty("204 No Content").with("Set-Cookie", cookie))
-                }
+                Some(token) => Some(cookie(&token, SESSION_LASTS.as_secs())),
+                None => Some(degraded()),
             },
         }
     }

@@ -24,8 +24,8 @@ pub(super) fn run(request: &Request<'_>, key: Arc<Key>, asked: Asked) {
         Ok(client) => client,
         Err(full) => {
             let response = match full {
-                Full::Key => Response::error(Code::TooManyStreams, "this key has as many streams as it may"),
-                Full::Server => Response::error(Code::AtCapacity, "this server has as many streams as it may"),
+                Full::Key => Response::error(Code::TooManyStreams, "stream limit for this key reached"),
+                Full::Server => Response::error(Code::AtCapacity, "stream limit of this server reached"),
             };
             return request.answer(response);
         }

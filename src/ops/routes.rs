@@ -1,9 +1,10 @@
 //! The operator's routes. They need no key: on a loopback address whoever is on the host may ask, and no web page may.
 
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use super::{Operator, metrics, status};
+use crate::http::connections::HttpConnection;
 use crate::http::head::{self, Head, HeadError};
 use crate::http::page::Page;
 use crate::http::response::{Code, Response};
@@ -13,8 +14,9 @@ static STATUS_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("st
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves one connection. Blocks for as long as it lasts, some seconds at most.
-pub fn serve(operator: &Operator, stream: &TcpStream) {
-    let head = match head::read(stream, || ()) {
+pub fn serve(operator: &Operator, connection: &HttpConnection) {
+    let stream = &*connection.socket;
+    let head = match head::read(connection) {
         Ok(head) => head,
         Err(HeadError::Gone) => return,
         Err(error) => return Response::head_error(error).send(stream, false),

@@ -296,22 +296,86 @@ fn held_requests_end_at_sigterm_and_leave_with_their_client() {
 }
 
 #[test]
-fn strangers_that_are_held_never_take_a_place_of_those_with_a_key() {
+fn held_requests_with_unknown_keys_are_limited_and_displace_no_known_key() {
     let mut feed = Feed::start(&["--degraded-hold", "60s"]);
     feed.cluster.stop(true).unwrap();
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let address = feed.server.address();
     let known = Request::feed(&feed.key).post(address);
-    let mut strangers: Vec<Connection> = (0..300).map(|_| Request::feed("sf_wrong").post(address)).collect();
-    // 256 may wait; the oldest of the others went.
-    until("the oldest strangers are sent away", || {
-        let gone =
-            strangers.iter_mut().map(|one| usize::from(one.ends_within(Duration::from_millis(1)))).sum::<usize>();
+    let mut unknown: Vec<Connection> = (0..300).map(|_| Request::feed("sf_wrong").post(address)).collect();
+    // 256 may wait; the oldest of the others are closed.
+    until("the oldest unauthenticated connections are closed", || {
+        let gone = unknown.iter_mut().map(|one| usize::from(one.ends_within(Duration::from_millis(1)))).sum::<usize>();
         (gone == 44).then_some(())
     });
-    assert!(strangers[0].ends_within(Duration::ZERO) && !strangers[299].ends_within(Duration::from_millis(1)));
+    assert!(unknown[0].ends_within(Duration::ZERO) && !unknown[299].ends_within(Duration::from_millis(1)));
+    feed.server.wait_log(&["more than 256 unauthenticated connections: closed the oldest to keep"]);
     feed.cluster.start_again().unwrap();
     known.stream(PATIENCE).connected();
+}
+
+#[test]
+fn three_hundred_held_requests_with_a_known_key_are_all_served_in_the_end() {
+    let mut feed = Feed::start(&["--degraded-hold", "60s", "--max-clients-per-key", "300", "--max-clients", "300"]);
+    feed.cluster.stop(true).unwrap();
+    until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
+    let address = feed.server.address();
+    let held: Vec<Connection> = (0..300).map(|_| Request::feed(&feed.key).last_event_id(0).post(address)).collect();
+    // Unauthenticated connections do not count against --max-clients.
+    let _unknown: Vec<Connection> = (0..250).map(|_| Request::feed("sf_wrong").post(address)).collect();
+    until("all are held", || (feed.server.client_threads() == 550).then_some(()));
+    feed.cluster.start_again().unwrap();
+    for connection in held {
+        connection.stream(PATIENCE).connected();
+    }
+}
+
+#[test]
+fn limits_are_judged_when_the_hold_ends() {
+    let mut feed = Feed::start(&["--degraded-hold", "60s", "--max-clients-per-key", "2"]);
+    feed.cluster.stop(true).unwrap();
+    until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
+    let held: Vec<Connection> =
+        (0..5).map(|_| Request::feed(&feed.key).last_event_id(0).post(feed.server.address())).collect();
+    until("all are held", || (feed.server.client_threads() == 5).then_some(()));
+    feed.cluster.start_again().unwrap();
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for mut connection in held {
+        let head = connection.head(PATIENCE).unwrap();
+        match &head[9..12] {
+            "200" => open.push(connection),
+            status => {
+                assert_eq!(status, "429");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((open.len(), refused), (2, 3));
+}
+
+#[test]
+fn a_key_that_cannot_be_looked_up_is_pending_and_its_connection_unauthenticated() {
+    let feed = Feed::start(&[]);
+    let address = feed.server.address();
+    let mut locker = feed.database.connect();
+    let mut lock = locker.transaction().unwrap();
+    lock.batch_execute("lock table stock_market.signal_feed_api_key in access exclusive mode").unwrap();
+    let mut unknown: Vec<Connection> = (0..300).map(|_| Request::feed("sf_wrong").post(address)).collect();
+    // A known key needs no look-up, and the limit closes the oldest of the others.
+    let mut stream = feed.stream();
+    until("the oldest unauthenticated connections are closed", || {
+        let gone = unknown.iter_mut().filter_map(|one| one.ends_within(Duration::from_millis(1)).then_some(())).count();
+        (gone == 44).then_some(())
+    });
+    assert!(unknown.iter().all(|one| one.all().is_empty()), "answered from stale knowledge");
+    let last = unknown.pop().unwrap();
+    drop(unknown);
+    until("those whose client has left are gone", || (feed.server.client_threads() == 2).then_some(()));
+    lock.rollback().unwrap();
+    assert_eq!(last.answer(PATIENCE).refusal(), (401, "unknown_key".into()));
+    feed.database.insert(1);
+    stream.signal();
 }
 
 #[test]

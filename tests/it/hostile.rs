@@ -194,8 +194,48 @@ fn thousands_of_idle_connections_shut_nobody_out() {
         idle.extend((0..500).map(|_| feed.connect()));
         feed.serves();
     }
-    // A second later they are strangers, and few.
-    until("the strangers are few", || (feed.server.client_threads() < 300).then_some(()));
+    // A second later they are unauthenticated, and limited.
+    until("the unauthenticated connections are few", || (feed.server.client_threads() < 300).then_some(()));
+    feed.serves();
+    drop(idle);
+    feed.gives_back();
+}
+
+#[test]
+fn three_hundred_bots_that_connect_at_once_are_all_served() {
+    let mut feed = Feed::start(&["--heartbeat", "500ms", "--max-clients-per-key", "300"]);
+    // Memory does not know this key yet.
+    let key = feed.database.mint("new");
+    let request = format!("GET /feed HTTP/1.1\r\nHost: feed\r\nX-API-Key: {key}\r\n\r\n");
+    let mut connections: Vec<Connection> = (0..300).map(|_| feed.connect()).collect();
+    for connection in &mut connections {
+        connection.socket.write_all(request.as_bytes()).unwrap();
+    }
+    let mut streams: Vec<Stream> = connections.into_iter().map(|connection| connection.stream(PATIENCE)).collect();
+    for stream in &mut streams {
+        stream.connected();
+    }
+    drop(streams);
+    feed.gives_back();
+}
+
+#[test]
+fn a_request_whose_sender_has_closed_its_half_is_answered() {
+    let mut feed = Feed::start(&["--heartbeat", "500ms"]);
+    for (bytes, status) in [("GET /healthz HTTP/1.0\r\n\r\n", 200), ("GET /feed HTTP/1.0\r\n\r\n", 401)] {
+        let connection = feed.send(bytes.as_bytes());
+        connection.socket.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(connection.answer(PATIENCE).status, status, "{bytes}");
+    }
+    feed.gives_back();
+}
+
+#[test]
+fn a_full_server_closes_idle_connections_and_keeps_those_that_ask() {
+    let mut feed = Feed::start(&["--heartbeat", "500ms", "--max-clients", "8"]);
+    // 8 streams and 512 other connections may be open.
+    let idle: Vec<Connection> = (0..600).map(|_| feed.connect()).collect();
+    feed.server.wait_log(&["connection limit reached: closed the oldest idle connection to accept"]);
     feed.serves();
     drop(idle);
     feed.gives_back();

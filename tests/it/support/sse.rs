@@ -219,7 +219,7 @@ impl Connection {
     }
 
     /// Reads up to the blank line of the head; `None` where the connection ended without a byte.
-    fn head(&mut self, patience: Duration) -> Option<String> {
+    pub fn head(&mut self, patience: Duration) -> Option<String> {
         let end = Instant::now() + patience;
         loop {
             if let Some(at) = self.pending().windows(4).position(|four| four == b"\r\n\r\n") {
