@@ -19,7 +19,7 @@ const LONGEST_NAME: usize = 100;
 
 /// Mint, list, revoke and rotate API keys
 ///
-/// The database keeps the SHA-256 of a key, never the key. A running server takes every change within a second.
+/// The database stores only the SHA-256 of a key. A running server applies every change within a second.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed key mint --name bot-1
@@ -31,20 +31,20 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print a new key, alone on one line; it is never shown again
+    /// Create a key and print it, alone on one line; it is never shown again
     #[command(after_help = "Examples:
   signal-feed key mint --name bot-1 > bot-1.key
   signal-feed key mint --name guest --expires-in 90d --delay 15m")]
     Mint {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Whose key it is; no two live keys have one name
+        /// Name of the key; two live keys cannot have the same name
         #[arg(long, value_name = "NAME", env = "SIGNAL_FEED_NAME", value_parser = parse_name)]
         name: String,
-        /// It ends by itself after this time [default: never]
+        /// Expires after this time [default: never]
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
-        /// The key lives so long in the past: every event reaches it that much later
+        /// Delivers every event this much later
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DELAY", default_value = "0s", value_parser = parse_duration)]
         delay: Duration,
     },
@@ -55,31 +55,31 @@ enum Action {
     List {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// An array for scripts
+        /// Print a JSON array
         #[arg(long, env = "SIGNAL_FEED_JSON")]
         json: bool,
     },
-    /// End every live key of a name, at once, and its streams within a second
+    /// Revoke every live key of a name at once; its streams end within a second
     #[command(after_help = "Example:\n  signal-feed key revoke bot-1")]
     Revoke {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Whose key
+        /// Name of the key
         #[arg(value_parser = parse_name)]
         name: String,
     },
-    /// Print a new key for a name, and let the old one end after an overlap
+    /// Create a new key for a name and print it; the old key ends after an overlap
     #[command(after_help = "Example:\n  signal-feed key rotate bot-1 --overlap 2h > bot-1.key")]
     Rotate {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Whose key
+        /// Name of the key
         #[arg(value_parser = parse_name)]
         name: String,
-        /// How long the old key still opens the feed
+        /// How long the old key still works
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_OVERLAP", default_value = "24h", value_parser = parse_duration)]
         overlap: Duration,
-        /// The new key ends after this time [default: as long after now as the old one was made for]
+        /// The new key expires after this time [default: the lifetime that the old key was made with]
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
     },
@@ -100,7 +100,7 @@ fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>, delay
     let added = keys::insert(&mut connection, name, &hash, expires_in, delay).doing("mint a key")?;
     if !added {
         return Err(Error::Failed(format!(
-            "mint a key: there is a live key named {name:?} already; key rotate or key revoke it"
+            "mint a key: a live key named {name:?} exists; use key rotate or key revoke"
         )));
     }
     show(&key, name)
@@ -110,20 +110,20 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
     let (key, hash) = new_key()?;
     let mut connection = database.connect()?;
     if !keys::rotate(&mut connection, name, &hash, overlap, expires_in).doing("rotate a key")? {
-        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}; key list shows them")));
+        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}; see key list")));
     }
     show(&key, name)
 }
 
-/// Shows a new key, which nobody can do again: where that fails, so does the command.
+/// Shows a new key. It cannot be shown again, so if this fails, the command fails.
 fn show(key: &str, name: &str) -> Result<(), Error> {
-    writeln!(stdout(), "{key}").doing(format!("show the new key {name:?}, which is live now and nobody has"))
+    writeln!(stdout(), "{key}").doing(format!("show the new key {name:?}: it is live but was not shown; revoke it and mint another"))
 }
 
 fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
     let mut connection = database.connect()?;
     match keys::revoke(&mut connection, name).doing("revoke a key")? {
-        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}; key list shows them"))),
+        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}; see key list"))),
         1 => {
             say(format_args!("revoked {name}"));
             Ok(())
@@ -143,7 +143,7 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
         return output(serde_json::Value::from(list));
     }
     if keys.is_empty() {
-        return output("no keys yet: signal-feed key mint --name NAME");
+        return output("no keys yet; make one with: signal-feed key mint --name NAME");
     }
     let mut rows = vec![["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"].map(str::to_owned)];
     rows.extend(keys.iter().map(|key| {

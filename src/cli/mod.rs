@@ -28,7 +28,7 @@ use crate::options::{finish, usage, with_lenient_values};
 /// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
 ///
 /// Every option can also be given as an environment variable SIGNAL_FEED_<OPTION>; the flag wins. Durations are written
-/// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage, and of tail 77 where the key is not accepted.
+/// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage; tail exits 77 if the key is not accepted.
 #[derive(Debug, Parser)]
 #[command(
     name = "signal-feed",
@@ -36,9 +36,9 @@ use crate::options::{finish, usage, with_lenient_values};
     propagate_version = true,
     max_term_width = 100,
     after_help = "Examples:
-  signal-feed demo                            # everything on this machine, to look at
+  signal-feed demo                            # try it: everything on this machine
   export DATABASE_URL=postgres://owner@localhost/market
-  signal-feed migrate                         # install the schema, or bring it up to date
+  signal-feed migrate                         # install or upgrade the schema
   signal-feed key mint --name bot-1           # a key for a consumer
   signal-feed serve --listen 0.0.0.0:8080     # run the feed"
 )]
@@ -95,10 +95,10 @@ impl Command {
     }
 }
 
-/// Writes one line of what was asked for to standard output; a reader that has gone (`| head`) is no error.
+/// Writes one line to standard output. A closed pipe (`| head`) is not an error.
 ///
 /// # Errors
-/// Where it cannot be written: a listing that was cut short must not pass for a whole one.
+/// If it cannot be written: a listing that was cut short must not look complete.
 pub(crate) fn output(line: impl std::fmt::Display) -> Result<(), Error> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -106,7 +106,7 @@ pub(crate) fn output(line: impl std::fmt::Display) -> Result<(), Error> {
     }
 }
 
-/// Writes one line to standard output that tells what was done, which is so whether or not it can be told.
+/// Writes one line about what was done to standard output; failing to write it does not undo the work, so it is no error.
 pub(crate) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

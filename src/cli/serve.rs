@@ -15,13 +15,13 @@ use crate::http::proxy::parse_network;
 use crate::logging;
 use crate::options::{parse_address, parse_duration, parse_log_level, parse_positive_duration};
 
-/// The most that a count may be: an `Instant`'s arithmetic and a thread a stream end long before.
+/// Limit of every count; one thread per stream ends long before.
 const MOST: u64 = 1_000_000;
 
 /// Run the feed until SIGTERM or SIGINT
 ///
-/// It starts with the database away too, and refuses to start where the schema is not the one it knows. Needs the role
-/// signal_feed_server.
+/// Starts even if the database is away, and retries. Refuses to start if the schema is missing, older or newer than this
+/// version. Needs the role signal_feed_server.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed serve --database-url postgres://feed@localhost/market --listen 0.0.0.0:8080
@@ -47,40 +47,40 @@ pub(super) struct ServeArgs {
         help_heading = "Feed"
     )]
     listen: Vec<SocketAddr>,
-    /// Address of the operator's port with metrics and status, without a key: keep it on loopback; `off` for none
+    /// Address of metrics and status page; needs no key, so keep it on loopback; `off` for none
     #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_OPS_LISTEN", default_value = "127.0.0.1:9464", value_parser = parse_ops_listen, help_heading = "Operation")]
     ops_listen: OpsListen,
     /// How far back a consumer can replay
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration, help_heading = "Feed")]
     replay_window: Duration,
-    /// Events that wait for one client; beyond them the oldest are dropped from its queue
+    /// Events queued for one client; beyond that the oldest are dropped
     #[arg(long, value_name = "EVENTS", env = "SIGNAL_FEED_QUEUE_CAPACITY", default_value = "1024", value_parser = parse_count, help_heading = "Clients")]
     queue_capacity: usize,
-    /// Longest silence on a stream; then a comment line is sent
+    /// Longest silence on a stream; then the server sends a comment line
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_HEARTBEAT", default_value = "15s", value_parser = parse_positive_duration, help_heading = "Feed")]
     heartbeat: Duration,
-    /// Streams in all
+    /// Most streams in all
     #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS", default_value = "1024", value_parser = parse_count, help_heading = "Clients")]
     max_clients: usize,
-    /// Streams of one key
+    /// Most streams of one key
     #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS_PER_KEY", default_value = "16", value_parser = parse_count, help_heading = "Clients")]
     max_clients_per_key: usize,
-    /// A client that takes nothing for so long is cut off
+    /// Cut off a client that takes nothing for this long
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_WRITE_TIMEOUT", default_value = "20s", value_parser = parse_positive_duration, help_heading = "Clients")]
     write_timeout: Duration,
-    /// A stream ends at a random 80–100 % of it, so that proxies cannot keep dead ones for ever; `off` for never
+    /// Each stream ends at a random 80–100 % of this, so that dead ones do not stay open behind proxies; `off` for never
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_MAX_STREAM_AGE", default_value = "24h", value_parser = parse_age, help_heading = "Feed")]
     max_stream_age: Age,
-    /// The log is read so often also without a notification
+    /// How often to poll the log when no notification arrives
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_POLL_INTERVAL", default_value = "1s", value_parser = parse_positive_duration, help_heading = "Database")]
     poll_interval: Duration,
     /// Database connections for replay
     #[arg(long, value_name = "CONNECTIONS", env = "SIGNAL_FEED_REPLAY_CONNECTIONS", default_value = "4", value_parser = parse_connections, help_heading = "Database")]
     replay_connections: usize,
-    /// How long requests are held in an outage before they are told of it (many standard clients give up for ever on a 503)
+    /// How long a new request waits in a database outage before it gets 503 (many clients never retry after a 503)
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DEGRADED_HOLD", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     degraded_hold: Duration,
-    /// Longest time for streams to end after SIGTERM
+    /// Time for streams to end after SIGTERM
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     shutdown_grace: Duration,
     /// A reverse proxy (network or address; can be repeated): its X-Forwarded-For gives the client's address, its X-Forwarded-Proto whether the client uses https
@@ -107,7 +107,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     outcome
 }
 
-/// A channel that says something at SIGTERM and SIGINT.
+/// A channel that receives a message at SIGTERM and SIGINT.
 pub(super) fn signals() -> Result<Receiver<()>, Error> {
     let (signal, signals) = bounded(1);
     ctrlc::set_handler(move || {
@@ -118,7 +118,7 @@ pub(super) fn signals() -> Result<Receiver<()>, Error> {
 }
 
 impl ServeArgs {
-    /// What they are when nothing is given, here or in the environment.
+    /// The defaults, whatever the environment says.
     pub(super) fn defaults() -> Self {
         let command = Self::augment_args(clap::Command::new("serve")).mut_args(|argument| argument.env(None::<&str>));
         let matches = command.get_matches_from(["serve"]);
