@@ -117,7 +117,8 @@ fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Op
 
 /// Shows a new key. It cannot be shown again, so if this fails, the command fails.
 fn show(key: &str, name: &str) -> Result<(), Error> {
-    writeln!(stdout(), "{key}").doing(format!("show the new key {name:?}: it is live but was not shown; revoke it and mint another"))
+    writeln!(stdout(), "{key}")
+        .doing(format!("show the new key {name:?}: it is live but was not shown; revoke it and mint another"))
 }
 
 fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {

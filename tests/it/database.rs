@@ -65,7 +65,8 @@ fn a_session_that_the_server_has_ended_is_an_error_at_once_and_not_at_the_deadli
     });
     let began = Instant::now();
     let error = connection.query("select 1", &[]).unwrap_err();
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}: {error}", began.elapsed());
+    // The deadline is 10 s.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}: {error}", began.elapsed());
     assert!(error.to_string().contains("57P01"), "{error}");
     assert!(connection.is_lost());
 }

@@ -1,11 +1,23 @@
-//! The integration tests: one binary, a module a subject, on a real private PostgreSQL.
+//! The integration tests: one binary, one module per subject, on a real private PostgreSQL.
+//!
+//! | subject | modules |
+//! |---|---|
+//! | from a write of `signal` to the log | `capture`, `poison` |
+//! | connecting to PostgreSQL | `hosts`, `tls`, `database`, `sessions`, `pooler` |
+//! | installation and administration | `migrate`, `upkeep`, `watch`, `keys`, `usage`, `shell`, `demo` |
+//! | streams: order, replay, delay, slow clients | `stream`, `truncation`, `tier`, `overload`, `storm` |
+//! | outages, restores, several machines | `degraded`, `history`, `pitr`, `standby`, `failover`, `scale` |
+//! | the HTTP port | `refusals`, `hostile`, `proxies`, `clients`, `pages` |
+//! | running it | `shutdown`, `systemd`, `logs`, `ops`, `soak` |
+//! | the consumer | `bot` |
+//!
+//! `support` holds what they share.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     missing_docs,
     unreachable_pub,
-    dead_code,
-    reason = "a test that fails says so by panicking"
+    reason = "a failing test panics"
 )]
 
 mod support;

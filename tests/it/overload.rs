@@ -205,14 +205,14 @@ fn stalled_clients_delay_nobody() {
             })
             .collect();
         took.sort_unstable();
-        took[54]
+        took[59]
     };
-    let alone = measure(&mut healthy, &insert_large(3), 3);
     let _stalled: Vec<Stream> = (0..10).map(|i| stalled(&server, &keys[i % 4])).collect();
     // They fill up and stand still.
     measure(&mut healthy, &insert_large(3), 3);
-    let beside = measure(&mut healthy, &insert_large(3), 3);
-    assert!(beside < alone * 3 + Duration::from_millis(50), "{alone:?} alone, {beside:?} beside stalled clients");
+    let longest = measure(&mut healthy, &insert_large(3), 3);
+    // Whoever waited for a stalled client would wait until it is cut off, after 20 s.
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
 }
 
 #[test]

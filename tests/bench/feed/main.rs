@@ -8,12 +8,12 @@
     clippy::cast_possible_truncation,
     missing_docs,
     unreachable_pub,
-    dead_code,
     reason = "a benchmark that fails says so by panicking"
 )]
 
 mod client;
 mod scenario;
+#[allow(dead_code, reason = "shared with the integration tests, which use more of it")]
 #[path = "../../it/support/mod.rs"]
 mod support;
 mod table;
