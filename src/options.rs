@@ -16,7 +16,7 @@ use log::LevelFilter;
 
 use crate::db::Settings;
 use crate::error::{Doing, Error};
-use crate::logging;
+use crate::{logging, text};
 
 /// The longest duration that is taken: a hundred years. Beyond it PostgreSQL's own arithmetic on times has an end.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -137,7 +137,7 @@ pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            let line = text::one_line(&error.to_string());
             let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));
             ExitCode::from(error.exit_code())
         }

@@ -1,11 +1,11 @@
-//! Programs that the bot starts: in a process group of their own, without the bot's secrets, with one line on their input.
+//! Programs of the operator: each in a process group of its own, without our secrets, with one line on its input.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -14,8 +14,22 @@ use serde::{Deserialize, Serialize};
 /// How often a process group that nobody can wait for is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Starts a program with its input open. Ctrl-C at the bot's terminal does not reach it.
+/// As much of what a program wrote to standard error is kept.
+const MOST_HEARD_BYTES: usize = 4096;
+/// Longest wait for the end of standard error once the program has ended: what it left running may hold it open.
+const HEAR_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Starts a program with its input open. Ctrl-C at this program's terminal does not reach it.
 pub(crate) fn start(path: &Path) -> io::Result<Child> {
+    command(path).spawn()
+}
+
+/// The same, with its standard error for [`finish`].
+pub(crate) fn start_heard(path: &Path) -> io::Result<Child> {
+    command(path).stderr(Stdio::piped()).spawn()
+}
+
+fn command(path: &Path) -> Command {
     let mut command = Command::new(path);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -23,7 +37,8 @@ pub(crate) fn start(path: &Path) -> io::Result<Child> {
             command.env_remove(&name);
         }
     }
-    command.process_group(0).stdin(Stdio::piped()).spawn()
+    command.process_group(0).stdin(Stdio::piped());
+    command
 }
 
 /// How a program ended.
@@ -39,16 +54,17 @@ pub(crate) enum Ended {
     Untold,
 }
 
-/// Gives the program its line and waits for its end, at most `patience`; then its process group is killed.
+/// Gives the program its line and waits for its end, at most `patience`; then its process group is killed. Also gives the
+/// end of what it wrote to standard error, if it was [`start_heard`].
 ///
 /// # Errors
-/// Where no thread can be started; the program has got nothing then.
-pub(crate) fn finish(child: Child, line: String, patience: Duration) -> io::Result<Ended> {
+/// If no thread can be started; the program has got nothing then.
+pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::Result<(Ended, String)> {
     let group = group_of(&child);
+    let heard = child.stderr.take().map(Heard::start).transpose()?;
     let (sender, receiver) = mpsc::channel();
     // A program need not read its input, and a long line does not fit into a pipe: the write may block until the end.
     let feed_and_wait = move || {
-        let mut child = child;
         if let Some(mut input) = child.stdin.take() {
             // A program that has closed its input says what it made of the order by its exit code.
             let _ = input.write_all(line.as_bytes());
@@ -56,15 +72,48 @@ pub(crate) fn finish(child: Child, line: String, patience: Duration) -> io::Resu
         let _ = sender.send(child.wait());
     };
     std::thread::Builder::new().name("program".into()).spawn(feed_and_wait)?;
-    match receiver.recv_timeout(patience) {
-        Ok(Ok(status)) => Ok(ended(status)),
-        Ok(Err(_)) => Ok(Ended::Untold),
+    let ended = match receiver.recv_timeout(patience) {
+        Ok(Ok(status)) => ended(status),
+        Ok(Err(_)) => Ended::Untold,
         Err(_) => {
             kill(group);
             // It cannot refuse; a program stuck in the kernel is left to the kernel.
             let _ = receiver.recv_timeout(patience);
-            Ok(Ended::TimedOut)
+            Ended::TimedOut
         }
+    };
+    Ok((ended, heard.map(Heard::end).unwrap_or_default()))
+}
+
+/// Reads what a program writes to standard error, and keeps the end of it.
+struct Heard {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    is_over: mpsc::Receiver<()>,
+}
+
+impl Heard {
+    /// The thread reads on for as long as anybody may write, so that nobody is held up or killed by a full pipe.
+    fn start(mut from: ChildStderr) -> io::Result<Self> {
+        let (sender, is_over) = mpsc::channel();
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let kept = bytes.clone();
+        let read = move || {
+            let mut buffer = [0; MOST_HEARD_BYTES];
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(&buffer[..count]);
+                let surplus = kept.len().saturating_sub(MOST_HEARD_BYTES);
+                kept.drain(..surplus);
+            }
+            let _ = sender.send(());
+        };
+        std::thread::Builder::new().name("program-errors".into()).spawn(read)?;
+        Ok(Self { bytes, is_over })
+    }
+
+    fn end(self) -> String {
+        let _ = self.is_over.recv_timeout(HEAR_PATIENCE);
+        String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 }
 

@@ -14,10 +14,18 @@ pub(crate) fn clip(text: &str) -> String {
     clipped
 }
 
-/// The text on one line: runs of white space become one space, and each other control character becomes U+FFFD.
+/// The text on one line: runs of white space become one space, and other control characters are shown as `\u{1b}`.
 pub(crate) fn one_line(text: &str) -> String {
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    words.replace(char::is_control, "\u{fffd}")
+    let mut line = String::with_capacity(text.len());
+    for word in text.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        for c in word.chars() {
+            if c.is_control() { line.extend(c.escape_unicode()) } else { line.push(c) }
+        }
+    }
+    line
 }
 
 /// Cuts a text that is longer than `most_bytes` and ends it with `…`.
@@ -50,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_line_is_one_line_and_holds_no_control_character() {
-        assert_eq!(one_line("ERROR:  x\n  DETAIL:\ty\u{1b}[2J"), "ERROR: x DETAIL: y\u{fffd}[2J");
+        assert_eq!(one_line("ERROR:  x\n  DETAIL:\ty\u{1b}[2J"), "ERROR: x DETAIL: y\\u{1b}[2J");
         assert_eq!(clip("a\u{1b}[2Jb"), "a [2Jb");
         assert_eq!(clip(&"x".repeat(301)).chars().count(), 301);
     }

@@ -1,6 +1,7 @@
 //! The command line of `trader-bot`.
 
 use std::fmt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -15,12 +16,13 @@ use crate::consumer::follow::FollowOptions;
 use crate::consumer::recovery::Recovery;
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, FeedUrl};
-use crate::error::Error;
+use crate::error::{Doing, Error};
 use crate::logging;
 use crate::options::{
     database_settings, file_wins, finish, parse_duration, parse_log_level, parse_positive_duration, usage,
     with_lenient_values,
 };
+use crate::text::one_line;
 
 /// Places orders from a signal feed, each at most once, and knows when it missed something
 ///
@@ -109,6 +111,10 @@ struct Args {
     #[arg(long, env = "TRADER_BOT_RECOVERY", value_parser = clap::builder::BoolishValueParser::new(),
           help_heading = "Recovery")]
     recovery: bool,
+    /// Print what --recovery would place, and end: sends nothing, changes no file
+    #[arg(long, env = "TRADER_BOT_RECOVERY_DRY_RUN", value_parser = clap::builder::BoolishValueParser::new(),
+          help_heading = "Recovery")]
+    recovery_dry_run: bool,
     /// Database, for the role signal_feed_bot; DATABASE_URL works too
     #[arg(
         long,
@@ -192,6 +198,15 @@ impl fmt::Display for BrokerChoice {
     }
 }
 
+/// Writes lines to standard output; a reader that has gone (`| head`) is not an error.
+fn output(mut lines: impl Iterator<Item = String>) -> Result<(), Error> {
+    let mut output = std::io::stdout().lock();
+    match lines.try_for_each(|line| writeln!(output, "{line}")) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.doing("write to standard output"),
+    }
+}
+
 /// The description of the command line, for help, completions and the manual page.
 pub(crate) fn command() -> clap::Command {
     Args::command()
@@ -215,6 +230,11 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let options = args.options(matches)?;
+    if let (true, Some(recovery)) = (args.recovery_dry_run, &options.recovery) {
+        logging::start(args.log_level);
+        let lines = bot::dry_run(&options, recovery)?;
+        return output(lines.iter().map(|line| one_line(line)));
+    }
     logging::start(args.log_level);
     let stop = Stop::new();
     let asked = stop.clone();
@@ -238,11 +258,12 @@ impl Args {
         let follow = FollowOptions {
             urls: self.feed_url.clone(),
             key: self.key(matches)?,
+            key_file: self.feed_api_key_file.clone().filter(|file| !file.as_os_str().is_empty()),
             read_timeout: self.read_timeout,
             backoff_min: self.backoff_min,
             backoff_max: self.backoff_max,
         };
-        let recovery = if self.recovery { Some(self.recovery(matches)?) } else { None };
+        let recovery = if self.recovery || self.recovery_dry_run { Some(self.recovery(matches)?) } else { None };
         Ok(BotOptions {
             follow,
             state_file: self.state_file.clone(),

@@ -2,27 +2,28 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::consumer::follow::{End, FollowOptions, Follower, Happening};
+use crate::consumer::follow::{End, FeedEvent, FollowOptions, Follower};
+use crate::consumer::message::Missed;
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
 use crate::options::parse_number_from;
+use crate::text::one_line;
 
 /// Print every event of a feed as one JSON line
 ///
-/// Notices go to standard error. It reconnects like trader-bot, so nothing is missed or printed twice. Exit code 1 where
-/// the feed said that events are lost for good, 77 where it does not accept the key. It ends well when its reader does.
+/// Prints notices on standard error. Reconnects like trader-bot, so no event is missing or printed twice. Exits 0 after
+/// --count events, on Ctrl-C, and when its output pipe is closed; 1 if the feed said that events are lost for good; 77 if
+/// the feed does not accept the key.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key | jq .signal.symbol
-  signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key --cursor 0 | head -n 5")]
+  signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key --cursor earliest | head -n 5")]
 pub(super) struct Args {
     /// Address of the stream; repeat it for more feeds of the same log, tried in turn
     #[arg(long, value_name = "URL", env = "SIGNAL_FEED_FEED_URL", required = true, value_delimiter = ',')]
@@ -30,9 +31,9 @@ pub(super) struct Args {
     /// File with the API key
     #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_FEED_API_KEY_FILE")]
     feed_api_key_file: PathBuf,
-    /// Begin after this event [default: from now]
-    #[arg(long, value_name = "N", env = "SIGNAL_FEED_CURSOR", value_parser = |text: &str| parse_number_from(0, text))]
-    cursor: Option<i64>,
+    /// Begin after this event, or with the earliest one there is [default: from now]
+    #[arg(long, value_name = "N|earliest", env = "SIGNAL_FEED_CURSOR", value_parser = parse_start)]
+    cursor: Option<Start>,
     /// End after this many events [default: never]
     #[arg(long, value_name = "N", env = "SIGNAL_FEED_COUNT", value_parser = |text: &str| parse_number_from(1, text))]
     count: Option<i64>,
@@ -44,78 +45,106 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
         .map_err(|error| Error::Failed(format!("set up the handler of SIGINT: {error}")))?;
-    let nobody_reads = Arc::new(AtomicBool::new(false));
-    watch_reader(stop.clone(), nobody_reads.clone())?;
-    let cursor = args.cursor.map(|feed_seq| Cursor { feed_seq, event_time: None });
-    let mut follower = Follower::new(&FollowOptions::new(args.feed_url, key), cursor, stop);
+    watch_reader(stop.clone())?;
+    let cursor = args.cursor.map(|start| Cursor { feed_seq: start.cursor(), event_time: None });
+    let mut options = FollowOptions::new(args.feed_url, key);
+    options.key_file = Some(args.feed_api_key_file);
+    let mut follower = Follower::new(&options, cursor, stop);
     let mut missed = None;
     let mut left = args.count;
     while left != Some(0) {
-        let happening = match follower.next_happening() {
-            Ok(happening) => happening,
-            Err(End::Stopped) if nobody_reads.load(Ordering::Relaxed) => return Ok(()),
+        let event = match follower.next_event() {
+            Ok(event) => event,
             Err(End::Stopped) => break,
             Err(End::Unauthorized { url, answer }) => return Err(Error::Refused(format!("{url}: {answer}"))),
         };
-        match happening {
-            Happening::Signal(event) => {
+        match event {
+            FeedEvent::Signal(event) => {
                 if !print(&event.data)? {
-                    return Ok(());
+                    break;
                 }
                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: event.event_time });
                 left = left.map(|left| left - 1);
             }
-            Happening::Unreadable { feed_seq, why, .. } => {
-                notice(&format!("an event was passed over: {why}"));
+            FeedEvent::Unreadable { feed_seq, why, .. } => {
+                notice(&format!("skipped an event that cannot be read: {why}"));
                 if let Some(feed_seq) = feed_seq {
                     follower.acknowledge(Cursor { feed_seq, event_time: None });
                 }
             }
-            Happening::Quarantined(event) => {
-                notice(&format!("event {} cannot be delivered to anybody: {}", event.feed_seq, event.error));
+            FeedEvent::Quarantined(event) => {
+                notice(&format!("the feed cannot deliver event {} to anybody: {}", event.feed_seq, event.error));
                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
             }
-            Happening::Missed(reason) => {
-                notice(&format!("{}: events were missed for good", reason.reason()));
+            // Before the earliest event nothing was asked for.
+            FeedEvent::Missed(Missed::ReplayTruncated)
+                if args.cursor == Some(Start::Earliest)
+                    && follower.cursor().is_some_and(|cursor| cursor.feed_seq == 0) =>
+            {
+                notice("older events are outside the replay window; starting with the earliest there is");
+            }
+            FeedEvent::Missed(reason) => {
+                notice(&format!("{}: events are lost for good", reason.reason()));
                 missed = Some(reason);
             }
-            Happening::Notice(text) => notice(&format!("the feed says {text}")),
-            Happening::Connected(connected) => {
-                let cursor = connected.cursor.map_or("now".to_owned(), |cursor| cursor.to_string());
-                notice(&format!("connected, streaming after {cursor}"));
+            FeedEvent::Notice(text) => notice(&format!("the feed says {text}")),
+            FeedEvent::Connected(connected) => {
+                notice(&format!("connected: streaming after {}", connected.cursor));
             }
-            Happening::Interrupted(interruption) => {
+            FeedEvent::Interrupted(interruption) => {
                 let seconds = interruption.wait.as_secs_f64();
                 notice(&format!("{}: {}; trying again in {seconds:.1} s", interruption.url, interruption.cause));
             }
-            Happening::Nothing => {}
+            FeedEvent::Nothing => {}
         }
     }
     match missed {
         None => Ok(()),
-        Some(missed) => Err(Error::Failed(format!("{}: events were missed for good", missed.reason()))),
+        Some(missed) => Err(Error::Failed(format!("{}: events are lost for good", missed.reason()))),
     }
 }
 
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    After(i64),
+    Earliest,
+}
+
+impl Start {
+    fn cursor(self) -> i64 {
+        match self {
+            Self::After(feed_seq) => feed_seq,
+            Self::Earliest => 0,
+        }
+    }
+}
+
+fn parse_start(text: &str) -> Result<Start, String> {
+    if text == "earliest" {
+        return Ok(Start::Earliest);
+    }
+    parse_number_from(0, text).map(Start::After).map_err(|why| format!("{why}, or earliest"))
+}
+
 /// Asks to stop as soon as nobody reads standard output any more: on a quiet feed, `| head` would otherwise keep the shell
-/// waiting until the next event cannot be written.
-fn watch_reader(stop: Stop, nobody_reads: Arc<AtomicBool>) -> Result<(), Error> {
+/// waiting for the next event.
+fn watch_reader(stop: Stop) -> Result<(), Error> {
     let watch = move || {
         let output = io::stdout();
-        // Nothing is asked for: the other end's closing is told unasked, and a file never says anything (poll(2)).
+        // No events are asked for: poll(2) reports the other end's closing anyway, and never anything about a file.
         let mut descriptors = [PollFd::new(&output, PollFlags::empty())];
         while let Err(Errno::INTR) = poll(&mut descriptors, None) {}
         if descriptors[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
-            nobody_reads.store(true, Ordering::Relaxed);
             stop.ask();
         }
     };
     thread::Builder::new().name("output".into()).spawn(watch).map(drop).doing("start the thread output")
 }
 
-/// False where nobody reads any more (`| head`), which is a normal end.
+/// Prints an event's data; false if nobody reads any more (`| head`), which is a normal end.
 fn print(data: &str) -> Result<bool, Error> {
-    let mut line = data.replace(['\n', '\r'], " ");
+    let mut line = json_line(data);
     line.push('\n');
     match io::stdout().write_all(line.as_bytes()) {
         Ok(()) => Ok(true),
@@ -124,7 +153,20 @@ fn print(data: &str) -> Result<bool, Error> {
     }
 }
 
+/// The same JSON on one line, without characters that a terminal obeys: outside of strings they are white space, inside
+/// they can be escaped.
+fn json_line(json: &str) -> String {
+    let mut line = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        match c {
+            '\n' | '\r' | '\t' => line.push(' '),
+            c if c.is_control() => line.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => line.push(c),
+        }
+    }
+    line
+}
+
 fn notice(text: &str) {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", one_line(text));
 }

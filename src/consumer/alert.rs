@@ -18,6 +18,7 @@ pub(super) enum Reason {
     Quarantined,
     UnusableEvent,
     Hole,
+    BadCursor,
     Unauthorized,
     ExitRejected,
     ExitUnfilled,

@@ -1,8 +1,6 @@
 //! Times as texts and as instants.
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
 
 /// Now, UTC with six digits.
 pub(super) fn now_text() -> String {
@@ -14,19 +12,27 @@ pub(super) fn text(instant: Timestamp) -> String {
     format!("{instant:.6}")
 }
 
-/// RFC 3339 with any offset, or a time without one, which counts as UTC; `None` for anything else (`infinity`, say).
+/// An instant written with any offset. A time without a time zone, and anything else (`infinity`), is an unknown time.
 pub(super) fn instant(text: &str) -> Option<Timestamp> {
-    text.parse().ok().or_else(|| {
-        let local: DateTime = text.parse().ok()?;
-        local.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
-    })
+    text.parse().ok()
 }
 
-/// Whether two texts mean the same instant; where one of them means none, whether they are the same text.
+/// Whether a text is `date-time` of RFC 3339, which the feed takes as a `cursor_time`.
+pub(super) fn is_rfc3339(text: &str) -> bool {
+    let separators = (text.get(4..5), text.get(7..8), text.get(10..11), text.get(13..14), text.get(16..17));
+    let has_shape = separators == (Some("-"), Some("-"), Some("T"), Some(":"), Some(":"));
+    has_shape
+        && !text.contains('[')
+        && text.ends_with(|last: char| last == 'Z' || last.is_ascii_digit())
+        && instant(text).is_some()
+}
+
+/// Whether two texts can mean the same instant. An unknown time is compared with another one by its text.
 pub(super) fn same_instant(one: &str, other: &str) -> bool {
     match (instant(one), instant(other)) {
         (Some(one), Some(other)) => one == other,
-        _ => one == other,
+        (None, None) => one == other,
+        _ => true,
     }
 }
 
@@ -37,10 +43,28 @@ mod tests {
     #[test]
     fn the_same_instant_is_found_under_any_offset() {
         assert!(same_instant("2026-11-20T12:00:00.5+00:00", "2026-11-20T14:00:00.500000+02:00"));
-        assert!(same_instant("2026-11-20T12:00:00", "2026-11-20T12:00:00Z"));
         assert!(!same_instant("2026-11-20T12:00:00Z", "2026-11-20T12:00:01Z"));
         assert!(same_instant("infinity", "infinity"));
+        assert!(!same_instant("2026-11-20T12:00:00", "2026-11-20T13:00:00"));
+    }
+
+    #[test]
+    fn a_time_without_a_zone_is_unknown() {
         assert_eq!(instant("infinity"), None);
+        assert_eq!(instant("2026-11-20T12:00:00"), None);
+        assert!(instant("2026-11-20T12:00:00+02:00").is_some());
+    }
+
+    #[test]
+    fn only_rfc_3339_is_sent_as_a_cursor_time() {
+        for good in ["2026-11-20T12:00:00.123456Z", "2026-11-20T12:00:00+02:00"] {
+            assert!(is_rfc3339(good), "{good}");
+        }
+        for bad in
+            ["", "yesterday", "2026-11-20", "2026-11-20T12:00:00", "2026-11-20T12:00:00Z[UTC]", "20261120T120000Z"]
+        {
+            assert!(!is_rfc3339(bad), "{bad}");
+        }
     }
 
     #[test]

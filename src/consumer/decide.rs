@@ -1,12 +1,15 @@
-//! What a signal is worth: to be placed, or why not. Pure, so that the table of the README can be read off it.
+//! What is done with a signal: an order, or why not. Pure, so that the README's table can be read off it.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::clock;
 use super::ledger::Ledger;
 use super::order::{Action, Signal};
+
+/// A row created earlier than this before the bot's first start is from before its time. Clocks differ a little.
+const START_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 /// What is done with a signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +18,7 @@ pub(super) enum Decision {
     Place,
     /// Its (id, action) is known: nothing is placed.
     PassOver,
-    /// Its (id, action) is known for something else: nothing is placed.
+    /// Its (id, action) is known with other facts: nothing is placed.
     Conflict(String),
     /// An entry in close-only mode: never placed.
     Blocked,
@@ -23,16 +26,26 @@ pub(super) enum Decision {
     Stale(String),
 }
 
-/// What a decision rests on beside journal and signal.
+/// Where a signal comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// An event of the stream.
+    Insert,
+    /// An event of the stream: the row was there before.
+    Update,
+    /// A row that `--recovery` found.
+    Recovery,
+}
+
+/// What a decision depends on besides journal and signal.
 #[derive(Debug, Clone)]
 pub(super) struct Circumstances {
-    /// The event is an UPDATE: the row may be older than the bot.
-    pub(super) is_update: bool,
+    pub(super) origin: Origin,
     /// Entries are not placed.
     pub(super) is_close_only: bool,
     /// Entries older than this are stale.
     pub(super) max_entry_age: Option<Duration>,
-    /// What the age is counted from, where it is known.
+    /// What the age counts from, if it is known.
     pub(super) made_at: Option<Timestamp>,
     pub(super) now: Timestamp,
 }
@@ -41,8 +54,8 @@ pub(super) fn decide(ledger: &Ledger, signal: &Signal, circumstances: &Circumsta
     if let Some(known) = ledger.known(&signal.key()) {
         return known.conflict(signal).map_or(Decision::PassOver, Decision::Conflict);
     }
-    if circumstances.is_update && !ledger.knows_id(&signal.id_text) && !made_since(signal, ledger.started_at) {
-        return Decision::Stale("an UPDATE of a row from before the bot first started".to_owned());
+    if !ledger.knows_id(&signal.id_text) && predates(signal, circumstances.origin, ledger.started_at) {
+        return Decision::Stale("created more than a minute before the bot first started".to_owned());
     }
     if signal.action == Action::Exit {
         return Decision::Place;
@@ -58,12 +71,32 @@ pub(super) fn decide(ledger: &Ledger, signal: &Signal, circumstances: &Circumsta
     }
 }
 
-/// Where the row does not tell when it was made, it counts as older.
-fn made_since(signal: &Signal, started_at: Timestamp) -> bool {
-    signal.created_at.as_deref().and_then(clock::instant).is_some_and(|created_at| created_at >= started_at)
+/// Whether an event is about a row from before the bot's time: a backfill, say, or a row moved between partitions. A row
+/// without a usable `created_at` is taken for new when it is inserted, and for old when it is updated.
+fn predates(signal: &Signal, origin: Origin, started_at: Timestamp) -> bool {
+    if origin == Origin::Recovery {
+        return false;
+    }
+    match signal.created_at.as_deref().and_then(clock::instant) {
+        Some(created_at) => started_at.duration_since(created_at) > START_TOLERANCE,
+        None => origin == Origin::Update,
+    }
 }
 
-/// An entry whose age nobody knows is not younger than anything.
+/// What the age of a signal counts from: the older of its event's time and its row's creation, else its last change.
+pub(super) fn made_at(
+    event_time: Option<&str>,
+    created_at: Option<&str>,
+    updated_at: Option<&str>,
+) -> Option<Timestamp> {
+    let instant = |text: Option<&str>| text.and_then(clock::instant);
+    match (instant(event_time), instant(created_at)) {
+        (Some(logged), Some(created)) => Some(logged.min(created)),
+        (logged, created) => logged.or(created).or_else(|| instant(updated_at)),
+    }
+}
+
+/// An entry of unknown age is not younger than anything.
 pub(super) fn is_younger(circumstances: &Circumstances, limit: Duration) -> bool {
     circumstances.made_at.is_some_and(|made_at| {
         Duration::try_from(circumstances.now.duration_since(made_at)).unwrap_or_default() <= limit

@@ -40,7 +40,7 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     if let Ok(real) = fs::canonicalize(path) {
         return Ok(real);
     }
-    let name = path.file_name().ok_or_else(|| Error::Failed(format!("{} names no file", path.display())))?;
+    let name = path.file_name().ok_or_else(|| Error::Failed(format!("{} does not name a file", path.display())))?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -49,10 +49,10 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     Ok(parent.join(name))
 }
 
-/// Refuses what is there and no plain file: a device or a pipe could be read without end.
+/// Refuses a device or a pipe, which could be read without end.
 pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
     match fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => Err(Error::Failed(format!("{} is no plain file", path.display()))),
+        Ok(metadata) if !metadata.is_file() => Err(Error::Failed(format!("{} is not a regular file", path.display()))),
         _ => Ok(()),
     }
 }
@@ -62,11 +62,14 @@ pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
 pub(super) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temporary = with_suffix(path, ".tmp");
     let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    if sync {
-        file.sync_data()?;
-    }
-    fs::rename(&temporary, path)
+    let written = file.write_all(bytes).and_then(|()| if sync { file.sync_data() } else { Ok(()) });
+    written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// Whether a failure of [`replace`] may be due to the file's place: it is a mount point, or its directory is read-only.
+pub(super) fn is_irreplaceable(error: &io::Error) -> bool {
+    use io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
+    matches!(error.kind(), CrossesDevices | PermissionDenied | ReadOnlyFilesystem | ResourceBusy)
 }
 
 /// Puts a directory's entry for `path` on the disk.

@@ -4,15 +4,18 @@
 //! event, so that an event that was taken and not acknowledged comes again.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use super::message::{Connected, Message, Missed, Quarantined, SignalEvent};
 use super::stop::Stop;
-use super::stream::{ApiKey, Client, Cursor, FeedUrl, Stream, TURN, Trouble};
+use super::stream::{ApiKey, Client, Cursor, FeedUrl, Stream, StreamError, TURN};
 
 /// A stream this old has lasted: the back-off begins anew after it. (Where `backoff_max` is shorter, that.)
 const LASTED: Duration = Duration::from_secs(10);
+/// The same hole this many times in a row is an alarm.
+const HOLES_TO_ALERT: u32 = 3;
 
 /// Where a feed is and how patient to be with it.
 #[derive(Debug, Clone)]
@@ -21,6 +24,8 @@ pub struct FollowOptions {
     pub urls: Vec<FeedUrl>,
     /// The API key.
     pub key: ApiKey,
+    /// The file that the key came from: read again when the feed does not accept the key.
+    pub key_file: Option<PathBuf>,
     /// Longest silence before a connection counts as dead. The feed sends a heartbeat every 15 s.
     pub read_timeout: Duration,
     /// Limit of the first wait after a failure.
@@ -35,6 +40,7 @@ impl FollowOptions {
         Self {
             urls,
             key,
+            key_file: None,
             read_timeout: Duration::from_secs(35),
             backoff_min: Duration::from_secs(1),
             backoff_max: Duration::from_secs(60),
@@ -44,14 +50,14 @@ impl FollowOptions {
 
 /// What a consumer has to know next.
 #[derive(Debug)]
-pub enum Happening {
+pub enum FeedEvent {
     /// A stream is open.
     Connected(Connected),
     /// The next event; acknowledge it once it is dealt with.
     Signal(SignalEvent),
-    /// The next event, whose data cannot be read; acknowledge it where it has a number.
+    /// An event whose data cannot be read; acknowledge it if it has a number.
     Unreadable {
-        /// Its number, where the event's id tells it.
+        /// Its number, if its block names one that leaves no hole.
         feed_seq: Option<i64>,
         /// What is wrong with it.
         why: String,
@@ -77,19 +83,30 @@ pub struct Interruption {
     pub url: FeedUrl,
     /// Why.
     pub cause: Cause,
-    /// How often events after this same cursor have been missing, or too large, in a row; 0 for other causes.
-    pub same_hole: u32,
+    /// Somebody has to know: it does not get better by itself. Told once.
+    pub alarm: Option<Alarm>,
     /// How long the next call waits before it tries again.
     pub wait: Duration,
 }
 
-/// Why a stream is not gone on with.
+/// What does not get better by itself, although it is tried again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// The same events are missing for the third time.
+    Hole,
+    /// The feed does not take the cursor, not even without its `cursor_time`.
+    BadCursor,
+}
+
+/// Why a stream was left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     /// The connection, or the feed's answer.
-    Trouble(Trouble),
+    Stream(StreamError),
     /// The feed dropped events for this client; the cursor brings them.
     Dropped(String),
+    /// The stream did not begin with a `connected` block that can be read.
+    NotConnected(String),
     /// An event's predecessor lies beyond the cursor: something between is missing.
     Hole {
         /// The last acknowledged event.
@@ -104,8 +121,9 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Trouble(trouble) => trouble.fmt(f),
+            Self::Stream(error) => error.fmt(f),
             Self::Dropped(data) => write!(f, "the feed dropped events for this client: {data}"),
+            Self::NotConnected(what) => write!(f, "the stream does not begin with a readable connected block: {what}"),
             Self::Hole { cursor, prev_seq, feed_seq } => {
                 write!(f, "something is missing: event {feed_seq} follows {prev_seq}, but the cursor is {cursor}")
             }
@@ -123,7 +141,7 @@ pub enum End {
         /// The address that said so.
         url: FeedUrl,
         /// The feed's answer.
-        answer: Trouble,
+        answer: StreamError,
     },
 }
 
@@ -131,23 +149,31 @@ pub enum End {
 #[derive(Debug)]
 pub struct Follower {
     client: Client,
+    key_file: Option<PathBuf>,
+    read_timeout: Duration,
     stop: Stop,
-    places: Vec<Place>,
-    /// The place that is streaming, or is tried next.
+    endpoints: Vec<Endpoint>,
+    /// The endpoint that is streaming, or is tried next.
     at: usize,
-    /// Places tried in vain since the last wait.
+    /// Endpoints that failed since the last wait.
     tried: usize,
     backoff: Backoff,
     lasted: Duration,
     stream: Option<Stream>,
+    /// The stream's `connected` has come.
+    is_connected: bool,
     try_at: Instant,
     cursor: Option<Cursor>,
+    /// The feed said that events are lost: the next event is taken as it comes.
     new_chain: bool,
+    /// How often in a row events after this same cursor have been missing.
     same_hole: u32,
+    /// The caller was told that the feed does not take this cursor.
+    cursor_is_refused: bool,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Endpoint {
     url: FeedUrl,
     /// A `Retry-After` forbids to try before.
     not_before: Instant,
@@ -160,23 +186,27 @@ enum Order {
 }
 
 impl Follower {
-    /// Follows from after `cursor`, or from now. Nothing is opened before the first [`next_happening`](Self::next_happening).
+    /// Follows from after `cursor`, or from now. Nothing is opened before the first [`next_event`](Self::next_event).
     pub fn new(options: &FollowOptions, cursor: Option<Cursor>, stop: Stop) -> Self {
         let now = Instant::now();
-        let place = |url: &FeedUrl| Place { url: url.clone(), not_before: now };
+        let endpoint = |url: &FeedUrl| Endpoint { url: url.clone(), not_before: now };
         Self {
-            client: Client::new(options, stop.clone()),
+            client: Client::new(&options.urls, &options.key, options.read_timeout, stop.clone()),
+            key_file: options.key_file.clone(),
+            read_timeout: options.read_timeout,
             stop,
-            places: options.urls.iter().map(place).collect(),
+            endpoints: options.urls.iter().map(endpoint).collect(),
             at: 0,
             tried: 0,
             backoff: Backoff::new(options.backoff_min, options.backoff_max),
             lasted: LASTED.min(options.backoff_max),
             stream: None,
+            is_connected: false,
             try_at: now,
             cursor,
             new_chain: false,
             same_hole: 0,
+            cursor_is_refused: false,
         }
     }
 
@@ -184,7 +214,7 @@ impl Follower {
     ///
     /// # Errors
     /// [`End`], for good.
-    pub fn next_happening(&mut self) -> Result<Happening, End> {
+    pub fn next_event(&mut self) -> Result<FeedEvent, End> {
         loop {
             let got = match &mut self.stream {
                 Some(stream) => stream.next_event(),
@@ -193,28 +223,34 @@ impl Follower {
                     if !self.stop.sleep(wait.min(TURN)) {
                         return Err(End::Stopped);
                     }
-                    return Ok(Happening::Nothing);
+                    return Ok(FeedEvent::Nothing);
                 }
                 None => match self.open() {
                     Ok(stream) => {
                         self.stream = Some(stream);
                         continue;
                     }
-                    Err(trouble) => Err(trouble),
+                    Err(error) => Err(error),
                 },
             };
             match got {
-                Ok(None) => return Ok(Happening::Nothing),
+                Ok(None)
+                    if !self.is_connected && self.stream.as_ref().is_some_and(|s| s.age() >= self.read_timeout) =>
+                {
+                    return Ok(self.interrupt(Cause::NotConnected("none has come".to_owned())));
+                }
+                Ok(None) => return Ok(FeedEvent::Nothing),
                 Ok(Some(event)) => {
-                    if let Some(happening) = self.judge(Message::from_event(event)) {
-                        return Ok(happening);
+                    if let Some(event) = self.judge(Message::from_event(event)) {
+                        return Ok(event);
                     }
                 }
-                Err(Trouble::Stopped) => return Err(End::Stopped),
-                Err(answer @ Trouble::Unauthorized { .. }) => {
-                    return Err(End::Unauthorized { url: self.places[self.at].url.clone(), answer });
+                Err(StreamError::Stopped) => return Err(End::Stopped),
+                Err(StreamError::Unauthorized { .. }) if self.has_another_key() => self.stream = None,
+                Err(answer @ StreamError::Unauthorized { .. }) => {
+                    return Err(End::Unauthorized { url: self.endpoints[self.at].url.clone(), answer });
                 }
-                Err(trouble) => return Ok(self.interrupt(Cause::Trouble(trouble))),
+                Err(error) => return Ok(self.interrupt(Cause::Stream(error))),
             }
         }
     }
@@ -224,6 +260,7 @@ impl Follower {
         self.cursor = Some(cursor);
         self.new_chain = false;
         self.same_hole = 0;
+        self.cursor_is_refused = false;
     }
 
     /// Closes the stream; the next call opens one from the cursor.
@@ -237,96 +274,129 @@ impl Follower {
         self.cursor.as_ref()
     }
 
-    fn open(&mut self) -> Result<Stream, Trouble> {
-        self.new_chain = false;
-        self.client.open(&self.places[self.at].url, self.cursor.as_ref())
+    /// Reads the key file again: an operator may have replaced an expired key.
+    fn has_another_key(&mut self) -> bool {
+        let Some(file) = &self.key_file else { return false };
+        match ApiKey::from_file(file) {
+            Ok(key) => {
+                let differs = self.client.change_key(key);
+                if differs {
+                    log::warn!("the feed does not accept the key; {} holds another one, trying that", file.display());
+                }
+                differs
+            }
+            Err(error) => {
+                log::error!("{error}");
+                false
+            }
+        }
     }
 
-    fn judge(&mut self, message: Message) -> Option<Happening> {
+    fn open(&mut self) -> Result<Stream, StreamError> {
+        self.new_chain = false;
+        self.is_connected = false;
+        self.client.open(&self.endpoints[self.at].url, self.cursor.as_ref())
+    }
+
+    fn judge(&mut self, message: Message) -> Option<FeedEvent> {
         match message {
             Message::Connected(connected) => {
+                self.is_connected = true;
                 if self.cursor.is_none() {
-                    self.cursor = connected.cursor.map(|feed_seq| Cursor { feed_seq, event_time: None });
+                    self.cursor = Some(Cursor { feed_seq: connected.cursor, event_time: None });
                 }
-                Some(Happening::Connected(connected))
+                Some(FeedEvent::Connected(connected))
             }
-            Message::Signal(event) => self.in_order(event.feed_seq, event.prev_seq, |_| Some(Happening::Signal(event))),
-            Message::Quarantined(event) => {
-                self.in_order(event.feed_seq, event.prev_seq, |_| Some(Happening::Quarantined(event)))
-            }
-            Message::Unreadable { feed_seq: Some(number), why, data } => {
-                self.in_order(number, None, |_| Some(Happening::Unreadable { feed_seq: Some(number), why, data }))
-            }
-            Message::Unreadable { feed_seq, why, data } => Some(Happening::Unreadable { feed_seq, why, data }),
+            Message::UnreadableConnected(data) => Some(self.interrupt(Cause::NotConnected(data))),
+            Message::Notice(notice) => Some(FeedEvent::Notice(notice)),
+            _ if !self.is_connected => Some(self.interrupt(Cause::NotConnected("an event came first".to_owned()))),
+            Message::Signal(event) => match self.order(event.feed_seq, event.prev_seq) {
+                Order::Next => Some(FeedEvent::Signal(event)),
+                other => self.pass_over(event.feed_seq, &other),
+            },
+            Message::Quarantined(event) => match self.order(event.feed_seq, event.prev_seq) {
+                Order::Next => Some(FeedEvent::Quarantined(event)),
+                other => self.pass_over(event.feed_seq, &other),
+            },
+            Message::Unreadable { feed_seq, why, data } => match feed_seq.map(|number| self.order(number, None)) {
+                Some(Order::Repetition) => None,
+                // In a new chain nothing tells whether the number leaves a hole.
+                Some(Order::Next) if !self.new_chain => Some(FeedEvent::Unreadable { feed_seq, why, data }),
+                _ => Some(FeedEvent::Unreadable { feed_seq: None, why, data }),
+            },
             Message::Missed(missed) => {
                 self.new_chain = true;
-                Some(Happening::Missed(missed))
+                Some(FeedEvent::Missed(missed))
             }
             Message::Dropped(data) => Some(self.interrupt(Cause::Dropped(data))),
-            Message::Notice(notice) => Some(Happening::Notice(notice)),
         }
     }
 
-    fn in_order(
-        &mut self,
-        feed_seq: i64,
-        prev_seq: Option<i64>,
-        next: impl FnOnce(&mut Self) -> Option<Happening>,
-    ) -> Option<Happening> {
-        match self.order(feed_seq, prev_seq) {
-            Order::Next => next(self),
-            Order::Repetition => {
-                log::debug!("passed over event {feed_seq}: a repetition");
+    fn pass_over(&mut self, feed_seq: i64, order: &Order) -> Option<FeedEvent> {
+        match (order, &self.cursor) {
+            (Order::Hole(prev_seq), Some(cursor)) => {
+                let cause = Cause::Hole { cursor: cursor.feed_seq, prev_seq: *prev_seq, feed_seq };
+                Some(self.interrupt(cause))
+            }
+            _ => {
+                log::debug!("skipped event {feed_seq}: a repetition");
                 None
             }
-            Order::Hole(prev_seq) => {
-                let cursor = self.cursor.as_ref().map_or(0, |cursor| cursor.feed_seq);
-                Some(self.interrupt(Cause::Hole { cursor, prev_seq, feed_seq }))
-            }
         }
     }
 
+    /// Where an event stands after the cursor. One that does not name the event before it follows directly, or not at all.
     fn order(&self, feed_seq: i64, prev_seq: Option<i64>) -> Order {
         let Some(cursor) = self.cursor.as_ref().filter(|_| !self.new_chain) else {
             return Order::Next;
         };
-        match prev_seq {
+        match prev_seq.unwrap_or(feed_seq - 1) {
             _ if feed_seq <= cursor.feed_seq => Order::Repetition,
-            Some(prev_seq) if prev_seq > cursor.feed_seq => Order::Hole(prev_seq),
+            prev_seq if prev_seq > cursor.feed_seq => Order::Hole(prev_seq),
             _ => Order::Next,
         }
     }
 
-    fn interrupt(&mut self, cause: Cause) -> Happening {
+    /// Whether somebody has to know of this interruption. Without its time a cursor that was refused is tried once more.
+    fn alarm(&mut self, cause: &Cause) -> Option<Alarm> {
+        match cause {
+            Cause::Stream(StreamError::TooLarge(_)) | Cause::Dropped(_) | Cause::Hole { .. } => {
+                self.same_hole += 1;
+                (self.same_hole == HOLES_TO_ALERT).then_some(Alarm::Hole)
+            }
+            Cause::Stream(StreamError::Status { status: 400, code: Some(code), .. }) if code == "bad_cursor" => {
+                let had_time = self.cursor.as_mut().is_some_and(|cursor| cursor.event_time.take().is_some());
+                let is_new = !had_time && !std::mem::replace(&mut self.cursor_is_refused, true);
+                is_new.then_some(Alarm::BadCursor)
+            }
+            _ => None,
+        }
+    }
+
+    fn interrupt(&mut self, cause: Cause) -> FeedEvent {
         let lasted = self.stream.take().is_some_and(|stream| stream.age() >= self.lasted);
         if lasted {
             self.backoff.reset();
             self.tried = 0;
         }
-        let same_hole = match &cause {
-            Cause::Trouble(Trouble::TooLarge(_)) | Cause::Dropped(_) | Cause::Hole { .. } => {
-                self.same_hole += 1;
-                self.same_hole
-            }
-            Cause::Trouble(_) => 0,
-        };
+        let alarm = self.alarm(&cause);
         let now = Instant::now();
-        if let Cause::Trouble(Trouble::Status { retry_after: Some(floor), .. }) = &cause {
-            self.places[self.at].not_before = now + *floor;
+        if let Cause::Stream(StreamError::Status { retry_after: Some(floor), .. }) = &cause {
+            self.endpoints[self.at].not_before = now + *floor;
         }
-        let url = self.places[self.at].url.clone();
+        let url = self.endpoints[self.at].url.clone();
         self.tried += 1;
         // Another address is tried at once; only when all have failed there is a wait.
         let mut try_at = now;
-        if self.tried >= self.places.len() {
+        if self.tried >= self.endpoints.len() {
             self.tried = 0;
             try_at += self.backoff.next_wait();
         }
-        let count = self.places.len();
+        let count = self.endpoints.len();
         let in_turn = (1..=count).map(|step| (self.at + step) % count);
         // The first in turn that may be tried then; where none may, the one that may first.
-        self.at = in_turn.min_by_key(|&at| self.places[at].not_before.max(try_at)).unwrap_or(self.at);
-        self.try_at = try_at.max(self.places[self.at].not_before);
-        Happening::Interrupted(Interruption { url, cause, same_hole, wait: self.try_at.duration_since(now) })
+        self.at = in_turn.min_by_key(|&at| self.endpoints[at].not_before.max(try_at)).unwrap_or(self.at);
+        self.try_at = try_at.max(self.endpoints[self.at].not_before);
+        FeedEvent::Interrupted(Interruption { url, cause, alarm, wait: self.try_at.duration_since(now) })
     }
 }

@@ -2,16 +2,15 @@
 //!
 //! It alone suffices to go on. A last line that a crash tore is dropped; its order was not sent, or will be asked for.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::files;
-use super::ledger::{Ledger, Line, Record};
+use super::json;
+use super::ledger::{Ledger, Line, Record, VERSION};
 use crate::error::{Doing, Error};
 
-/// The format's version, in the first line.
-pub(super) const VERSION: u32 = 1;
 /// The newest lines are kept as they were written when older ones shrink.
 const KEPT_LINES: usize = 200;
 
@@ -42,9 +41,9 @@ impl Journal {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).doing(doing("read", path))?;
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let whole = whole_lines(&text).len();
         if whole < text.len() {
-            log::warn!("the journal's last line was torn by a crash: {} bytes of it are dropped", text.len() - whole);
+            log::warn!("a crash tore the journal's last line: dropped {} bytes", text.len() - whole);
             file.set_len(whole as u64).doing(doing("repair", path))?;
             file.seek(SeekFrom::End(0)).doing(doing("repair", path))?;
             text.truncate(whole);
@@ -60,20 +59,23 @@ impl Journal {
         }
         let details = lines.iter().filter(|line| line.record != Record::Known).count();
         let old = if details > 2 * KEPT_LINES { lines.len() - KEPT_LINES } else { 0 };
-        let mut shrunk = Vec::new();
-        for (number, line) in lines.iter().enumerate() {
-            if number == old && old > 0 {
-                shrunk = journal.ledger.summary();
-            }
-            journal
-                .ledger
-                .apply(line)
-                .map_err(|why| Error::Failed(format!("{}: line {}: {why}", doing("read", path), number + 1)))?;
-        }
+        journal.ledger = read_lines(&lines[..old], Ledger::default(), 0, path)?;
+        let shrunk = journal.ledger.summary();
+        journal.ledger = read_lines(&lines[old..], journal.ledger, old, path)?;
         if old > 0 {
-            journal.rewrite(&shrunk, &text, old)?;
+            journal.shrink(&shrunk, &text, old)?;
         }
         Ok(journal)
+    }
+
+    /// What a journal tells, read without changing anything; `None` if there is none.
+    pub(super) fn look(path: &Path) -> Result<Option<Ledger>, Error> {
+        if !Self::exists(path)? {
+            return Ok(None);
+        }
+        let text = fs::read(path).doing(doing("read", path))?;
+        let lines = parse(whole_lines(&text), path)?;
+        read_lines(&lines, Ledger::default(), 0, path).map(Some)
     }
 
     /// What the journal tells.
@@ -91,26 +93,43 @@ impl Journal {
         self.ledger.apply(line).map_err(|why| Error::Failed(format!("{}: {why}", doing_it())))
     }
 
-    /// Puts `shrunk` in the place of the first `old` lines of `text`.
-    fn rewrite(&mut self, shrunk: &[Line], text: &[u8], old: usize) -> Result<(), Error> {
-        let mut bytes_of_all: Vec<u8> = shrunk.iter().flat_map(bytes).collect();
-        text.split_inclusive(|byte| *byte == b'\n').skip(old).for_each(|line| bytes_of_all.extend_from_slice(line));
-        let replaced = files::replace(&self.path, &bytes_of_all, true).and_then(|()| files::sync_directory(&self.path));
-        replaced.doing(doing("shrink", &self.path))?;
+    /// Replaces the first `old` lines of `text` with `shrunk`. A journal that cannot be replaced (a bind mount) stays long.
+    fn shrink(&mut self, shrunk: &[Line], text: &[u8], old: usize) -> Result<(), Error> {
+        let mut shorter: Vec<u8> = shrunk.iter().flat_map(bytes).collect();
+        text.split_inclusive(|byte| *byte == b'\n').skip(old).for_each(|line| shorter.extend_from_slice(line));
+        if let Err(error) = files::replace(&self.path, &shorter, true) {
+            log::warn!("{}: {error}; it stays as long as it is", doing("shrink", &self.path));
+            return Ok(());
+        }
+        files::sync_directory(&self.path).doing(doing("shrink", &self.path))?;
         self.file = OpenOptions::new().append(true).open(&self.path).doing(doing("open", &self.path))?;
-        log::info!("the journal's old lines were shrunk: {} bytes became {}", text.len(), bytes_of_all.len());
+        log::info!("shrunk the journal's old lines from {} to {} bytes", text.len(), shorter.len());
         Ok(())
     }
+}
+
+/// The text up to the end of its last whole line.
+fn whole_lines(text: &[u8]) -> &[u8] {
+    &text[..text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)]
+}
+
+fn read_lines(lines: &[Line], mut ledger: Ledger, before: usize, path: &Path) -> Result<Ledger, Error> {
+    for (number, line) in lines.iter().enumerate() {
+        let applied = ledger.apply(line);
+        applied
+            .map_err(|why| Error::Failed(format!("{}: line {}: {why}", doing("read", path), before + number + 1)))?;
+    }
+    Ok(ledger)
 }
 
 fn parse(text: &[u8], path: &Path) -> Result<Vec<Line>, Error> {
     let mut lines = Vec::new();
     for (number, bytes) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let line: Line = serde_json::from_slice(bytes).map_err(|error| {
+        let line: Line = json::object_from_bytes(bytes).map_err(|error| {
             Error::Failed(format!("{}: line {} is damaged: {error}", doing("read", path), number + 1))
         })?;
         if number == 0 && (line.record != Record::Journal || line.version != Some(VERSION)) {
-            return Err(Error::Failed(format!("{}: it is no journal of version {VERSION}", doing("read", path))));
+            return Err(Error::Failed(format!("{}: it is not a journal of version {VERSION}", doing("read", path))));
         }
         lines.push(line);
     }
@@ -130,8 +149,6 @@ fn doing(verb: &str, path: &Path) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
 mod tests {
-    use std::fs;
-
     use serde_json::value::RawValue;
 
     use super::super::ledger::intent_line;

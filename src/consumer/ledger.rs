@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::broker::Attempt;
-use super::clock;
 use super::order::{Action, Order, OrderKey, Signal, id_text};
 use super::state::Mode;
 use super::stream::Cursor;
+use super::{clock, json};
+
+/// The version of the format, in the first line.
+pub(super) const VERSION: u32 = 1;
 
 /// What a journal line records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,6 +241,11 @@ impl Ledger {
         self.known.contains_key(id)
     }
 
+    /// The orders whose outcome is not known yet.
+    pub(super) fn open(&self) -> impl Iterator<Item = &OpenIntent> {
+        self.open.iter()
+    }
+
     /// The order to settle first: one whose outcome is unknown goes before those that surely were not sent.
     pub(super) fn first_open(&self) -> Option<&OpenIntent> {
         self.open.iter().find(|intent| !intent.unsent).or(self.open.first())
@@ -290,7 +298,7 @@ impl Ledger {
 
     fn apply_intent(&mut self, line: &Line) -> Result<(), String> {
         let raw = line.order.as_ref().ok_or("an intent has no order")?;
-        let order: Order = serde_json::from_str(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
+        let order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
         let key = order.key();
         let known = Known {
             symbol: order.symbol.clone(),
@@ -349,7 +357,7 @@ impl Ledger {
     /// The fewest lines that tell the same.
     pub(super) fn summary(&self) -> Vec<Line> {
         let mut first = Line::new(Record::Journal);
-        first.version = Some(super::journal::VERSION);
+        first.version = Some(VERSION);
         first.time = clock::text(self.started_at);
         first.event_time.clone_from(&self.last_event_time);
         first.order_id = (self.highest_order_id > 0).then_some(self.highest_order_id);

@@ -3,21 +3,25 @@
 //! Nothing here fails: what cannot be read becomes a message that says so, and fields that nobody knows are passed over.
 
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::order::Signal;
 use super::sse::Event;
+use super::{clock, json};
 use crate::text::clip;
+
+/// 2^53: a feed counts less far.
+const LEAST_IMPOSSIBLE_NUMBER: i64 = 1 << 53;
 
 /// One event of the stream, read.
 #[derive(Debug)]
 pub enum Message {
     /// A row of `signal`, inserted or changed.
     Signal(SignalEvent),
-    /// A `signal` event whose data cannot be read at all.
+    /// An event, or a notice of a quarantined one, whose data cannot be read.
     Unreadable {
-        /// Its number, where the event's id tells it.
+        /// The number of its block, if the block has one.
         feed_seq: Option<i64>,
         /// What is wrong with it.
         why: String,
@@ -26,6 +30,8 @@ pub enum Message {
     },
     /// The first message of every stream.
     Connected(Connected),
+    /// The first message of a stream, which cannot be read.
+    UnreadableConnected(String),
     /// One event cannot be delivered to anybody.
     Quarantined(Quarantined),
     /// Events are lost to this consumer: the next one begins a new chain.
@@ -43,26 +49,26 @@ pub struct SignalEvent {
     pub feed_seq: i64,
     /// The number of the event before it.
     pub prev_seq: Option<i64>,
-    /// When it was logged, as it was sent.
+    /// When it was logged, as it was sent; `None` if that is not RFC 3339.
     pub event_time: Option<String>,
     /// `UPDATE`, where the row was there before.
     pub is_update: bool,
     /// The row, or why it cannot be used.
-    pub signal: Result<Signal, String>,
+    pub signal: Result<Box<Signal>, String>,
     /// The whole data as it came.
     pub data: String,
 }
 
 /// The first message of every stream.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connected {
     /// The identity of the log.
-    pub feed_id: Option<String>,
+    pub feed_id: String,
     /// Where the stream begins.
-    pub cursor: Option<i64>,
-    /// Whether this key lives in the past (`delay_seconds` above zero).
+    pub cursor: i64,
+    /// Whether the key is a delayed one (`delay_seconds` above zero).
     pub has_delay: bool,
-    /// When the key ends.
+    /// When the key expires.
     pub key_expires_at: Option<String>,
 }
 
@@ -115,53 +121,70 @@ impl Message {
     pub fn from_event(event: Event) -> Self {
         match event.event.as_str() {
             "signal" => signal(event),
-            "system" => system(&event.data),
+            "system" => system(event),
             _ => Self::Notice(format!("an event of unknown type {:?}", clip(&event.event))),
         }
     }
 }
 
 fn signal(event: Event) -> Message {
-    let id = event.last_event_id.parse().ok().filter(|id| *id >= 0);
-    let wire: Wire<'_> = match serde_json::from_str(&event.data) {
+    let id = block_number(&event);
+    let wire: Wire<'_> = match json::object(&event.data) {
         Ok(wire) => wire,
         Err(error) => {
             let why = format!("the event's data cannot be read: {error}");
             return Message::Unreadable { feed_seq: id, why, data: event.data };
         }
     };
-    let Some(feed_seq) = wire.feed_seq.or(id) else {
+    let Some(feed_seq) = wire.feed_seq.or(id).filter(|number| *number > 0) else {
         return Message::Unreadable { feed_seq: None, why: "the event has no number".to_owned(), data: event.data };
     };
     let row = wire.signal.ok_or_else(|| "the event has no row".to_owned());
     Message::Signal(SignalEvent {
         feed_seq,
         prev_seq: wire.prev_seq,
-        event_time: wire.event_time,
+        event_time: wire.event_time.filter(|time| clock::is_rfc3339(time)),
         is_update: wire.op.as_deref() == Some("UPDATE"),
-        signal: row.and_then(Signal::from_row),
+        signal: row.and_then(Signal::from_row).map(Box::new),
         data: event.data,
     })
 }
 
-fn system(data: &str) -> Message {
-    let Ok(value) = serde_json::from_str::<Value>(data) else {
+/// The number that a block names as its `id`. A feed's numbers stay below 2^53.
+fn block_number(event: &Event) -> Option<i64> {
+    let number = event.last_event_id.parse().ok().filter(|_| event.has_own_id);
+    number.filter(|number| (1..LEAST_IMPOSSIBLE_NUMBER).contains(number))
+}
+
+fn system(event: Event) -> Message {
+    let data = event.data.as_str();
+    let Ok(object) = json::object::<Map<String, Value>>(data) else {
         return Message::Notice(format!("a system event that cannot be read: {}", clip(data)));
     };
-    let text = |name: &str| value.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
-    let number = |name: &str| value.get(name).and_then(Value::as_i64);
+    let text = |name: &str| object.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
+    let number = |name: &str| object.get(name).and_then(Value::as_i64);
     match text("reason").as_deref() {
-        Some("connected") => Message::Connected(Connected {
-            feed_id: text("feed_id"),
-            cursor: number("cursor"),
-            has_delay: value.get("delay_seconds").and_then(Value::as_f64).is_some_and(|delay| delay > 0.0),
-            key_expires_at: text("key_expires_at"),
-        }),
-        Some("quarantined") if number("feed_seq").is_some() => Message::Quarantined(Quarantined {
-            feed_seq: number("feed_seq").unwrap_or_default(),
-            prev_seq: number("prev_seq"),
-            error: text("error").unwrap_or_else(|| "no error was told".to_owned()),
-        }),
+        Some("connected") => match (text("feed_id").filter(|id| !id.is_empty()), number("cursor")) {
+            (Some(feed_id), Some(cursor)) if cursor >= 0 => Message::Connected(Connected {
+                feed_id,
+                cursor,
+                has_delay: object.get("delay_seconds").and_then(Value::as_f64).is_some_and(|delay| delay > 0.0),
+                key_expires_at: text("key_expires_at"),
+            }),
+            _ => Message::UnreadableConnected(clip(data)),
+        },
+        Some("quarantined") => match number("feed_seq").or(block_number(&event)) {
+            Some(feed_seq) if (1..LEAST_IMPOSSIBLE_NUMBER).contains(&feed_seq) => Message::Quarantined(Quarantined {
+                feed_seq,
+                prev_seq: number("prev_seq"),
+                error: text("error").unwrap_or_else(|| "the feed names no error".to_owned()),
+            }),
+            _ => Message::Unreadable {
+                feed_seq: None,
+                why: "the notice of a quarantined event has no usable number".to_owned(),
+                data: event.data,
+            },
+        },
         Some("replay_truncated") => Message::Missed(Missed::ReplayTruncated),
         Some("history_rewritten") => Message::Missed(Missed::HistoryRewritten),
         Some("dropped") => Message::Dropped(clip(data)),
@@ -177,7 +200,12 @@ mod tests {
     use super::*;
 
     fn read(event: &str, id: &str, data: &str) -> Message {
-        Message::from_event(Event { event: event.into(), data: data.into(), last_event_id: id.into() })
+        Message::from_event(Event {
+            event: event.into(),
+            data: data.into(),
+            last_event_id: id.into(),
+            has_own_id: !id.is_empty(),
+        })
     }
 
     #[test]
@@ -216,7 +244,7 @@ mod tests {
             id in "-?[0-9]{0,20}|\\PC{0,4}",
             data in r#"\PC{0,60}|\{("(feed_seq|prev_seq|signal|op|event_time|reason|delay_seconds)":(-?[0-9]{1,20}|null|"(connected|quarantined|dropped)?"|\{\}|1e400),?){0,5}\}?"#,
         ) {
-            let _ = Message::from_event(Event { event, data, last_event_id: id });
+            let _ = Message::from_event(Event { event, data, has_own_id: !id.is_empty(), last_event_id: id });
         }
     }
 }

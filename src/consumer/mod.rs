@@ -19,7 +19,7 @@
 //! not acknowledged comes again after any interruption.
 //!
 //! ```no_run
-//! use signal_feed::consumer::follow::{FollowOptions, Follower, Happening};
+//! use signal_feed::consumer::follow::{FollowOptions, Follower, FeedEvent};
 //! use signal_feed::consumer::stop::Stop;
 //! use signal_feed::consumer::stream::{ApiKey, Cursor};
 //!
@@ -29,8 +29,8 @@
 //!     // `None` begins now; a bot that was here before passes the cursor that it kept.
 //!     let mut follower = Follower::new(&options, None, Stop::new());
 //!     loop {
-//!         match follower.next_happening().map_err(|end| format!("{end:?}"))? {
-//!             Happening::Signal(event) => {
+//!         match follower.next_event().map_err(|end| format!("{end:?}"))? {
+//!             FeedEvent::Signal(event) => {
 //!                 match &event.signal {
 //!                     Ok(signal) => println!("{} {} {}", signal.action, signal.side, signal.symbol),
 //!                     Err(why) => eprintln!("event {} cannot be used: {why}", event.feed_seq),
@@ -38,11 +38,11 @@
 //!                 // Keep the cursor somewhere safe first, then acknowledge.
 //!                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: event.event_time });
 //!             }
-//!             Happening::Quarantined(event) => {
+//!             FeedEvent::Quarantined(event) => {
 //!                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
 //!             }
-//!             Happening::Missed(missed) => eprintln!("signals were missed: {}", missed.reason()),
-//!             Happening::Interrupted(interruption) => eprintln!("{}", interruption.cause),
+//!             FeedEvent::Missed(missed) => eprintln!("signals were missed: {}", missed.reason()),
+//!             FeedEvent::Interrupted(interruption) => eprintln!("{}", interruption.cause),
 //!             _ => {}
 //!         }
 //!     }
@@ -58,6 +58,7 @@ mod decide;
 mod files;
 pub mod follow;
 mod journal;
+mod json;
 mod ledger;
 pub mod message;
 pub mod order;

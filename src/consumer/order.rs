@@ -1,9 +1,17 @@
 //! What is placed: an order, made of a row of `signal`, and the key under which it is placed at most once.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use super::json;
+
+/// Characters other than letters and digits that an order's reference keeps.
+const KEPT_IN_REFERENCES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
+/// A number with more digits than this is not an id. (The widest `double precision` has 341.)
+const MOST_ID_DIGITS: usize = 400;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,7 +35,7 @@ impl fmt::Display for Action {
 /// An order's key: it is placed at most once per signal id and action.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OrderKey {
-    /// The id's text: a string's content, a number's digits.
+    /// The id's text: a string's content, a number's canonical text.
     pub id: String,
     /// Entry or exit.
     pub action: Action,
@@ -36,9 +44,9 @@ pub struct OrderKey {
 /// One order as the broker gets it; on one line it is what an `exec:` program reads.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
-    /// `sf-<signal_id>-<action>`, everything but letters, digits, `.`, `_`, `-` percent-encoded.
+    /// See [`order_ref`].
     pub order_ref: String,
-    /// The row's `id` as it was written.
+    /// The row's `id`, a number in its canonical text.
     pub signal_id: Box<RawValue>,
     /// Entry or exit.
     pub action: Action,
@@ -73,6 +81,15 @@ impl Order {
         OrderKey { id: id_text(&self.signal_id).unwrap_or_default(), action: self.action }
     }
 
+    /// What it is about, for people: `BUY 100 ACME at 12.50`.
+    pub fn terms(&self) -> String {
+        let Self { side, quantity, symbol, price, .. } = self;
+        match price.get() {
+            "null" => format!("{side} {quantity} {symbol} without a price"),
+            price => format!("{side} {quantity} {symbol} at {price}"),
+        }
+    }
+
     /// The one line of JSON, without its line end.
     pub fn line(&self, request: Request) -> String {
         let kind = match request {
@@ -87,7 +104,7 @@ impl Order {
 /// A row of `signal` that a bot can act on.
 #[derive(Debug, Clone)]
 pub struct Signal {
-    /// The row's `id` as it was written: a number or a text.
+    /// The row's `id` as JSON, a number in its canonical text.
     pub id: Box<RawValue>,
     /// Its text.
     pub id_text: String,
@@ -134,13 +151,9 @@ impl Signal {
     /// # Errors
     /// What of it cannot be used, and why.
     pub fn from_row(row: &RawValue) -> Result<Self, String> {
-        if !row.get().starts_with('{') {
-            return Err("the row is no JSON object".to_owned());
-        }
         let columns: Columns<'_> =
-            serde_json::from_str(row.get()).map_err(|error| format!("the row cannot be read: {error}"))?;
-        let id = columns.id.ok_or("the row has no id")?;
-        let id_text = id_text(id).ok_or("the row's id is neither a number nor a text")?;
+            json::object(row.get()).map_err(|error| format!("the row cannot be read: {error}"))?;
+        let (id, id_text) = usable_id(columns.id.ok_or("the row has no id")?)?;
         let action = match string(columns.action).as_deref() {
             Some("entry") => Action::Entry,
             Some("exit") => Action::Exit,
@@ -148,11 +161,14 @@ impl Signal {
         };
         let symbol =
             string(columns.symbol).filter(|symbol| !symbol.trim().is_empty()).ok_or("the row has no symbol")?;
+        if symbol.contains(char::is_control) {
+            return Err("the row's symbol holds control characters".to_owned());
+        }
         let side = string(columns.side)
             .filter(|side| side == "BUY" || side == "SELL")
             .ok_or("the row's side is neither BUY nor SELL")?;
         Ok(Self {
-            id: id.to_owned(),
+            id,
             id_text,
             action,
             symbol,
@@ -188,31 +204,61 @@ impl Signal {
     }
 }
 
-/// `sf-<signal_id>-<action>`, everything but letters, digits, `.`, `_`, `-` percent-encoded.
+/// `sf-<signal_id>-<action>`, other characters than letters, digits, `.`, `_`, `-` percent-encoded.
 pub fn order_ref(id: &str, action: Action) -> String {
-    format!("sf-{}-{action}", percent_encoded(id, b"._-"))
+    format!("sf-{}-{action}", utf8_percent_encode(id, KEPT_IN_REFERENCES))
 }
 
-/// Percent-encodes every byte but ASCII letters, digits and those of `kept`.
-pub(super) fn percent_encoded(text: &str, kept: &[u8]) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
-
-/// A string's content or a number's digits; nothing else is an id, an empty string neither.
+/// The text of an id: a string's content, or a number's canonical text. Nothing else is an id.
 pub(super) fn id_text(raw: &RawValue) -> Option<String> {
     match raw.get().as_bytes().first()? {
-        b'"' => serde_json::from_str(raw.get()).ok().filter(|text: &String| !text.is_empty()),
-        b'-' | b'0'..=b'9' => Some(raw.get().to_owned()),
+        b'"' => string(Some(raw)),
+        b'-' | b'0'..=b'9' => canonical_number(raw.get()),
         _ => None,
     }
+}
+
+/// Reads a row's id.
+///
+/// # Errors
+/// Why it cannot be used.
+fn usable_id(raw: &RawValue) -> Result<(Box<RawValue>, String), String> {
+    let text = id_text(raw).ok_or("the row's id is neither a text nor a number of at most 400 digits")?;
+    if text.trim().is_empty() {
+        return Err("the row's id is empty".to_owned());
+    }
+    if text.contains(char::is_control) {
+        return Err("the row's id holds control characters".to_owned());
+    }
+    let is_text = raw.get().starts_with('"');
+    let id = if is_text { Ok(raw.to_owned()) } else { RawValue::from_string(text.clone()) };
+    Ok((id.map_err(|error| format!("the row's id cannot be read: {error}"))?, text))
+}
+
+/// One text for each number: without an exponent, without zeros after the last digit of a fraction, without a point if it
+/// is whole. PostgreSQL writes one `double precision` as `1e+21` here and as 22 digits there. `None` if it is too long.
+fn canonical_number(json: &str) -> Option<String> {
+    let (sign, unsigned) = json.strip_prefix('-').map_or(("", json), |rest| ("-", rest));
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let significant = digits.trim_start_matches('0');
+    if significant.is_empty() {
+        return Some("0".to_owned());
+    }
+    // Where the point stands, counted from the first significant digit.
+    let leading_zeros = digits.len() - significant.len();
+    let point = i64::try_from(whole.len()).ok()? - i64::try_from(leading_zeros).ok()? + exponent.parse::<i64>().ok()?;
+    let significant = significant.trim_end_matches('0');
+    if significant.len() > MOST_ID_DIGITS || point.unsigned_abs() > MOST_ID_DIGITS as u64 {
+        return None;
+    }
+    let (before, zeros) = (usize::try_from(point).unwrap_or(0), usize::try_from(-point).unwrap_or(0));
+    Some(match significant.split_at_checked(before) {
+        Some((_, "")) | None => format!("{sign}{significant:0<before$}"),
+        Some(("", fraction)) => format!("{sign}0.{}{fraction}", "0".repeat(zeros)),
+        Some((whole, fraction)) => format!("{sign}{whole}.{fraction}"),
+    })
 }
 
 /// Outside of strings, where JSON allows none, a line end is only white space.
@@ -258,14 +304,39 @@ mod tests {
     }
 
     #[test]
+    fn a_number_has_one_text_however_it_is_written() {
+        for (canonical, written) in [
+            ("1", vec!["1", "1.0", "1e0", "1.00E+00", "10e-1", "0.1e1", "100e-2"]),
+            ("1200", vec!["1200", "1.2e3", "1200.000", "12e2"]),
+            ("0", vec!["0", "-0", "0.0", "-0.0e5", "0e999999999999999999"]),
+            ("-1.5", vec!["-1.5", "-1.50", "-15e-1", "-0.15E1"]),
+            ("0.0012", vec!["0.0012", "1.2e-3", "0.00120"]),
+            ("1000000000000000000000", vec!["1e21", "1e+21", "1000000000000000000000"]),
+            ("12345678901234567890123", vec!["12345678901234567890123", "12345678901234567890123.0"]),
+        ] {
+            for text in written {
+                assert_eq!(canonical_number(text).as_deref(), Some(canonical), "{text}");
+            }
+        }
+        assert_eq!(canonical_number("1e401"), None);
+        assert_eq!(canonical_number("1e-9999999999999999999999"), None);
+        let row = r#"{"id":1.0,"action":"exit","symbol":"A","side":"BUY"}"#;
+        let order = signal(row).unwrap().order(None, None);
+        assert_eq!((order.signal_id.get(), order.order_ref.as_str()), ("1", "sf-1-exit"));
+    }
+
+    #[test]
     fn a_row_without_what_an_order_needs_says_what_is_missing() {
         for (row, word) in [
-            (r"[]", "object"),
+            (r#"[1,"exit","A","BUY"]"#, "object"),
             (r"null", "object"),
             (r#"{"action":"exit","symbol":"A","side":"BUY"}"#, "no id"),
             (r#"{"id":null,"action":"exit","symbol":"A","side":"BUY"}"#, "no id"),
-            (r#"{"id":true,"action":"exit","symbol":"A","side":"BUY"}"#, "neither a number"),
-            (r#"{"id":"","action":"exit","symbol":"A","side":"BUY"}"#, "neither a number"),
+            (r#"{"id":true,"action":"exit","symbol":"A","side":"BUY"}"#, "neither a text"),
+            (r#"{"id":"","action":"exit","symbol":"A","side":"BUY"}"#, "empty"),
+            (r#"{"id":"a\u0007","action":"exit","symbol":"A","side":"BUY"}"#, "control"),
+            (r#"{"id":1,"action":"exit","symbol":"A\u001b[2J","side":"BUY"}"#, "control"),
+            (r#"{"id":1e999,"action":"exit","symbol":"A","side":"BUY"}"#, "at most 400 digits"),
             (r#"{"id":1,"action":"hold","symbol":"A","side":"BUY"}"#, "action"),
             (r#"{"id":1,"action":"exit","symbol":"","side":"BUY"}"#, "symbol"),
             (r#"{"id":1,"action":"exit","symbol":"A","side":"buy"}"#, "side"),

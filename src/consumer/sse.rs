@@ -20,6 +20,8 @@ pub struct Event {
     pub data: String,
     /// The last event id that the stream has named so far, in this block or an earlier one; empty where none.
     pub last_event_id: String,
+    /// Whether this block named it.
+    pub has_own_id: bool,
 }
 
 /// A block grew beyond [`MAX_BLOCK_BYTES`]. The parser is of no use any more; the stream has to be opened again.
@@ -46,6 +48,7 @@ pub struct Parser {
     event: String,
     data: String,
     id: String,
+    has_own_id: bool,
     retry: Option<Duration>,
     ready: VecDeque<Event>,
     max_block_bytes: usize,
@@ -68,6 +71,7 @@ impl Parser {
             event: String::new(),
             data: String::new(),
             id: String::new(),
+            has_own_id: false,
             retry: None,
             ready: VecDeque::new(),
             max_block_bytes,
@@ -143,7 +147,10 @@ impl Parser {
                 self.data.push_str(value);
                 self.data.push('\n');
             }
-            "id" if !value.contains('\0') => value.clone_into(&mut self.id),
+            "id" if !value.contains('\0') => {
+                value.clone_into(&mut self.id);
+                self.has_own_id = true;
+            }
             "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 self.retry = Some(Duration::from_millis(value.parse().unwrap_or(u64::MAX)));
             }
@@ -155,11 +162,12 @@ impl Parser {
     fn dispatch(&mut self) {
         let event = std::mem::take(&mut self.event);
         let mut data = std::mem::take(&mut self.data);
+        let has_own_id = std::mem::take(&mut self.has_own_id);
         if data.pop().is_none() {
             return;
         }
         let event = if event.is_empty() { "message".to_owned() } else { event };
-        self.ready.push_back(Event { event, data, last_event_id: self.id.clone() });
+        self.ready.push_back(Event { event, data, last_event_id: self.id.clone(), has_own_id });
     }
 }
 

@@ -1,13 +1,14 @@
 //! The state file: where the bot is and in which mode. It is a short form of the journal's end, and replaced as a whole.
 
-use std::fs;
-use std::io;
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::files;
 use super::stream::Cursor;
+use super::{files, json};
 use crate::error::{Doing, Error};
 
 const VERSION: u32 = 1;
@@ -80,11 +81,13 @@ pub(super) enum Found {
 #[derive(Debug)]
 pub(super) struct StateFile {
     path: PathBuf,
+    /// The log says already that the file cannot be replaced.
+    is_told: Cell<bool>,
 }
 
 impl StateFile {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, is_told: Cell::new(false) }
     }
 
     pub(super) fn load(&self) -> Result<Found, Error> {
@@ -93,14 +96,14 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(cause) => return Err(Error::Io { doing: self.doing("read"), cause }),
         };
-        match serde_json::from_slice::<State>(&bytes) {
+        match json::object_from_bytes::<State>(&bytes) {
             Ok(state) if state.version == VERSION => Ok(Found::State(state)),
             Ok(state) => Err(Error::Failed(format!(
                 "{}: version {} is not known here, only {VERSION}",
                 self.doing("read"),
                 state.version
             ))),
-            Err(error) => Ok(Found::Torn(error.to_string())),
+            Err(error) => Ok(Found::Torn(error)),
         }
     }
 
@@ -112,7 +115,23 @@ impl StateFile {
         state.version = VERSION;
         let mut text = serde_json::to_string(&state).unwrap_or_default();
         text.push('\n');
-        files::replace(&self.path, text.as_bytes(), sync).doing(self.doing("write"))
+        let replaced = files::replace(&self.path, text.as_bytes(), sync).or_else(|error| {
+            if !files::is_irreplaceable(&error) {
+                return Err(error);
+            }
+            if !self.is_told.replace(true) {
+                log::warn!("{}: {error}; it is written in place, and a crash may tear it", self.doing("replace"));
+            }
+            self.write_in_place(text.as_bytes(), sync)
+        });
+        replaced.doing(self.doing("write"))
+    }
+
+    /// A torn state file is not a loss: the journal knows the same.
+    fn write_in_place(&self, bytes: &[u8], sync: bool) -> io::Result<()> {
+        let mut file = File::options().create(true).truncate(true).write(true).open(&self.path)?;
+        file.write_all(bytes)?;
+        if sync { file.sync_data() } else { Ok(()) }
     }
 
     fn doing(&self, verb: &str) -> String {

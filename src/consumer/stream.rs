@@ -10,11 +10,13 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
 use ureq::config::Config;
 use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body, Timeout};
 
-use super::follow::FollowOptions;
+use super::json;
 use super::sse::{Event, Parser};
 use super::stop::Stop;
 use crate::error::{Doing, Error};
@@ -23,11 +25,15 @@ use crate::error::{Doing, Error};
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// A longer `Retry-After` counts as this one.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// The codes that come with the feed's own 401 and 403.
+const KEY_REFUSALS: [&str; 4] = ["missing_key", "unknown_key", "expired_key", "revoked_key"];
 /// How much of an error's body is read, and for how long, for the code in it.
 const MAX_ERROR_BODY_BYTES: u64 = 4096;
 const ERROR_BODY_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for an event or a retry: the caller has other things to look after than the feed.
 pub(super) const TURN: Duration = Duration::from_millis(250);
+/// Characters of a time that stay as they are in a query.
+const KEPT_IN_TIMES: &AsciiSet = &NON_ALPHANUMERIC.remove(b':').remove(b'.').remove(b'-');
 /// Bytes taken from the connection at once.
 const READ_BYTES: usize = 64 << 10;
 
@@ -125,13 +131,13 @@ pub struct Cursor {
 
 /// Why there is no stream, or no more of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    /// 401 or 403: the key is not accepted. Trying again is of no use.
+pub enum StreamError {
+    /// 401 or 403 with one of the feed's own codes: the key is not accepted. Trying again with it does not help.
     Unauthorized {
         /// The status.
         status: u16,
-        /// The feed's error code, where it gave one.
-        code: Option<String>,
+        /// The feed's error code.
+        code: String,
     },
     /// Another status than 200; a redirect is one.
     Status {
@@ -156,16 +162,15 @@ pub enum Trouble {
     Stopped,
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for StreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let with_code = |f: &mut fmt::Formatter<'_>, status: &u16, code: &Option<String>| match code {
-            Some(code) => write!(f, "the feed answered {status} ({code})"),
-            None => write!(f, "the feed answered {status}"),
-        };
         match self {
-            Self::Unauthorized { status, code } => with_code(f, status, code),
+            Self::Unauthorized { status, code } => write!(f, "the feed answered {status} ({code})"),
             Self::Status { status, code, .. } => {
-                with_code(f, status, code)?;
+                write!(f, "the feed answered {status}")?;
+                if let Some(code) = code {
+                    write!(f, " ({code})")?;
+                }
                 if (300..400).contains(status) {
                     f.write_str(", a redirect, which is never followed")?;
                 }
@@ -189,25 +194,24 @@ pub struct Client {
     config: Config,
     /// The agent of the newest connection: shutting it down ends that connection.
     agent: Arc<Mutex<Agent>>,
-    authorization: String,
+    key: ApiKey,
     read_timeout: Duration,
     stop: Stop,
 }
 
 impl Client {
-    /// A client that counts a connection dead after the read time-out without a byte. Asking `stop` ends its streams.
+    /// A client for these addresses that counts a connection dead after `read_timeout` without a byte. Asking `stop` ends
+    /// its streams.
     ///
     /// For `https` the server's certificate must be signed by an authority that the system trusts, or that the file named by
     /// the environment variable `SSL_CERT_FILE` holds, as they are now.
-    pub fn new(options: &FollowOptions, stop: Stop) -> Self {
-        let read_timeout = options.read_timeout;
+    pub fn new(urls: &[FeedUrl], key: &ApiKey, read_timeout: Duration, stop: Stop) -> Self {
         let config = Agent::config_builder();
+        #[cfg(not(feature = "tls"))]
+        let _ = urls;
         #[cfg(feature = "tls")]
-        let config = if options.urls.iter().any(|url| url.0.starts_with("https:")) {
-            config.tls_config(tls_config())
-        } else {
-            config
-        };
+        let config =
+            if urls.iter().any(|url| url.0.starts_with("https:")) { config.tls_config(tls_config()) } else { config };
         let config = config
             .http_status_as_error(false)
             .proxy(None)
@@ -226,30 +230,37 @@ impl Client {
         let agent = Arc::new(Mutex::new(Agent::from(config.clone())));
         let interrupted = Arc::clone(&agent);
         stop.on_ask(move || interrupted.lock().unwrap_or_else(PoisonError::into_inner).clone().shutdown());
-        Self { config, agent, authorization: format!("Bearer {}", options.key.0), read_timeout, stop }
+        Self { config, agent, key: key.clone(), read_timeout, stop }
+    }
+
+    /// Uses another key from now on; false if it is the same.
+    pub fn change_key(&mut self, key: ApiKey) -> bool {
+        let differs = self.key.0 != key.0;
+        self.key = key;
+        differs
     }
 
     /// Begins to open the stream after `cursor`, or from now. Does not block: the stream tells how it went.
     ///
     /// # Errors
-    /// See [`Trouble`].
-    pub fn open(&self, url: &FeedUrl, cursor: Option<&Cursor>) -> Result<Stream, Trouble> {
+    /// See [`StreamError`].
+    pub fn open(&self, url: &FeedUrl, cursor: Option<&Cursor>) -> Result<Stream, StreamError> {
         let mut address = url.0.clone();
         if let Some(cursor) = cursor {
             address.push_str(&format!("?cursor={}", cursor.feed_seq));
             if let Some(time) = &cursor.event_time {
                 address.push_str("&cursor_time=");
-                address.push_str(&query_value(time));
+                address.extend(utf8_percent_encode(time, KEPT_IN_TIMES));
             }
         }
         let agent = Agent::from(self.config.clone());
         *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = agent.clone();
         if self.stop.is_asked() {
-            return Err(Trouble::Stopped);
+            return Err(StreamError::Stopped);
         }
         let mut request = agent
             .get(&address)
-            .header(header::AUTHORIZATION, &self.authorization)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.key.0))
             .header(header::CACHE_CONTROL, "no-store");
         if let Some(cursor) = cursor {
             request = request.header("Last-Event-ID", cursor.feed_seq.to_string());
@@ -258,7 +269,7 @@ impl Client {
         let (read_timeout, stop) = (self.read_timeout, self.stop.clone());
         // It ends with the connection, or when nobody takes what it has read.
         let read = move || {
-            let name = |error| name_trouble(error, read_timeout, &stop);
+            let name = |error| named_error(error, read_timeout, &stop);
             let mut body = match request.call().map_err(name).and_then(judge) {
                 Ok(response) => response.into_body().into_reader(),
                 Err(trouble) => return drop(sender.send(Err(trouble))),
@@ -267,14 +278,14 @@ impl Client {
             let mut buffer = vec![0; READ_BYTES];
             while sender.send(piece).is_ok() {
                 piece = match body.read(&mut buffer) {
-                    Ok(0) => return drop(sender.send(Err(Trouble::Ended))),
+                    Ok(0) => return drop(sender.send(Err(StreamError::Ended))),
                     Ok(count) => Ok(Piece::Bytes(buffer[..count].to_vec())),
                     Err(error) => return drop(sender.send(Err(name(ureq::Error::from(error))))),
                 };
             }
         };
         let started = std::thread::Builder::new().name("feed".into()).spawn(read);
-        started.map_err(|error| Trouble::Connection(format!("start a thread: {error}")))?;
+        started.map_err(|error| StreamError::Connection(format!("start a thread: {error}")))?;
         let (parser, opened, stop) = (Parser::default(), Instant::now(), self.stop.clone());
         Ok(Stream { pieces, agent, parser, opened, stop })
     }
@@ -289,7 +300,7 @@ enum Piece {
 
 /// A stream that is open, or being opened by its thread. Dropping it closes the connection.
 pub struct Stream {
-    pieces: mpsc::Receiver<Result<Piece, Trouble>>,
+    pieces: mpsc::Receiver<Result<Piece, StreamError>>,
     agent: Agent,
     parser: Parser,
     opened: Instant,
@@ -300,18 +311,18 @@ impl Stream {
     /// The next event; `None` where none came for a moment, so that the caller can look after other things.
     ///
     /// # Errors
-    /// See [`Trouble`]; the stream is over then.
-    pub fn next_event(&mut self) -> Result<Option<Event>, Trouble> {
+    /// See [`StreamError`]; the stream is over then.
+    pub fn next_event(&mut self) -> Result<Option<Event>, StreamError> {
         if self.stop.is_asked() {
-            return Err(Trouble::Stopped);
+            return Err(StreamError::Stopped);
         }
         if let Some(event) = self.parser.next_event() {
             return Ok(Some(event));
         }
         match self.pieces.recv_timeout(TURN) {
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(Trouble::Ended),
-            Ok(Err(Trouble::Ended)) if self.stop.is_asked() => Err(Trouble::Stopped),
+            Err(RecvTimeoutError::Disconnected) => Err(StreamError::Ended),
+            Ok(Err(StreamError::Ended)) if self.stop.is_asked() => Err(StreamError::Stopped),
             Ok(Err(trouble)) => Err(trouble),
             Ok(Ok(Piece::Opened)) => {
                 self.opened = Instant::now();
@@ -322,7 +333,7 @@ impl Stream {
                 match (self.parser.next_event(), pushed) {
                     (Some(event), _) => Ok(Some(event)),
                     (None, Ok(())) => Ok(None),
-                    (None, Err(error)) => Err(Trouble::TooLarge(error.to_string())),
+                    (None, Err(error)) => Err(StreamError::TooLarge(error.to_string())),
                 }
             }
         }
@@ -346,16 +357,16 @@ impl fmt::Debug for Stream {
     }
 }
 
-fn name_trouble(error: ureq::Error, read_timeout: Duration, stop: &Stop) -> Trouble {
+fn named_error(error: ureq::Error, read_timeout: Duration, stop: &Stop) -> StreamError {
     if stop.is_asked() {
-        return Trouble::Stopped;
+        return StreamError::Stopped;
     }
     match error {
-        ureq::Error::Timeout(Timeout::PerRead | Timeout::RecvResponse) => Trouble::Silence(read_timeout),
-        ureq::Error::Timeout(during) => Trouble::Connection(format!("connect to the feed: timed out ({during})")),
-        ureq::Error::HostNotFound => Trouble::Connection("look up the feed's name: not found".to_owned()),
-        ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => Trouble::Ended,
-        other => Trouble::Connection(format!("connection to the feed: {other}{}", advice(&other))),
+        ureq::Error::Timeout(Timeout::PerRead | Timeout::RecvResponse) => StreamError::Silence(read_timeout),
+        ureq::Error::Timeout(during) => StreamError::Connection(format!("connect to the feed: timed out ({during})")),
+        ureq::Error::HostNotFound => StreamError::Connection("look up the feed's name: not found".to_owned()),
+        ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => StreamError::Ended,
+        other => StreamError::Connection(format!("connection to the feed: {other}{}", advice(&other))),
     }
 }
 
@@ -391,25 +402,32 @@ fn advice(_: &ureq::Error) -> &'static str {
     ""
 }
 
-fn judge(response: Response<Body>) -> Result<Response<Body>, Trouble> {
+fn judge(response: Response<Body>) -> Result<Response<Body>, StreamError> {
     let status = response.status().as_u16();
     match status {
         200 => {}
-        401 | 403 => return Err(Trouble::Unauthorized { status, code: error_code(response) }),
         _ => {
             let retry_after = retry_after(response.headers());
-            return Err(Trouble::Status { status, code: error_code(response), retry_after });
+            return Err(match error_code(response) {
+                // Without the feed's own code it is the answer of a proxy, which may know better soon.
+                Some(code) if matches!(status, 401 | 403) && KEY_REFUSALS.contains(&code.as_str()) => {
+                    StreamError::Unauthorized { status, code }
+                }
+                code => StreamError::Status { status, code, retry_after },
+            });
         }
     }
     let value = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let content_type = value(header::CONTENT_TYPE);
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("text/event-stream") {
-        return Err(Trouble::NoEventStream(format!("with content type {content_type:?} instead of text/event-stream")));
+        return Err(StreamError::NoEventStream(format!(
+            "with content type {content_type:?} instead of text/event-stream"
+        )));
     }
     let encoding = value(header::CONTENT_ENCODING);
     if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
-        return Err(Trouble::NoEventStream(format!("compressed ({encoding}), which nobody asked for")));
+        return Err(StreamError::NoEventStream(format!("compressed ({encoding}), which nobody asked for")));
     }
     Ok(response)
 }
@@ -419,12 +437,20 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
+        // More seconds than any number holds.
+        Err(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => MAX_RETRY_AFTER,
         Err(_) => {
             let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
             SystemTime::from(at).duration_since(SystemTime::now()).unwrap_or_default()
         }
     };
     Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// The body of the feed's errors.
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    error: String,
 }
 
 /// The feed's `{"error": CODE}`. Read by a thread that is left behind where the body does not come at once.
@@ -439,15 +465,11 @@ fn error_code(response: Response<Body>) -> Option<String> {
     };
     std::thread::Builder::new().name("error-body".into()).spawn(read).ok()?;
     let bytes = receiver.recv_timeout(ERROR_BODY_PATIENCE).ok()?;
-    let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-    let code = value.get("error")?.as_str()?;
+    let answer: ErrorAnswer = json::object_from_bytes(&bytes).ok()?;
+    let code = answer.error;
     // It goes into log lines and alerts: only what looks like a code.
     let is_code = code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    is_code.then(|| code.to_owned())
-}
-
-fn query_value(text: &str) -> String {
-    super::order::percent_encoded(text, b":._~-")
+    is_code.then_some(code)
 }
 
 #[cfg(test)]
@@ -474,6 +496,7 @@ mod tests {
         };
         assert_eq!(after("7"), Some(Duration::from_secs(7)));
         assert_eq!(after("999999999"), Some(MAX_RETRY_AFTER));
+        assert_eq!(after("99999999999999999999999999"), Some(MAX_RETRY_AFTER));
         assert_eq!(after("Fri, 31 Dec 2100 23:59:59 GMT"), Some(MAX_RETRY_AFTER));
         assert_eq!(after("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
         assert_eq!(after("soon"), None);

@@ -13,9 +13,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use signal_feed::consumer::follow::{Cause, FollowOptions, Follower, Happening};
+use signal_feed::consumer::follow::{Cause, FeedEvent, FollowOptions, Follower};
 use signal_feed::consumer::stop::Stop;
-use signal_feed::consumer::stream::{ApiKey, Cursor, Trouble};
+use signal_feed::consumer::stream::{ApiKey, Cursor, StreamError};
 use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::{Database, Frozen};
@@ -283,14 +283,14 @@ fn follow(address: &str, key: &str, last: &Mutex<i64>, stop: &Stop) -> Vec<Cause
     let mut interruptions = Vec::new();
     let mut cursor = 0;
     while cursor == 0 || cursor < *last.lock().unwrap() {
-        match follower.next_happening().unwrap() {
-            Happening::Signal(event) => {
+        match follower.next_event().unwrap() {
+            FeedEvent::Signal(event) => {
                 assert_eq!(event.prev_seq, Some(cursor));
                 cursor = event.feed_seq;
                 follower.acknowledge(Cursor { feed_seq: cursor, event_time: None });
             }
-            Happening::Interrupted(interruption) => interruptions.push(interruption.cause),
-            Happening::Missed(missed) => panic!("{missed:?}"),
+            FeedEvent::Interrupted(interruption) => interruptions.push(interruption.cause),
+            FeedEvent::Missed(missed) => panic!("{missed:?}"),
             _ => {}
         }
     }
@@ -352,7 +352,7 @@ fn a_restart_and_an_upgrade_under_a_thousand_streams_refuse_and_lose_nobody_also
         database.insert(1);
         for follower in followers {
             for cause in follower.join().unwrap() {
-                assert!(!matches!(cause, Cause::Trouble(Trouble::Status { .. })), "{cause}");
+                assert!(!matches!(cause, Cause::Stream(StreamError::Status { .. })), "{cause}");
             }
         }
         for stream in &mut streams {

@@ -5,34 +5,55 @@ use std::time::Duration;
 use super::super::alert::{Level, Reason};
 use super::super::backoff::Backoff;
 use super::super::broker::Lookup;
-use super::super::clock;
-use super::super::decide::is_younger;
+use super::super::decide::{Origin, is_younger, made_at};
 use super::super::ledger::{Line, OpenIntent, Record};
 use super::super::order::{Action, Signal};
-use super::{Acted, Bot, Halt, Trouble, Unsent};
+use super::place::Acted;
+use super::{Bot, Halt};
 use crate::error::Error;
 use crate::logging::LIMITED;
 
 /// A broker that is away is asked again after this at the latest, whatever the feed's back-off.
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// What the bot waits for, and why.
+#[derive(Debug)]
+pub(super) struct Wait {
+    reason: Reason,
+    why: String,
+}
+
+impl Wait {
+    /// The broker is away.
+    pub(super) fn away(why: String) -> Self {
+        Self { reason: Reason::BrokerAway, why }
+    }
+}
+
+/// What [`Bot::settle`] does with orders that the broker certainly does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsent {
+    Send,
+    Keep,
+}
+
 impl Bot<'_> {
-    /// Returns once the broker is there and no order's outcome is open (but for unsent ones that are to be kept).
+    /// Returns once the broker is there and no order's outcome is open, except unsent ones that are to be kept.
     ///
-    /// An episode of waiting raises one alert for each reason to wait.
-    pub(in crate::consumer) fn settle(&mut self, mut trouble: Option<Trouble>, unsent: Unsent) -> Result<(), Halt> {
+    /// An episode of waiting raises one alert for each reason to wait. A reason whose text changes is logged again.
+    pub(super) fn settle(&mut self, mut wait: Option<Wait>, unsent: Unsent) -> Result<(), Halt> {
         let max = self.options.follow.backoff_max.min(BROKER_BACKOFF_MAX);
         let mut backoff = Backoff::new(self.options.follow.backoff_min, max);
         let mut told: Vec<Reason> = Vec::new();
         let mut last_why = String::new();
         let mut sent_again = false;
         loop {
-            if let Some(Trouble { reason, why }) = trouble.take() {
+            if let Some(Wait { reason, why }) = wait.take() {
                 if !told.contains(&reason) {
                     self.tell_of_waiting(reason, &why);
                     told.push(reason);
                 } else if why != last_why {
-                    log::warn!(target: LIMITED, "still waiting for the broker: {why}");
+                    log::warn!(target: LIMITED, "{reason}: still waiting for the broker: {why}");
                 }
                 last_why = why;
                 if !self.stop.sleep(backoff.next_wait()) {
@@ -44,21 +65,21 @@ impl Bot<'_> {
             }
             self.note_ended_orders()?;
             let open = self.journal.ledger().first_open().cloned();
-            trouble = match open {
-                // Whether the broker is there shows when it is asked; that the outcome is unknown is what matters.
+            wait = match open {
+                // The question itself shows whether the broker is there.
                 Some(intent) if !intent.unsent => {
                     // A program may fail in this way for ever: the second time there is a wait, and an alert.
                     self.ask(&intent)?.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
                 }
                 open => match (self.broker.connected(), open) {
-                    (Err(why), _) => Some(Trouble { reason: Reason::BrokerAway, why }),
+                    (Err(why), _) => Some(Wait::away(why)),
                     (Ok(()), Some(intent)) if unsent == Unsent::Send => {
                         sent_again = true;
                         self.send_again(&intent)?
                     }
                     (Ok(()), _) => {
                         if !told.is_empty() {
-                            log::info!("the broker is back, every order's outcome is known");
+                            log::info!("the broker is back, and every order's outcome is known");
                         }
                         return Ok(());
                     }
@@ -74,18 +95,24 @@ impl Bot<'_> {
             let name = &intent.order.order_ref;
             let message = match reason {
                 Reason::SendingFails => {
-                    format!("{name} cannot be placed, it is tried on and nothing else is sent: {why}")
+                    format!("{name} cannot be placed; the bot keeps trying and sends nothing else meanwhile: {why}")
                 }
-                _ => format!("whether the broker has {name} is unknown, nothing else is sent meanwhile: {why}"),
+                _ => {
+                    format!("it is unknown whether the broker has {name}; the bot sends nothing else meanwhile: {why}")
+                }
             };
             self.alert_about(reason, &message, &intent.order);
         } else {
-            self.alert(Level::Warning, reason, &format!("the broker is away, nothing is consumed meanwhile: {why}"));
+            self.alert(
+                Level::Warning,
+                reason,
+                &format!("the broker is away; the bot consumes nothing meanwhile: {why}"),
+            );
         }
     }
 
     /// `Some` where the answer is still open.
-    fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Trouble>, Error> {
+    fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let order = &intent.order;
         let name = &order.order_ref;
         match self.broker.lookup(order, &intent.attempt) {
@@ -110,11 +137,11 @@ impl Bot<'_> {
                 Ok(None)
             }
             Lookup::Rejected(why) => {
-                self.rejected(order, why, None)?;
+                self.rejected(order, &why, None)?;
                 Ok(None)
             }
             Lookup::Unfilled(why) => {
-                self.unfilled(order, why, None)?;
+                self.unfilled(order, &why, None)?;
                 Ok(None)
             }
             Lookup::Broke(why) => {
@@ -123,14 +150,14 @@ impl Bot<'_> {
                     line.broke = Some(true);
                     self.journal.append(&line, true)?;
                 }
-                Ok(Some(Trouble { reason: Reason::OutcomeUnknown, why }))
+                Ok(Some(Wait { reason: Reason::OutcomeUnknown, why }))
             }
-            Lookup::Unknown(why) => Ok(Some(Trouble { reason: Reason::OutcomeUnknown, why })),
-            Lookup::Away(why) => Ok(Some(Trouble { reason: Reason::BrokerAway, why })),
+            Lookup::Unknown(why) => Ok(Some(Wait { reason: Reason::OutcomeUnknown, why })),
+            Lookup::Away(why) => Ok(Some(Wait { reason: Reason::BrokerAway, why })),
         }
     }
 
-    fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Trouble>, Error> {
+    fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let order = &intent.order;
         let name = &order.order_ref;
         if order.action == Action::Entry && self.blocks_entries() {
@@ -145,24 +172,25 @@ impl Bot<'_> {
         }
         match self.place(order, intent.created_at.clone(), None)? {
             Acted::Done { .. } | Acted::Ask => Ok(None),
-            Acted::Wait(trouble) => Ok(Some(trouble)),
+            Acted::Wait(wait) => Ok(Some(wait)),
         }
     }
 
-    /// `Some` where the order was sent, and the broker surely has not got it.
-    fn sending_fails(&self, intent: &OpenIntent) -> Option<Trouble> {
+    /// `Some` where the order was sent, and the broker certainly does not have it.
+    fn sending_fails(&self, intent: &OpenIntent) -> Option<Wait> {
         let open = self.journal.ledger().first_open()?;
         let is_unsent = open.unsent && open.order.order_ref == intent.order.order_ref;
-        let why = "it was sent more than once, and the broker surely has not got it".to_owned();
-        is_unsent.then_some(Trouble { reason: Reason::SendingFails, why })
+        let why = "it was sent more than once, and the broker does not have it".to_owned();
+        is_unsent.then_some(Wait { reason: Reason::SendingFails, why })
     }
 
     /// Why an entry that waited in the journal is not sent any more.
     fn is_stale_by_now(&self, intent: &OpenIntent) -> Option<String> {
         let limit = self.options.max_entry_age.filter(|_| intent.order.action == Action::Entry)?;
         let row = Signal::from_row(&intent.order.signal).ok();
-        let made_at = intent.order.event_time.clone().or_else(|| row.and_then(|row| row.updated_at.or(row.created_at)));
-        let circumstances = self.circumstances(false, made_at.as_deref().and_then(clock::instant));
+        let updated_at = row.and_then(|row| row.updated_at);
+        let made_at = made_at(intent.order.event_time.as_deref(), intent.created_at.as_deref(), updated_at.as_deref());
+        let circumstances = self.circumstances(Origin::Recovery, made_at);
         (!is_younger(&circumstances, limit)).then(|| format!("older than {}", crate::text::duration(limit)))
     }
 }

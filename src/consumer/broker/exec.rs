@@ -9,18 +9,24 @@ use serde::{Deserialize, Serialize};
 use super::{Attempt, Broker, Lookup, Placing};
 use crate::consumer::clock;
 use crate::consumer::files::with_suffix;
+use crate::consumer::json;
 use crate::consumer::order::{Order, Request};
 use crate::error::{Doing, Error};
+use crate::logging::LIMITED;
 use crate::program::{self, Ended, Group};
+use crate::text::clip;
 
 /// Placed, or the broker has it.
 const EXIT_DONE: i32 = 0;
 /// Rejected for good (sysexits: EX_DATAERR).
 const EXIT_REJECTED: i32 = 65;
-/// The broker surely has not got it, and nothing is on its way (sysexits: EX_NOINPUT).
+/// The broker certainly does not have it, and nothing is on its way (sysexits: EX_NOINPUT).
 const EXIT_HAS_NOT: i32 = 66;
-/// The broker is away, and surely nothing was sent (sysexits: EX_TEMPFAIL).
+/// The broker is away, and certainly nothing was sent (sysexits: EX_TEMPFAIL).
 const EXIT_AWAY: i32 = 75;
+
+/// So many lines of what a run wrote to standard error are logged.
+const MOST_SHOWN_LINES: usize = 20;
 
 /// Runs a program once an order.
 #[derive(Debug)]
@@ -39,6 +45,12 @@ struct Running {
     group: Group,
 }
 
+/// How a run ended, and the last line it wrote to standard error, with a colon before it.
+struct Run {
+    ended: Ended,
+    reason: String,
+}
+
 impl ExecBroker {
     /// Orders go to `program`, which has `timeout` for each. Beside the journal the broker keeps a file of its own.
     ///
@@ -48,7 +60,7 @@ impl ExecBroker {
         let running = with_suffix(journal, ".running");
         let program = std::path::absolute(program).doing(format!("find {}", program.display()))?;
         // A file that a crash tore was torn before the program had got its order.
-        let leftover = fs::read(&running).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let leftover = fs::read(&running).ok().and_then(|bytes| json::object_from_bytes(&bytes).ok());
         Ok(Self { program, timeout, running, leftover })
     }
 
@@ -56,18 +68,18 @@ impl ExecBroker {
     fn outwait_leftover(&mut self) {
         let Some(leftover) = self.leftover.take() else { return };
         if leftover.group.is_alive() {
-            log::warn!("waiting for the program that the last bot left running with {}", leftover.order_ref);
+            log::warn!("waiting for the program that the previous bot left running for {}", leftover.order_ref);
             let started = clock::instant(&leftover.started_at).unwrap_or_else(jiff::Timestamp::now);
             let age = Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default();
             leftover.group.outwait(self.timeout.saturating_sub(age));
         }
     }
 
-    /// `Err` where the program surely got nothing.
-    fn run(&mut self, order: &Order, request: Request) -> Result<Ended, String> {
+    /// `Err` if the program certainly got nothing.
+    fn run(&mut self, order: &Order, request: Request) -> Result<Run, String> {
         self.outwait_leftover();
-        let child =
-            program::start(&self.program).map_err(|error| format!("start {}: {error}", self.program.display()))?;
+        let child = program::start_heard(&self.program)
+            .map_err(|error| format!("start {}: {error}", self.program.display()))?;
         let group = program::group_of(&child);
         // The program gets its order after this is written: a bot killed in between leaves a program with empty input.
         let noted = Group::of(&child).map_or(Ok(()), |group| self.note(order, group));
@@ -76,12 +88,16 @@ impl ExecBroker {
             return Err(format!("write {}: {error}", self.running.display()));
         }
         let ended = program::finish(child, order.line(request) + "\n", self.timeout);
-        let ended = ended.map_err(|error| format!("run {}: {error}", self.program.display()));
-        if !matches!(ended, Ok(Ended::Code(EXIT_DONE | EXIT_REJECTED | EXIT_HAS_NOT | EXIT_AWAY))) {
-            // Whoever it left behind might still send.
+        if !matches!(ended, Ok((Ended::Code(EXIT_DONE | EXIT_REJECTED | EXIT_HAS_NOT | EXIT_AWAY), _))) {
+            // What it left running might still send.
             program::kill(group);
         }
-        ended
+        let (ended, errors) = ended.map_err(|error| format!("run {}: {error}", self.program.display()))?;
+        let said: Vec<&str> = errors.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        for line in &said[said.len().saturating_sub(MOST_SHOWN_LINES)..] {
+            log::info!(target: LIMITED, "{}: {}", self.program.display(), clip(line));
+        }
+        Ok(Run { ended, reason: said.last().map(|line| format!(": {}", clip(line))).unwrap_or_default() })
     }
 
     fn note(&self, order: &Order, group: Group) -> std::io::Result<()> {
@@ -90,14 +106,23 @@ impl ExecBroker {
         fs::write(&self.running, serde_json::to_vec(&running)?)
     }
 
-    fn unknown(&self, ended: Ended) -> String {
-        let program = self.program.display();
-        match ended {
-            Ended::Code(code) => format!("{program} ended with exit code {code}, which says nothing about the order"),
-            Ended::Untold => format!("nobody can tell how {program} ended"),
-            Ended::Signal(signal) => format!("{program} was ended by signal {signal}"),
+    /// What the program said last, or else `otherwise`.
+    fn said(&self, otherwise: &str, run: &Run) -> String {
+        let said = if run.reason.is_empty() { format!(": {otherwise}") } else { run.reason.clone() };
+        format!("{}{said}", self.program.display())
+    }
+
+    fn unknown(&self, run: &Run) -> String {
+        let (program, reason) = (self.program.display(), &run.reason);
+        match run.ended {
+            Ended::Code(code) => {
+                format!("{program} ended with exit code {code}, which says nothing about the order{reason}")
+            }
+            Ended::Untold => format!("it is unknown how {program} ended{reason}"),
+            Ended::Signal(signal) => format!("{program} was ended by signal {signal}{reason}"),
             Ended::TimedOut => {
-                format!("{program} did not end within {} and was killed", crate::text::duration(self.timeout))
+                let timeout = crate::text::duration(self.timeout);
+                format!("{program} did not end within {timeout} and was killed{reason}")
             }
         }
     }
@@ -109,22 +134,28 @@ impl Broker for ExecBroker {
     }
 
     fn place(&mut self, order: &Order, _: Option<i64>) -> Placing {
-        match self.run(order, Request::Order) {
-            Ok(Ended::Code(EXIT_DONE)) => Placing::Placed,
-            Ok(Ended::Code(EXIT_REJECTED)) => Placing::Rejected(format!("{} rejected it", self.program.display())),
-            Ok(Ended::Code(EXIT_AWAY)) => Placing::Away(format!("{} says so", self.program.display())),
-            Ok(ended) => Placing::Unknown(self.unknown(ended)),
-            Err(why) => Placing::Away(why),
+        let run = match self.run(order, Request::Order) {
+            Ok(run) => run,
+            Err(why) => return Placing::Away(why),
+        };
+        match run.ended {
+            Ended::Code(EXIT_DONE) => Placing::Placed,
+            Ended::Code(EXIT_REJECTED) => Placing::Rejected(self.said("it gives no reason", &run)),
+            Ended::Code(EXIT_AWAY) => Placing::Away(self.said("the broker is away", &run)),
+            _ => Placing::Unknown(self.unknown(&run)),
         }
     }
 
     fn lookup(&mut self, order: &Order, _: &Attempt) -> Lookup {
-        match self.run(order, Request::Lookup) {
-            Ok(Ended::Code(EXIT_DONE)) => Lookup::Has(None),
-            Ok(Ended::Code(EXIT_HAS_NOT)) => Lookup::HasNot,
-            Ok(Ended::Code(EXIT_AWAY)) => Lookup::Away(format!("{} says so", self.program.display())),
-            Ok(ended) => Lookup::Unknown(self.unknown(ended)),
-            Err(why) => Lookup::Away(why),
+        let run = match self.run(order, Request::Lookup) {
+            Ok(run) => run,
+            Err(why) => return Lookup::Away(why),
+        };
+        match run.ended {
+            Ended::Code(EXIT_DONE) => Lookup::Has(None),
+            Ended::Code(EXIT_HAS_NOT) => Lookup::HasNot,
+            Ended::Code(EXIT_AWAY) => Lookup::Away(self.said("the broker is away", &run)),
+            _ => Lookup::Unknown(self.unknown(&run)),
         }
     }
 }

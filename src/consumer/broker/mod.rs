@@ -34,7 +34,7 @@ pub enum Placing {
 /// Whether the broker has an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
-    /// It has, under this number where it numbers its orders.
+    /// It has, under this number if it numbers its orders.
     Has(Option<i64>),
     /// It certainly has not, and nothing is on its way.
     HasNot,

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::{Attempt, Broker, Lookup, Placing};
 use crate::consumer::clock;
+use crate::consumer::json;
 use crate::consumer::order::Order;
 use crate::error::{Doing, Error};
 
@@ -113,7 +114,7 @@ impl Broker for PaperBroker {
             Err(error) => return Lookup::Unknown(format!("read {}: {error}", self.paper.display())),
         };
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        let mut references = whole.filter_map(|line| serde_json::from_str::<Reference>(line).ok());
+        let mut references = whole.filter_map(|line| json::object::<Reference>(line).ok());
         if references.any(|fill| fill.order_ref == order.order_ref) { Lookup::Has(None) } else { Lookup::HasNot }
     }
 }

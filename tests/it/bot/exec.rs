@@ -59,7 +59,7 @@ fn the_program_gets_the_order_on_one_line_and_none_of_the_bots_secrets() {
 #[test]
 fn a_rejected_exit_is_an_alert_a_rejected_entry_an_error_line_and_neither_comes_again() {
     let (feed, place) = (Feed::new(), Place::new());
-    place.script("broker", &format!("{ASKED}exit 65"));
+    place.script("broker", &format!("{ASKED}echo trace >&2; echo '460: no permission' >&2; exit 65"));
     let _bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
     let mut stream = feed.open(5);
     stream.insert(6, &row(1, "entry"));
@@ -71,6 +71,14 @@ fn a_rejected_exit_is_an_alert_a_rejected_entry_an_error_line_and_neither_comes_
     assert_eq!(place.alerts().len(), 1);
     assert!(place.read("log").contains("[ERROR] sf-1-entry was rejected"), "{}", place.read("log"));
     assert!(place.journal_has("rejected", 1));
+    // The reason is the last line of the program's standard error.
+    let reason = "broker: 460: no permission";
+    assert!(place.read("trader-bot.journal").matches(reason).count() == 2, "{}", place.read("trader-bot.journal"));
+    assert!(place.read("alerts").contains(reason), "{}", place.read("alerts"));
+    assert!(place.read("log").contains(reason) && place.read("log").contains("broker: trace"), "{}", place.read("log"));
+    let alert: Value = serde_json::from_str(place.read("alerts").lines().next().unwrap()).unwrap();
+    let keys: Vec<&String> = alert.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["level", "reason", "message", "time", "signal_id", "order_ref"]);
 }
 
 #[test]
@@ -199,7 +207,7 @@ fn a_program_that_outlived_a_killed_bot_is_waited_for_before_its_order_is_looked
     until("the program runs", || place.path("begun").exists().then_some(()));
     bot.kill();
     let _bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
-    place.wait_log("waiting for the program that the last bot left running with sf-1-entry");
+    place.wait_log("waiting for the program that the previous bot left running for sf-1-entry");
     assert_eq!(asked(&place), [order("sf-1-entry")]);
     std::fs::write(place.path("go"), "").unwrap();
     let request = feed.accept();

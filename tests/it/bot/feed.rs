@@ -167,6 +167,16 @@ impl Open {
         ));
     }
 
+    /// Whether the bot has closed the connection.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut byte = [0];
+        self.stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        match std::io::Read::read(&mut &self.stream, &mut byte) {
+            Ok(count) => count == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    }
+
     /// Whether the bot has closed the connection; waits for it.
     pub(super) fn wait_closed(&self) {
         let mut byte = [0];

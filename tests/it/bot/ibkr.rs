@@ -267,7 +267,7 @@ fn a_connection_that_breaks_before_the_acknowledgement_ends_with_the_order_place
         serve_until(&feed, &place, 7, "exit");
         assert_eq!(gateway.orders(), ["sf-1-exit", "sf-2-exit"]);
         assert!(gateway.connections() > 1);
-        let sent_again = place.read("log").contains("surely has not got it");
+        let sent_again = place.read("log").contains("certainly does not have it");
         assert_eq!(sent_again, next == Next::LoseAndClose, "{}", place.read("log"));
     }
 }

@@ -1,5 +1,6 @@
 //! `trader-bot`, the real program, against a scripted feed, a real one, and a real database.
 
+mod data;
 mod end_to_end;
 mod exec;
 mod feed;

@@ -23,8 +23,8 @@ fn open_both(feed: &Feed, market: &Market) -> (Option<i64>, Open) {
 #[test]
 fn recovery_places_what_was_missed_once_oldest_first_and_leaves_close_only_mode() {
     let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
-    let known = market.signal("KNOWN", "entry", 50);
-    let blocked = market.signal("BLOCKED", "entry", 40);
+    let known = market.signal("KNOWN", "entry", 0);
+    let blocked = market.signal("BLOCKED", "entry", 0);
     let bot = place.start(&feed.url, &[]);
     let mut stream = feed.accept().open();
     stream.connected_as(&market.feed_id(), 0, 0, "null");
@@ -48,7 +48,7 @@ fn recovery_places_what_was_missed_once_oldest_first_and_leaves_close_only_mode(
     let (cursor, mut stream) = open_both(&feed, &market);
     assert_eq!(cursor, Some(market.counter()));
     let exit = blocked.replace("entry", "exit");
-    let mut expected = vec![known, exit, format!("sf-{older}-exit"), format!("sf-{younger}-entry")];
+    let mut expected = vec![known, format!("sf-{older}-exit"), format!("sf-{younger}-entry"), exit];
     // The scripted event times of the bot's last event lie far back, so the ancient row is looked at, too.
     expected.retain(|reference| place.paper().contains(reference));
     assert_eq!(expected.len(), 4, "{:?}", place.paper());
@@ -105,13 +105,18 @@ fn a_bot_that_was_away_for_longer_than_the_lookback_reaches_back_to_its_last_eve
 #[test]
 fn what_recovery_cannot_be_sure_of_ends_the_bot_before_any_order() {
     type Prepare = fn(&Market);
-    let cases: [(&str, Prepare, &str); 4] = [
+    let cases: [(&str, Prepare, &str); 5] = [
         ("a delay", |_| {}, "delay"),
         ("another log", |_| {}, "99999999-2222-3333-4444-555555555555"),
         (
             "no column",
             |market| market.execute("alter table stock_market.signal drop column updated_at"),
-            "lacks updated_at",
+            "column updated_at",
+        ),
+        (
+            "a time without a zone",
+            |market| market.execute("alter table stock_market.signal alter created_at type timestamp"),
+            "signal.created_at to be of type timestamp with time zone",
         ),
         (
             "row security",
@@ -230,4 +235,75 @@ fn an_entry_that_an_interrupted_recovery_could_not_send_is_sent_by_the_next_one_
         assert_eq!(place.journal_has("blocked", id), !again);
         assert_eq!(place.state()["mode"], if again { "normal" } else { "close_only" });
     }
+}
+
+#[test]
+fn recovery_says_what_it_will_place_and_what_it_placed() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    market.signal("A", "entry", 90);
+    market.signal("B", "exit", 30);
+    let _bot = recover(&place, &feed, &market);
+    open_both(&feed, &market);
+    let log = place.read("log");
+    let counts = "recovery begins: 2 orders to place (1 entries, 1 exits, the oldest 1h 30m old)";
+    assert!(log.contains(counts) && log.contains("recovery ends: placed 2 of 2 orders"), "{log}");
+}
+
+#[test]
+fn a_dry_run_prints_what_recovery_would_place_and_changes_nothing() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    let known = market.signal("KNOWN", "entry", 0);
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.accept().open();
+    stream.connected_as(&market.feed_id(), 0, 0, "null");
+    stream.insert(1, &row(known, "entry"));
+    place.wait_cursor(1);
+    bot.stop();
+    let missed = market.signal("MISSED", "exit", 125);
+    let files = || {
+        let entries = std::fs::read_dir(&place.dir).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = entries.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+        files.retain(|(path, _)| !path.ends_with("log"));
+        files.sort();
+        files
+    };
+    let before = files();
+    let url = market.bot_url();
+    let mut command = place.command(&["--feed-url", &feed.url, "--recovery-dry-run", "--database-url", &url]);
+    let output = command.stdout(std::process::Stdio::piped()).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}{}", place.read("log"));
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines.len(), 2, "{printed}");
+    assert!(lines[0].starts_with(&format!("sf-{missed}-exit ")) && lines[0].ends_with("2h 5m old"), "{printed}");
+    assert!(lines[1].contains("1 orders to place (0 entries, 1 exits, the oldest 2h 5m old)"), "{printed}");
+    assert_eq!(files(), before);
+    // Nothing is begun where nothing was.
+    let empty = Place::new();
+    let mut command = empty.command(&["--feed-url", &feed.url, "--recovery-dry-run", "--database-url", &url]);
+    assert!(command.output().unwrap().status.success());
+    assert!(!empty.path("trader-bot.journal").exists() && !empty.path("trader-bot.journal.lock").exists());
+}
+
+#[test]
+fn a_floating_point_id_is_the_same_on_the_stream_and_in_recovery() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    market.execute("alter table stock_market.signal alter id drop identity");
+    market.execute("alter table stock_market.signal alter id type double precision");
+    market.execute("insert into stock_market.signal (id, symbol, action, side) values (1e21, 'A', 'exit', 'SELL')");
+    let logged: String = market
+        .database
+        .connect()
+        .query_one("select signal::text from stock_market.signal_feed_event order by feed_seq desc limit 1", &[])
+        .unwrap()
+        .get(0);
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.accept().open();
+    stream.connected_as(&market.feed_id(), 0, 0, "null");
+    stream.insert(1, &logged);
+    place.wait_cursor(1);
+    bot.stop();
+    let _bot = recover(&place, &feed, &market);
+    open_both(&feed, &market);
+    assert_eq!(place.paper(), ["sf-1000000000000000000000-exit"]);
 }

@@ -349,14 +349,38 @@ fn a_key_that_is_not_accepted_ends_the_bot_at_once() {
 }
 
 #[test]
-fn a_401_whose_body_never_comes_ends_the_bot_at_once_too() {
+fn a_401_or_403_without_the_feeds_own_code_is_a_proxys_and_is_tried_again() {
     let (feed, place) = (Feed::new(), Place::new());
-    place.script("alert", "sleep 60");
-    let mut bot = place.start(&feed.url, &[]);
-    let _open = feed.accept().raw("HTTP/1.1 401 Unauthorized\r\nContent-Length: 500\r\n\r\n{");
-    let began = Instant::now();
-    assert_eq!(bot.exit_code(), Some(77));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let _bot = place.start(&feed.url, &[]);
+    feed.accept().answer("403 Forbidden", "Content-Type: text/html\r\n", "<html>Forbidden</html>");
+    feed.accept().answer("401 Unauthorized", "WWW-Authenticate: Basic\r\n", "");
+    feed.accept().answer("403 Forbidden", "", "{\"error\":\"blocked_by_policy\"}");
+    feed.accept().answer("401 Unauthorized", "", "[\"expired_key\"]");
+    let stalled = feed.accept().raw("HTTP/1.1 401 Unauthorized\r\nContent-Length: 500\r\n\r\n{");
+    let mut stream = feed.open(5);
+    drop(stalled);
+    stream.insert(6, &row(1, "entry"));
+    place.wait_paper(&["sf-1-entry"]);
+    assert_eq!(place.alerts(), []);
+}
+
+#[test]
+fn a_key_file_is_read_again_before_the_bot_gives_up() {
+    let (feed, place) = (Feed::new(), Place::new());
+    std::fs::write(place.path("key"), "old-key\n").unwrap();
+    let mut command = place.command(&["--feed-url", &feed.url, "--feed-api-key-file", "key"]);
+    let mut bot = command.env_remove("TRADER_BOT_FEED_API_KEY").spawn().unwrap();
+    let request = feed.accept();
+    assert_eq!(request.header("authorization"), Some("Bearer old-key"));
+    std::fs::write(place.path("key"), "new-key\n").unwrap();
+    request.answer("401 Unauthorized", "", "{\"error\":\"expired_key\"}");
+    let request = feed.accept();
+    assert_eq!(request.header("authorization"), Some("Bearer new-key"));
+    assert_eq!(place.alerts(), []);
+    request.answer("401 Unauthorized", "", "{\"error\":\"expired_key\"}");
+    let ended = until("the end of the bot", || bot.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(77));
+    assert_eq!(place.alerts(), [critical("unauthorized")]);
 }
 
 #[test]

@@ -182,3 +182,54 @@ fn tail_ends_well_with_its_reader_and_with_sigint() {
     assert!(interrupted.success());
     assert_eq!(code(&mut child), Some(0));
 }
+
+#[test]
+fn tail_from_the_earliest_event_takes_a_first_truncation_for_no_loss() {
+    for (start, expected) in [("earliest", 0), ("0", 1)] {
+        let (feed, place) = (Feed::new(), Place::new());
+        let mut child = tail(&place, &feed.url, &["--cursor", start, "--count", "1"]);
+        let request = feed.accept();
+        assert_eq!(request.cursor(), Some(0));
+        let mut stream = request.open();
+        stream.connected(0);
+        stream.system("{\"reason\":\"replay_truncated\",\"requested\":0,\"earliest\":50}");
+        stream.event(50, 49, "INSERT", &row(1, "entry"));
+        assert_eq!(code(&mut child), Some(expected), "{start}");
+    }
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &["--cursor", "earliest", "--count", "2"]);
+    let mut stream = feed.open(0);
+    stream.event(50, 0, "INSERT", &row(1, "entry"));
+    stream.system("{\"reason\":\"replay_truncated\",\"requested\":50,\"earliest\":90}");
+    stream.event(90, 89, "INSERT", &row(2, "entry"));
+    assert_eq!(code(&mut child), Some(1), "a later truncation is a loss");
+}
+
+#[test]
+fn tail_shows_control_characters_and_never_sends_them_to_a_terminal() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &["--count", "1"]);
+    let mut stream = feed.open(5);
+    stream.send(
+        "id: 6\nevent: system\ndata: {\"reason\":\"quarantined\",\"feed_seq\":6,\"prev_seq\":5,\"error\":\"\\u001b[2J\"}\n\n",
+    );
+    stream.insert(7, &row(1, "entry").replace("ACME", "A\u{9b}2J"));
+    assert_eq!(code(&mut child), Some(0));
+    let (printed, notices) = (text(child.stdout.take().unwrap()), text(child.stderr.take().unwrap()));
+    assert!(!printed.contains('\u{9b}') && printed.contains("A\\u009b2J"), "{printed}");
+    assert!(!notices.contains('\u{1b}') && notices.contains("\\u{1b}[2J"), "{notices}");
+}
+
+#[test]
+fn tail_reads_its_key_file_again_and_takes_a_proxys_403_for_no_end() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &[]);
+    feed.accept().answer("403 Forbidden", "Content-Type: text/html\r\n", "<html></html>");
+    let request = feed.accept();
+    std::fs::write(place.path("key"), "another\n").unwrap();
+    request.answer("401 Unauthorized", "", "{\"error\":\"expired_key\"}");
+    let request = feed.accept();
+    assert_eq!(request.header("authorization"), Some("Bearer another"));
+    request.answer("403 Forbidden", "", "{\"error\":\"revoked_key\"}");
+    assert_eq!(code(&mut child), Some(77));
+}

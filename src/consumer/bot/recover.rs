@@ -1,0 +1,191 @@
+//! `--recovery`: what was missed is read from the database and placed; then the bot streams on from the snapshot.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+use super::super::clock;
+use super::super::decide::{Circumstances, Decision, Origin, decide, made_at};
+use super::super::follow::{FeedEvent, Follower};
+use super::super::ledger::{Ledger, Record};
+use super::super::message::Connected;
+use super::super::order::{Action, Order, Signal};
+use super::super::recovery::{Recovery, Snapshot, read_snapshot};
+use super::place::Acted;
+use super::settle::Unsent;
+use super::{Bot, BotOptions, Files, Halt, Journal, Mode, State, StateFile, reconcile};
+use crate::consumer::stream::Cursor;
+use crate::error::Error;
+
+impl Bot<'_> {
+    /// Catches up and leaves close-only mode. What the journal knows is not placed again, so it can be repeated.
+    pub(super) fn recover(&mut self, recovery: &Recovery) -> Result<(), Halt> {
+        // The broker is asked about unknown outcomes before anything is sent. Unsent orders wait for the snapshot.
+        self.settle(None, Unsent::Keep)?;
+        let connected = self.read_connected()?;
+        if connected.has_delay {
+            return Err(Error::Failed("recovery is for keys without a delay, and this key has one".to_owned()).into());
+        }
+        self.bind(&connected.feed_id)?;
+        let snapshot = read_snapshot(recovery, missed_since(&self.state, self.journal.ledger()).as_deref())?;
+        require_same_log(&self.state, &snapshot)?;
+        let plan = Plan::new(self.options, self.journal.ledger(), &snapshot);
+        log::info!("recovery begins: {plan}");
+        self.is_recovering = true;
+        self.settle(None, Unsent::Send)?;
+        for row in &snapshot.rows {
+            self.dispatch(row)?;
+        }
+        let cursor = Cursor { feed_seq: snapshot.cursor, event_time: None };
+        self.set_mode(Mode::Normal, Some(cursor.clone()))?;
+        self.is_recovering = false;
+        self.follower.acknowledge(cursor);
+        let ledger = self.journal.ledger();
+        let is_placed =
+            |signal: &&Signal| ledger.known(&signal.key()).is_some_and(|known| known.outcome == Record::Placed);
+        let placed = plan.signals.iter().filter(is_placed).count();
+        let planned = plan.signals.len();
+        log::info!("recovery ends: placed {placed} of {planned} orders; streaming goes on after {}", snapshot.cursor);
+        Ok(())
+    }
+
+    fn read_connected(&mut self) -> Result<Connected, Halt> {
+        let mut follower = Follower::new(&self.options.follow, None, self.stop.clone());
+        loop {
+            match follower.next_event().map_err(|end| self.halt(end))? {
+                FeedEvent::Connected(connected) => return Ok(connected),
+                FeedEvent::Interrupted(interruption) => self.interrupted(&interruption),
+                _ => {}
+            }
+        }
+    }
+
+    fn dispatch(&mut self, row: &str) -> Result<(), Halt> {
+        if self.stop.is_asked() {
+            return Err(Halt::Stopped);
+        }
+        let signal = match read_row(row) {
+            Ok(signal) => signal,
+            Err(why) => return Ok(self.unusable(None, &format!("a row that recovery found: {why}"), row)?),
+        };
+        let circumstances = self.circumstances(Origin::Recovery, age_counts_from(&signal));
+        match self.act(&signal, &signal.order(None, None), &circumstances, None)? {
+            Acted::Done { .. } => Ok(()),
+            Acted::Wait(wait) => self.settle(Some(wait), Unsent::Send),
+            Acted::Ask => self.settle(None, Unsent::Send),
+        }
+    }
+}
+
+/// What a run with `--recovery` would place, one line each. Reads the database and the bot's files, and changes nothing.
+///
+/// # Errors
+/// As a run with `--recovery`.
+pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>, Error> {
+    let files = Files::find(options)?;
+    let found = files.load_state(&StateFile::new(files.state.clone()))?;
+    let ledger = Journal::look(&files.journal)?.unwrap_or_default();
+    let state = reconcile(found, &ledger)?;
+    let snapshot = read_snapshot(recovery, missed_since(&state, &ledger).as_deref())?;
+    require_same_log(&state, &snapshot)?;
+    let plan = Plan::new(options, &ledger, &snapshot);
+    let mut lines: Vec<String> = plan.signals.iter().map(|signal| describe(signal, plan.now)).collect();
+    lines.extend(ledger.open().map(|intent| format!("{} waits in the journal", describe_order(&intent.order))));
+    lines.push(format!("recovery would find: {plan}"));
+    Ok(lines)
+}
+
+/// From when on events may be missing. The cursor jumps to the snapshot, so a bot that was away for longer than the
+/// look-back reaches back to its last event.
+fn missed_since(state: &State, ledger: &Ledger) -> Option<String> {
+    let since = match &state.mode {
+        Mode::CloseOnly { missed_since, .. } => Some(missed_since.clone()),
+        Mode::Normal => ledger.last_event_time.clone(),
+    };
+    since.filter(|time| clock::instant(time).is_some())
+}
+
+fn require_same_log(state: &State, snapshot: &Snapshot) -> Result<(), Error> {
+    match &state.feed_id {
+        Some(bound) if *bound != snapshot.feed_id => Err(Error::Failed(format!(
+            "feed, state file and journal belong to the log {bound}, but the database holds the log {}",
+            snapshot.feed_id
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn read_row(row: &str) -> Result<Signal, String> {
+    Signal::from_row(&RawValue::from_string(row.to_owned()).map_err(|error| error.to_string())?)
+}
+
+fn age_counts_from(signal: &Signal) -> Option<Timestamp> {
+    made_at(None, signal.created_at.as_deref(), signal.updated_at.as_deref())
+}
+
+/// The orders that the rows of a snapshot ask for.
+struct Plan {
+    now: Timestamp,
+    signals: Vec<Signal>,
+    waiting: usize,
+    stale: usize,
+    unusable: usize,
+}
+
+impl Plan {
+    fn new(options: &BotOptions, ledger: &Ledger, snapshot: &Snapshot) -> Self {
+        let now = Timestamp::now();
+        let mut plan = Self { now, signals: Vec::new(), waiting: ledger.open().count(), stale: 0, unusable: 0 };
+        for row in &snapshot.rows {
+            let Ok(signal) = read_row(row) else {
+                plan.unusable += 1;
+                continue;
+            };
+            let circumstances = Circumstances {
+                origin: Origin::Recovery,
+                is_close_only: false,
+                max_entry_age: options.max_entry_age,
+                made_at: age_counts_from(&signal),
+                now,
+            };
+            match decide(ledger, &signal, &circumstances) {
+                Decision::Place => plan.signals.push(signal),
+                Decision::Stale(_) => plan.stale += 1,
+                _ => {}
+            }
+        }
+        plan
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exits = self.signals.iter().filter(|signal| signal.action == Action::Exit).count();
+        let (orders, entries) = (self.signals.len(), self.signals.len() - exits);
+        write!(f, "{orders} orders to place ({entries} entries, {exits} exits")?;
+        if let Some(oldest) = self.signals.iter().filter_map(age_counts_from).min() {
+            write!(f, ", the oldest {} old", age(oldest, self.now))?;
+        }
+        write!(f, "), {} waiting in the journal, {} too old, {} unusable rows", self.waiting, self.stale, self.unusable)
+    }
+}
+
+fn describe(signal: &Signal, now: Timestamp) -> String {
+    let order = describe_order(&signal.order(None, None));
+    match age_counts_from(signal) {
+        Some(made_at) => format!("{order}, {} old", age(made_at, now)),
+        None => format!("{order}, of unknown age"),
+    }
+}
+
+fn describe_order(order: &Order) -> String {
+    format!("{} {}", order.order_ref, order.terms())
+}
+
+/// In whole seconds; in whole minutes from an hour on.
+fn age(made_at: Timestamp, now: Timestamp) -> String {
+    let seconds = u64::try_from(now.duration_since(made_at).as_secs()).unwrap_or(0);
+    let shown = if seconds < 3600 { seconds } else { seconds - seconds % 60 };
+    crate::text::duration(std::time::Duration::from_secs(shown))
+}

@@ -1,0 +1,297 @@
+//! Data as people have it: backfills, times without a zone, ids written in several ways, and streams that are none.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::feed::{FEED_ID, Feed, Open, row, time_of};
+use super::process::Place;
+use crate::support::wait::until;
+
+fn ago(seconds: i64) -> String {
+    (jiff::Timestamp::now() - jiff::SignedDuration::from_secs(seconds)).to_string()
+}
+
+/// A row with this `created_at`.
+fn created(id: i64, action: &str, created_at: &str) -> String {
+    row(id, action).replace("2099-11-20T12:00:00+00:00", created_at)
+}
+
+/// A `signal` block with any data.
+fn block(stream: &mut Open, id: &str, data: &str) {
+    stream.send(&format!("id: {id}\nevent: signal\ndata: {data}\n\n"));
+}
+
+/// A journal of a bot that first started in 2020, so that nothing is from before its time.
+fn begin_in_2020(place: &Place) {
+    let first = "{\"record\":\"journal\",\"time\":\"2020-01-01T00:00:00Z\",\"version\":1}\n";
+    std::fs::write(place.path("trader-bot.journal"), first).unwrap();
+}
+
+#[test]
+fn a_backfill_is_stale_and_its_exits_raise_an_alert() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    place.wait_cursor(5);
+    stream.insert(6, &created(1, "entry", "2020-01-01T00:00:00+00:00"));
+    stream.insert(7, &created(2, "exit", &ago(90)));
+    stream.insert(8, &created(3, "entry", &ago(20)));
+    // The journal knows of row 1 now.
+    stream.update(9, &created(1, "exit", "2020-01-01T00:00:00+00:00"));
+    place.wait_cursor(9);
+    assert_eq!(place.paper(), ["sf-3-entry", "sf-1-exit"]);
+    assert!(place.journal_has("stale", 1) && place.journal_has("stale", 2));
+    place.wait_alert("exit_stale");
+    assert_eq!(place.alerts().len(), 1);
+}
+
+#[test]
+fn a_row_of_unknown_age_is_new_in_an_insert_and_old_in_an_update() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &created(1, "entry", "2020-01-01T00:00:00"));
+    stream.update(7, &created(2, "entry", "2099-01-01T00:00:00"));
+    stream.insert(8, &created(3, "entry", "infinity"));
+    place.wait_cursor(8);
+    assert_eq!(place.paper(), ["sf-1-entry", "sf-3-entry"]);
+    assert!(place.journal_has("stale", 2));
+}
+
+#[test]
+fn the_age_of_an_entry_counts_from_the_older_of_its_two_times() {
+    let (feed, place) = (Feed::new(), Place::new());
+    begin_in_2020(&place);
+    let _bot = place.start(&feed.url, &["--max-entry-age", "1h"]);
+    let mut stream = feed.open(5);
+    let now = ago(0);
+    let event = |seq: i64, time: &str, row: &str| {
+        format!(
+            "{{\"feed_seq\":{seq},\"prev_seq\":{},\"event_time\":\"{time}\",\"op\":\"INSERT\",\"signal\":{row}}}",
+            seq - 1
+        )
+    };
+    // Logged now, made long ago, as in a restored table; then the other way round; then young by both.
+    block(&mut stream, "6", &event(6, &now, &created(1, "entry", &ago(7200))));
+    block(&mut stream, "7", &event(7, &ago(7200), &created(2, "entry", &now)));
+    block(&mut stream, "8", &event(8, &now, &created(3, "entry", &ago(60))));
+    place.wait_cursor(8);
+    assert_eq!(place.paper(), ["sf-3-entry"]);
+    assert!(place.journal_has("stale", 1) && place.journal_has("stale", 2));
+}
+
+#[test]
+fn a_number_is_one_id_however_it_is_written() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    for (seq, id) in [(6, "1"), (7, "1.0"), (8, "1e0"), (9, "10E-1")] {
+        stream.insert(seq, &row(1, "entry").replace("\"id\": 1,", &format!("\"id\": {id},")));
+    }
+    stream.insert(10, &row(1, "entry").replace("\"id\": 1,", "\"id\": 2.50,"));
+    place.wait_cursor(10);
+    assert_eq!(place.paper(), ["sf-1-entry", "sf-2.5-entry"]);
+    assert_eq!(place.alerts(), []);
+    bot.stop();
+    let journal = place.read("trader-bot.journal");
+    let intents = journal.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let ids: Vec<String> = intents.filter_map(|line| Some(line.get("order")?["signal_id"].to_string())).collect();
+    assert_eq!(ids, ["1", "2.5"]);
+}
+
+#[test]
+fn an_array_is_not_an_event_and_moves_no_cursor() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    for (id, data) in [
+        ("6", "[1,2]".to_owned()),
+        ("7", "[9000,1,null,null,null]".to_owned()),
+        ("8", format!("[8,7,\"{}\",\"INSERT\",{}]", time_of(8), row(1, "entry"))),
+        ("9", format!("{{\"feed_seq\":9,\"prev_seq\":8,\"op\":\"INSERT\",\"signal\":[{}]}}", row(1, "entry"))),
+    ] {
+        block(&mut stream, id, &data);
+    }
+    stream.system(&format!("[\"connected\",\"{FEED_ID}\",1]"));
+    stream.insert(10, &row(2, "entry"));
+    place.wait_cursor(10);
+    assert_eq!(place.paper(), ["sf-2-entry"]);
+    until("four alerts", || (place.count_alerts("unusable_event") == 4).then_some(()));
+    assert_eq!(place.alerts().len(), 4);
+}
+
+#[test]
+fn a_number_that_leaves_a_hole_is_not_believed() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    let largest = i64::MAX;
+    block(&mut stream, &largest.to_string(), "not json");
+    block(&mut stream, "900", "not json either");
+    // Named by an earlier block only.
+    stream.send("event: signal\ndata: without an id\n\n");
+    stream.send(&format!(
+        "id: {largest}\nevent: system\ndata: {{\"reason\":\"quarantined\",\"feed_seq\":{largest},\"prev_seq\":5,\"error\":\"x\"}}\n\n"
+    ));
+    stream.insert(6, &row(1, "entry"));
+    place.wait_cursor(6);
+    until("four alerts", || (place.count_alerts("unusable_event") == 4).then_some(()));
+    // A notice that does not name the event before it may hide a hole.
+    stream.send("id: 9\nevent: system\ndata: {\"reason\":\"quarantined\",\"feed_seq\":9,\"error\":\"x\"}\n\n");
+    stream.wait_closed();
+    let mut stream = feed.open(6);
+    // The same unreadable events come again; they are told once.
+    block(&mut stream, "900", "not json either");
+    stream.insert(7, &row(2, "entry"));
+    place.wait_cursor(7);
+    bot.stop();
+    assert_eq!(place.paper(), ["sf-1-entry", "sf-2-entry"]);
+    assert_eq!(place.alerts().len(), 4);
+}
+
+#[test]
+fn a_time_that_is_none_is_not_sent_as_a_cursor_time() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    let data = format!(
+        "{{\"feed_seq\":6,\"prev_seq\":5,\"event_time\":\"yesterday\",\"op\":\"INSERT\",\"signal\":{}}}",
+        row(1, "entry")
+    );
+    block(&mut stream, "6", &data);
+    place.wait_cursor(6);
+    drop(stream);
+    let request = feed.accept();
+    assert_eq!((request.cursor(), request.query("cursor_time")), (Some(6), None));
+    assert_eq!(place.paper(), ["sf-1-entry"]);
+}
+
+#[test]
+fn a_refused_cursor_is_tried_without_its_time_and_then_raises_one_alert() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry"));
+    place.wait_cursor(6);
+    drop(stream);
+    let refuse = |with_time: bool| {
+        let request = feed.accept();
+        assert_eq!((request.cursor(), request.query("cursor_time").is_some()), (Some(6), with_time));
+        request.answer("400 Bad Request", "", "{\"error\":\"bad_cursor\",\"message\":\"no such time\"}");
+    };
+    refuse(true);
+    refuse(false);
+    place.wait_alert("bad_cursor");
+    refuse(false);
+    refuse(false);
+    let mut stream = feed.open(6);
+    stream.insert(7, &row(2, "entry"));
+    place.wait_paper(&["sf-1-entry", "sf-2-entry"]);
+    assert_eq!(place.alerts(), [("CRITICAL".to_owned(), "bad_cursor".to_owned())]);
+}
+
+#[test]
+fn a_stream_without_a_readable_connected_block_places_nothing() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let _bot = place.start(&feed.url, &["--read-timeout", "1s"]);
+    for first in [
+        "",
+        "event: system\ndata: {\"reason\":\"connected\"}\n\n",
+        "event: system\ndata: {\"reason\":\"connected\",\"feed_id\":7,\"cursor\":5}\n\n",
+        "event: system\ndata: {\"reason\":\"connected\",\"feed_id\":\"x\",\"cursor\":-5}\n\n",
+        "event: system\ndata: connected\n\n",
+    ] {
+        let mut stream = feed.accept().open();
+        stream.send(first);
+        stream.insert(6, &row(1, "entry"));
+        stream.wait_closed();
+    }
+    // Heartbeats alone do not keep such a stream.
+    let mut stream = feed.accept().open();
+    let pings = std::thread::spawn(move || {
+        while !stream.is_closed() {
+            stream.send(":ping\n");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    });
+    let mut stream = feed.open(5);
+    pings.join().unwrap();
+    assert_eq!(place.paper(), Vec::<String>::new());
+    stream.insert(6, &row(1, "entry"));
+    place.wait_paper(&["sf-1-entry"]);
+    assert_eq!(place.state()["feed_id"], FEED_ID);
+}
+
+#[test]
+fn control_characters_in_a_row_make_it_unusable_and_reach_no_terminal() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry").replace("ACME", "AC\\u001b[2JME"));
+    stream.insert(7, &row(2, "entry").replace("\"id\": 2", "\"id\": \"2\\u0007\""));
+    stream.system("{\"reason\":\"party\",\"what\":\"\u{1b}[2J\"}");
+    stream.send("event: \u{1b}[2Jtype\ndata: x\n\n");
+    until("two alerts", || (place.count_alerts("unusable_event") == 2).then_some(()));
+    drop(stream);
+    let mut stream = feed.accept().open();
+    stream.connected_as("\\u001b[2J", 7, 0, "null");
+    assert_eq!(bot.exit_code(), Some(1));
+    let log = place.read("log");
+    assert!(log.contains(FEED_ID) && log.contains("\\u{1b}[2J"), "{log}");
+    assert!(!log.contains('\u{1b}') && !place.read("alerts").contains('\u{1b}'), "{log}");
+    assert_eq!(place.paper(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_feed_repeats_does_not_fill_the_log_and_no_line_is_long() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    let flood = format!("event: {}\ndata: {}\n\n", "x".repeat(2000), "y".repeat(2000));
+    for _ in 0..2000 {
+        stream.send(&flood);
+    }
+    stream.insert(6, &row(1, "entry").replace("\"id\": 1,", &format!("\"id\": \"{}\",", "z".repeat(1 << 20))));
+    stream.insert(7, &row(2, "entry"));
+    place.wait_cursor(7);
+    let log = place.read("log");
+    assert!(log.len() < 100_000, "{} bytes", log.len());
+    assert!(log.lines().all(|line| line.len() <= 4096));
+    assert!(log.contains("sf-2-entry placed: BUY 100 ACME at 12.50"), "{log}");
+}
+
+/// Runs where mounting is allowed (root in a mount namespace of its own), as CI does.
+#[test]
+fn a_journal_that_can_be_appended_to_but_not_replaced_is_a_warning() {
+    let may_mount = Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success());
+    if !may_mount {
+        return;
+    }
+    let (feed, place) = (Feed::new(), Place::new());
+    begin_in_2020(&place);
+    // Long enough to be shrunk at the start.
+    let line = "{\"record\":\"cursor\",\"time\":\"2020-01-01T00:00:00Z\",\"feed_seq\":5}\n";
+    let journal = place.read("trader-bot.journal") + &line.repeat(1000);
+    std::fs::write(place.path("trader-bot.journal"), journal).unwrap();
+    std::fs::write(place.path("trader-bot.state"), "").unwrap();
+    let bot = place.command(&["--feed-url", &feed.url]);
+    let script = "mount --bind trader-bot.journal trader-bot.journal && mount --bind trader-bot.state trader-bot.state \
+                  && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script]).arg(bot.get_program()).args(bot.get_args()).current_dir(&place.dir);
+    command.envs(bot.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    let mut child = command.stderr(log).spawn().unwrap();
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry"));
+    place.wait_cursor(6);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(place.paper(), ["sf-1-entry"]);
+    let log = place.read("log");
+    assert!(log.contains("shrink the journal") && log.contains("replace the state file"), "{log}");
+    // What was written can be gone on with.
+    let _bot = place.start(&feed.url, &[]);
+    assert_eq!(feed.accept().cursor(), Some(6));
+}
