@@ -1,6 +1,7 @@
 //! What `serve` is told to do.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -34,6 +35,8 @@ pub struct ServeOptions {
     pub degraded_hold: Duration,
     /// Longest time for streams to end after SIGTERM. Default 5 s.
     pub shutdown_grace: Duration,
+    /// Program that is run for each alert, with one JSON line on its input. Default none.
+    pub alert_command: Option<PathBuf>,
     /// Reverse proxies whose word about a client is taken. Default none.
     pub trusted_proxies: Vec<IpNet>,
 }

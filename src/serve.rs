@@ -55,8 +55,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     // The operator is answered from the start to the very end.
     let mut running = Vec::new();
     let mut stop_operator = None;
-    if let Some(listener) = operator_listener {
-        let operator = Arc::new(Operator::new(feed.clone(), address));
+    let operator = operator_listener.is_some().then(|| Arc::new(Operator::new(feed.clone(), address)));
+    if let (Some(listener), Some(operator)) = (operator_listener, operator.clone()) {
         let handler = move |connection: &HttpConnection| ops::routes::serve(&operator, connection);
         let connections = Connections::new(ops::MOST_CONNECTIONS, feed.stats.evicted.clone());
         let (thread, stop) = accept(&feed, "ops", vec![listener], connections, handler)?;
@@ -80,6 +80,10 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let database = settings.clone();
     running.push(threads::start(&feed, "keys", move |feed| keys::run(feed, &database))?);
     running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, &settings, &inlets.records))?);
+    if let Some(program) = feed.options.alert_command.clone() {
+        let quarantined = inlets.alerts;
+        running.push(threads::start(&feed, "alerts", move |feed| ops::alerts::run(feed, program, &quarantined))?);
+    }
     feed.health.wait_tried(DATABASE_DEADLINE * 2);
     let limit = feed.options.max_clients.saturating_add(BESIDE_CLIENTS);
     let connections = Connections::new(limit, feed.stats.evicted.clone());
@@ -99,6 +103,9 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
         }
         manager.turn(&feed);
         logging::turn();
+        if let Some(operator) = &operator {
+            operator.turn();
+        }
     };
 
     manager.stopping(&feed);

@@ -1,6 +1,7 @@
 //! `signal-feed serve`: runs the feed until SIGTERM or SIGINT.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as _, FromArgMatches as _};
@@ -83,6 +84,9 @@ pub(super) struct ServeArgs {
     /// Time for streams to end after SIGTERM
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     shutdown_grace: Duration,
+    /// Program that gets every alert as one JSON line on its input: degraded (after 30 s), recovered, capture_off, capture_on, quarantined, another_cluster
+    #[arg(long, value_name = "PROGRAM", env = "SIGNAL_FEED_ALERT_COMMAND", help_heading = "Operation")]
+    alert_command: Option<PathBuf>,
     /// A reverse proxy (network or address; can be repeated): its X-Forwarded-For gives the client's address, its X-Forwarded-Proto whether the client uses https
     #[arg(long, value_name = "CIDR", env = "SIGNAL_FEED_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network, help_heading = "Feed")]
     trusted_proxy: Vec<IpNet>,
@@ -143,6 +147,7 @@ impl From<ServeArgs> for ServeOptions {
             replay_connections: args.replay_connections,
             degraded_hold: args.degraded_hold,
             shutdown_grace: args.shutdown_grace,
+            alert_command: args.alert_command,
             trusted_proxies: args.trusted_proxy,
         }
     }

@@ -1,5 +1,7 @@
 //! The record of events that cannot be delivered.
 
+use std::collections::BTreeSet;
+
 use super::{Connection, Error};
 use crate::event::{EventTime, FeedSeq};
 
@@ -24,6 +26,17 @@ pub fn record(connection: &mut Connection, seq: FeedSeq, error: &str) -> Result<
         &[&seq.0, &error],
     )?;
     Ok(())
+}
+
+/// Which of these events are recorded already.
+///
+/// # Errors
+/// See [`Error`].
+pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSet<FeedSeq>, Error> {
+    let seqs: Vec<i64> = seqs.iter().map(|seq| seq.0).collect();
+    let rows = connection
+        .query("select feed_seq from stock_market.signal_feed_quarantine where feed_seq = any($1)", &[&seqs])?;
+    rows.iter().map(|row| Ok(FeedSeq(row.try_get(0)?))).collect()
 }
 
 /// Reads the whole record, ascending.

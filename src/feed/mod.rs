@@ -95,6 +95,8 @@ pub struct Feed {
     skipped: Mutex<Vec<(FeedSeq, FeedSeq)>>,
     fatal: Sender<String>,
     records: Sender<Record>,
+    /// What was quarantined and had not been recorded before, for whoever alerts the operator.
+    alerts: Sender<(FeedSeq, String)>,
     poisoned: Mutex<BTreeSet<FeedSeq>>,
 }
 
@@ -105,6 +107,8 @@ pub struct Inlets {
     pub pages: Receiver<ahead::Request>,
     /// For `upkeep`: what is to be written.
     pub records: Receiver<Record>,
+    /// For `alerts`: what was newly quarantined. Nobody needs to read it.
+    pub alerts: Receiver<(FeedSeq, String)>,
 }
 
 impl Feed {
@@ -112,6 +116,7 @@ impl Feed {
     pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
         let live = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
+        let (alerts_sender, alerts) = bounded(upkeep::RECORD_SLOTS);
         let (ahead, pages) = ahead::Readers::new();
         let feed = Self {
             clock: DatabaseClock::default(),
@@ -134,10 +139,11 @@ impl Feed {
             skipped: Mutex::default(),
             fatal,
             records: records_sender,
+            alerts: alerts_sender,
             poisoned: Mutex::default(),
             options,
         };
-        (feed, Inlets { pages, records })
+        (feed, Inlets { pages, records, alerts })
     }
 
     /// The identity of the log.
@@ -230,7 +236,7 @@ impl Feed {
         let _ = self.records.try_send(Record::Stop);
     }
 
-    /// Notes that a row cannot be delivered: a log line and a count once, and a record in the database.
+    /// Notes that a row cannot be delivered: a count once, and `upkeep` logs and records it.
     pub fn quarantine(&self, row: &LogRow, poison: &Poison) {
         let mut poisoned = lock(&self.poisoned);
         if !poisoned.insert(row.seq) {
@@ -240,7 +246,6 @@ impl Feed {
             poisoned.pop_first();
         }
         drop(poisoned);
-        log::error!("event {} is quarantined: {poison}", row.seq);
         self.stats.quarantined.inc();
         if self.records.try_send(Record::Quarantined(row.seq, poison.to_string())).is_err() {
             // Too many at once: it is recorded when it is next read.

@@ -84,6 +84,7 @@ mod tests {
             replay_connections: 1,
             degraded_hold: Duration::ZERO,
             shutdown_grace: Duration::ZERO,
+            alert_command: None,
             trusted_proxies: Vec::new(),
         };
         let settings: Settings = "postgres://nobody@localhost/none".parse().unwrap();

@@ -40,10 +40,14 @@ pub enum Record {
 
 #[derive(Debug, Default)]
 struct Unwritten {
-    quarantined: BTreeMap<FeedSeq, String>,
+    quarantined: BTreeMap<FeedSeq, Quarantined>,
     used: BTreeSet<i64>,
-    /// How many of the quarantined events were counted as not recorded.
-    counted: usize,
+}
+
+#[derive(Debug)]
+struct Quarantined {
+    error: String,
+    is_announced: bool,
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
@@ -103,10 +107,12 @@ impl Unwritten {
     fn add(&mut self, record: Record) {
         match record {
             Record::Quarantined(seq, error) if self.quarantined.len() < UNWRITTEN_EVENTS => {
-                self.quarantined.insert(seq, error);
+                self.quarantined.insert(seq, Quarantined { error, is_announced: false });
             }
-            // It is in the log line, and found again when it is next read after a restart.
-            Record::Quarantined(..) => {}
+            // It is found again when it is next read after a restart.
+            Record::Quarantined(seq, error) => {
+                log::error!("event {seq} is quarantined, too many to record: {error}");
+            }
             Record::KeyUsed(id) => {
                 self.used.insert(id);
             }
@@ -123,17 +129,16 @@ fn write(
     with_uses: bool,
 ) -> Result<(), db::Error> {
     let connection = connected(connection, settings)?;
+    let announced = announce(feed, connection, &mut unwritten.quarantined)?;
     if db::standby::is_standby(connection)? {
         // The quarantined wait for a promotion. A use would then be recorded with a time that is not its own.
-        feed.stats.unrecorded_quarantined.inc_by((unwritten.quarantined.len() - unwritten.counted) as u64);
-        unwritten.counted = unwritten.quarantined.len();
+        feed.stats.unrecorded_quarantined.inc_by(announced);
         feed.stats.unrecorded_key_uses.inc_by(unwritten.used.len() as u64);
         unwritten.used.clear();
         return Ok(());
     }
-    unwritten.counted = 0;
-    while let Some((seq, error)) = unwritten.quarantined.first_key_value() {
-        db::quarantine::record(connection, *seq, error)?;
+    while let Some((seq, quarantined)) = unwritten.quarantined.first_key_value() {
+        db::quarantine::record(connection, *seq, &quarantined.error)?;
         unwritten.quarantined.pop_first();
     }
     if with_uses {
@@ -142,6 +147,36 @@ fn write(
         unwritten.used.clear();
     }
     Ok(())
+}
+
+/// Logs and alerts to what is newly quarantined, and drops what is recorded already: that is known since an earlier run.
+/// Returns how many are new.
+fn announce(
+    feed: &Feed,
+    connection: &mut Connection,
+    quarantined: &mut BTreeMap<FeedSeq, Quarantined>,
+) -> Result<u64, db::Error> {
+    let unannounced: Vec<FeedSeq> =
+        quarantined.iter().filter(|(_, event)| !event.is_announced).map(|(seq, _)| *seq).collect();
+    if unannounced.is_empty() {
+        return Ok(0);
+    }
+    let recorded = db::quarantine::recorded(connection, &unannounced)?;
+    let mut announced = 0;
+    for seq in unannounced {
+        let Some(event) = quarantined.get_mut(&seq) else { continue };
+        if recorded.contains(&seq) {
+            log::info!("event {seq} is still quarantined: {}", event.error);
+            quarantined.remove(&seq);
+            continue;
+        }
+        log::error!("event {seq} is quarantined: {}", event.error);
+        event.is_announced = true;
+        announced += 1;
+        // Where nobody reads it, or too much waits, the log line is what there is.
+        let _ = feed.alerts.try_send((seq, event.error.clone()));
+    }
+    Ok(announced)
 }
 
 /// Whether what is written to `signal` reaches the log: nobody else would notice that it does not.

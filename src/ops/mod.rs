@@ -3,6 +3,8 @@
 //! It is served like the feed's own port, by [`http`](crate::http), from a listener of its own: what goes on there takes
 //! no place of a stream.
 
+pub mod alerts;
+mod history;
 mod keys;
 pub mod metrics;
 pub mod routes;
@@ -11,6 +13,7 @@ pub mod status;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use self::history::History;
 use self::metrics::Gauges;
 use crate::feed::Feed;
 
@@ -24,6 +27,7 @@ pub struct Operator {
     /// Which of several feeds this is: the host's name and the feed's port.
     instance: String,
     gauges: Gauges,
+    history: History,
 }
 
 impl Operator {
@@ -35,6 +39,11 @@ impl Operator {
             None => host,
         };
         let gauges = Gauges::new(feed.stats.registry(), &instance);
-        Self { feed, instance, gauges }
+        Self { feed, instance, gauges, history: History::default() }
+    }
+
+    /// Keeps the history going; to be called about once a second.
+    pub fn turn(&self) {
+        self.history.turn(&self.feed);
     }
 }

@@ -197,14 +197,19 @@ fn database(feed: &Feed) -> Database {
 }
 
 impl Buckets {
-    fn of(histogram: &Histogram) -> Self {
-        let metric = histogram.metric();
+    fn of(of: &Histogram) -> Self {
+        let metric = of.metric();
         let histogram = metric.get_histogram();
         Self {
             upper_bounds: histogram.get_bucket().iter().map(|bucket| bucket.upper_bound()).collect(),
-            cumulative: histogram.get_bucket().iter().map(|bucket| bucket.cumulative_count()).collect(),
+            cumulative: cumulative(of),
             count: histogram.get_sample_count(),
             sum: histogram.get_sample_sum(),
         }
     }
+}
+
+/// How many observations lie at or below each bucket's bound.
+pub(super) fn cumulative(histogram: &Histogram) -> Vec<u64> {
+    histogram.metric().get_histogram().get_bucket().iter().map(|bucket| bucket.cumulative_count()).collect()
 }

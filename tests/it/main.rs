@@ -22,6 +22,7 @@
 
 mod support;
 
+mod alerts;
 mod bot;
 mod capture;
 mod clients;

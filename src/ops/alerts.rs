@@ -1,0 +1,128 @@
+//! The thread `alerts`: runs the operator's program for what needs somebody.
+//!
+//! It owns the program's runs. It looks at the feed's state once a second, receives what was newly quarantined, sends
+//! nothing, and ends when the server stops.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use crate::alert::{AlertCommand, Level};
+use crate::event::FeedSeq;
+use crate::feed::Feed;
+
+/// How often it looks.
+const TURN_EVERY: Duration = Duration::from_secs(1);
+/// An outage shorter than this, 30 s, is no alert: a restart of the database is none.
+const OUTAGE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What somebody was alerted to, and still holds.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Alerted {
+    degraded: bool,
+    capture_off: bool,
+    another_cluster: bool,
+}
+
+/// The thread `alerts`: runs until the server stops.
+pub fn run(feed: &Feed, program: PathBuf, quarantined: &Receiver<(FeedSeq, String)>) {
+    let mut command = AlertCommand::new(Some(program));
+    let mut alerted = Alerted::default();
+    loop {
+        feed.health.pause(TURN_EVERY);
+        if feed.health.is_stopping() {
+            return;
+        }
+        let outage = feed.health.outage();
+        let now = Alerted {
+            degraded: match alerted.degraded {
+                true => outage.is_some(),
+                false => outage >= Some(OUTAGE_PATIENCE),
+            },
+            capture_off: !feed.capture_on(),
+            another_cluster: feed.is_another_cluster(),
+        };
+        for (level, reason, message) in changes(alerted, now) {
+            command.run(level, reason, message, None);
+        }
+        alerted = now;
+        // However many events there are at once, they are one alert.
+        if let Some(message) = quarantined_message(&quarantined.try_iter().collect::<Vec<_>>()) {
+            command.run(Level::Critical, "quarantined", &message, None);
+        }
+    }
+}
+
+fn changes(before: Alerted, now: Alerted) -> Vec<(Level, &'static str, &'static str)> {
+    let mut changes = Vec::new();
+    match (before.degraded, now.degraded) {
+        (false, true) => changes.push((
+            Level::Critical,
+            "degraded",
+            "no database connection for 30 s; open streams stay, new requests wait and get 503; look at PostgreSQL",
+        )),
+        (true, false) => {
+            changes.push((Level::Warning, "recovered", "connected to the database again; no stream missed anything"))
+        }
+        _ => {}
+    }
+    match (before.capture_off, now.capture_off) {
+        (false, true) => changes.push((
+            Level::Critical,
+            "capture_off",
+            "capture is off: signals are written that no bot will get; run \"signal-feed doctor\", then \"signal-feed migrate\"",
+        )),
+        (true, false) => changes.push((
+            Level::Warning,
+            "capture_on",
+            "capture is on again; bots have missed the signals that were written meanwhile",
+        )),
+        _ => {}
+    }
+    if now.another_cluster && !before.another_cluster {
+        changes.push((
+            Level::Critical,
+            "another_cluster",
+            "the database was restored or failed over; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" \
+             if it lost no commit",
+        ));
+    }
+    changes
+}
+
+fn quarantined_message(quarantined: &[(FeedSeq, String)]) -> Option<String> {
+    let (seq, error) = quarantined.last()?;
+    let which = match quarantined.len() {
+        1 => format!("event {seq} cannot be delivered"),
+        count => format!("{count} events cannot be delivered, the last is {seq}"),
+    };
+    Some(format!("{which}: {error}; see \"signal-feed quarantine list\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_change_is_one_alert_and_no_change_is_none() {
+        let quiet = Alerted::default();
+        let all = Alerted { degraded: true, capture_off: true, another_cluster: true };
+        let reasons = |before, now| changes(before, now).into_iter().map(|(_, reason, _)| reason).collect::<Vec<_>>();
+        assert_eq!(reasons(quiet, all), ["degraded", "capture_off", "another_cluster"]);
+        assert_eq!(reasons(all, quiet), ["recovered", "capture_on"]);
+        assert!(reasons(all, all).is_empty() && reasons(quiet, quiet).is_empty());
+    }
+
+    #[test]
+    fn many_quarantined_events_are_one_message() {
+        let event = |seq| (FeedSeq(seq), "too large".to_owned());
+        assert_eq!(quarantined_message(&[]), None);
+        assert!(quarantined_message(&[event(7)]).unwrap().starts_with("event 7 cannot be delivered: too large"));
+        assert!(
+            quarantined_message(&[event(7), event(9)])
+                .unwrap()
+                .starts_with("2 events cannot be delivered, the last is 9")
+        );
+    }
+}
