@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::support::browser::Browser;
 use crate::support::database::Database;
+use crate::support::program::signal_feed;
 use crate::support::server::Server;
-use crate::support::wait::until;
+use crate::support::wait::{until, until_within};
 
 /// Types a key into the watch page and begins to watch, without a mouse.
 fn log_in(browser: &Browser, key: &str) {
@@ -28,18 +31,17 @@ fn watch_page_shows_signals_proves_completeness_and_survives_a_killed_server() {
     database.insert(20);
     browser.wait_text("count", |count| count == "20");
     assert_eq!((browser.text("missed"), browser.text("reconnects")), ("0".into(), "0".into()));
+    assert_eq!(browser.text("verdict"), "Complete: 20 signals, none missing, 0 reconnects.");
     assert_eq!(browser.eval("return document.querySelectorAll('#rows tr').length"), 20);
     browser.picture("watch");
 
     // The viewer keeps the page open; what is written meanwhile is replayed.
     server.kill();
-    browser.wait_text("state", |state| state.contains("coming back") || state.contains("cannot be reached"));
+    browser.wait_text("state", |state| state.contains("Reconnecting") || state.contains("cannot be reached"));
     database.insert(30);
     let _server = Server::spawn(Server::command(&database.url, &address.to_string()));
     browser.wait_text("count", |count| count == "50");
-    browser.wait_text("verdict", |verdict| {
-        verdict.starts_with("Whole: each of 50 signals") && verdict.contains("1 reconnect.")
-    });
+    browser.wait_text("verdict", |verdict| verdict == "Complete: 50 signals, none missing, 1 reconnect.");
     assert_eq!(
         (browser.text("missed"), browser.text("repeated"), browser.text("replayed")),
         ("0".into(), "0".into(), "30".into())
@@ -67,12 +69,12 @@ fn signals_text_is_never_html_and_the_page_asks_nobody_else() {
         )
         .unwrap();
     browser.wait_text("count", |count| count == "1");
-    assert!(browser.text("rows").contains(hostile));
+    until("the row is there", || browser.text("rows").contains(hostile).then_some(()));
     assert_eq!(browser.eval("return document.querySelectorAll('#rows img, #rows script').length"), 0);
-    assert_eq!(browser.eval("return document.title"), "signal-feed");
+    assert_eq!(browser.eval("return document.title"), "✓ signal-feed");
     // Its policy stops what is not in the file itself, also what a fault of the page would let in.
     browser.eval("const made = document.createElement('script'); made.textContent = \"document.title='taken'\"; document.body.append(made)");
-    assert_eq!(browser.eval("return document.title"), "signal-feed");
+    assert_eq!(browser.eval("return document.title"), "✓ signal-feed");
     assert!(browser.console().iter().any(|line| line.contains("Content Security Policy")), "{:?}", browser.console());
     let asked = browser.eval("return performance.getEntriesByType('resource').map(entry => new URL(entry.name).host)");
     let own = format!("localhost:{}", server.address().port());
@@ -92,13 +94,138 @@ fn watch_page_begins_with_the_whole_window_and_marks_what_it_missed() {
     log_in(&browser, &key);
     browser.wait_text("count", |count| count == "40");
     assert_eq!((browser.text("replayed"), browser.text("missed")), ("40".into(), "0".into()));
-    // A phone: nothing sticks out at the side.
-    assert_eq!(browser.eval("return document.documentElement.scrollWidth <= window.innerWidth"), true);
-    browser.picture("watch-phone");
     database.log_row(41, "now()", "null");
     browser.wait_text("rows", |rows| rows.contains("cannot be delivered to anybody"));
     assert_eq!(browser.text("missed"), "0");
     browser.wait_text("cursor", |cursor| cursor == "41");
+}
+
+#[test]
+fn fresh_page_begins_with_the_last_20_signals_and_shows_every_column_to_the_digit() {
+    let database = Database::migrated();
+    let key = database.mint("viewer");
+    database.insert(50);
+    database.sql(
+        "alter table stock_market.signal add column venue text;
+         insert into stock_market.signal (symbol, action, side, quantity, price, venue)
+             values ('DIGITS', 'exit', 'SELL', 12345678901234567890.123456789, 0.10, 'XNYS');
+         update stock_market.signal set price = 0.20 where symbol = 'DIGITS'",
+    );
+    let server = Server::ready(&database, &[]);
+    let browser = Browser::open(1280, 900);
+    browser.go(server.address(), "/");
+    log_in(&browser, &key);
+    browser.wait_text("count", |count| count == "20");
+    assert_eq!(browser.text("verdict"), "Complete: 20 signals, none missing, 0 reconnects.");
+    let head = browser.eval("return [...document.querySelectorAll('#head th')].map(cell => cell.textContent)");
+    let head: Vec<&str> = head.as_array().unwrap().iter().map(|title| title.as_str().unwrap()).collect();
+    assert!(head[1].starts_with("Time (") && head[1].len() > 7, "the zone is named: {head:?}");
+    assert_eq!(head[2..6], ["symbol", "action", "side", "quantity"]);
+    assert!(head.contains(&"venue"), "{head:?}");
+    let row = "return document.querySelector('#rows tr').innerText";
+    let newest = browser.eval(row).as_str().unwrap().to_owned();
+    for text in ["✎", "12345678901234567890.123456789", "0.20", "▼ SELL", "XNYS"] {
+        assert!(newest.contains(text), "{text} is not in {newest}");
+    }
+    // A click shows the whole row, and its JSON as it was sent.
+    browser.eval("document.querySelector('#rows tr').click()");
+    let detail = browser.eval("return document.querySelector('tr.detail').innerText").as_str().unwrap().to_owned();
+    for text in ["operation", "UPDATE", "created_at", "\"quantity\": 12345678901234567890.123456789"] {
+        assert!(detail.contains(text), "{text} is not in {detail}");
+    }
+    browser.picture("watch-detail");
+    browser.eval("document.querySelector('#rows tr').click()");
+    assert_eq!(browser.eval("return document.querySelectorAll('tr.detail').length"), 0);
+    browser.eval("document.getElementById('search').focus()");
+    browser.type_keys("digits");
+    browser.wait_text("found", |found| found == "2 matches in the last 20");
+    assert_eq!(browser.eval("return document.querySelectorAll('#rows tr').length"), 2);
+    // What does not match stays away while the search lasts.
+    database.insert(1);
+    browser.wait_text("count", |count| count == "21");
+    assert_eq!(browser.eval("return document.querySelectorAll('#rows tr').length"), 2);
+    // Opening the page asked for nothing that it has no key for.
+    assert!(!server.log().iter().any(|line| line.contains("missing_key")), "{:?}", server.log());
+}
+
+#[test]
+fn signals_stand_above_the_fold_of_a_phone_and_nothing_breaks() {
+    let database = Database::migrated();
+    let key = database.mint("viewer");
+    database.insert(20);
+    let server = Server::ready(&database, &[]);
+    let browser = Browser::phone();
+    browser.go(server.address(), "/");
+    log_in(&browser, &key);
+    browser.wait_text("count", |count| count == "20");
+    browser.picture("watch-phone");
+    assert_eq!(browser.eval("return document.documentElement.scrollWidth <= window.innerWidth"), true);
+    let third = "return document.querySelectorAll('#rows tr')[2].getBoundingClientRect().bottom";
+    assert!(browser.eval(third).as_f64().unwrap() < 420.0, "{}", browser.eval(third));
+    let shown = browser.eval(
+        "return [...document.querySelectorAll('#head th')].filter(cell => cell.offsetWidth > 0).map(cell => cell.textContent)",
+    );
+    assert_eq!(shown.as_array().unwrap()[1..], ["symbol", "action", "side", "quantity", "price"].map(Value::from));
+    // One line a row: a word or number that broke would make it higher.
+    let heights =
+        browser.eval("return Math.max(...[...document.querySelectorAll('#rows tr')].map(row => row.offsetHeight))");
+    assert!(heights.as_f64().unwrap() < 32.0, "{heights}");
+    browser.color_scheme("dark");
+    browser.picture("watch-phone-dark");
+}
+
+#[test]
+fn capture_that_is_off_is_told_in_red_and_counted_as_missed() {
+    let database = Database::migrated();
+    let key = database.mint("viewer");
+    let server = Server::ready(&database, &[]);
+    let browser = Browser::open(1280, 900);
+    browser.go(server.address(), "/");
+    log_in(&browser, &key);
+    assert_eq!(browser.text("verdict"), "No signals yet.");
+    database.insert(3);
+    browser.wait_text("count", |count| count == "3");
+    database.sql("alter table stock_market.signal disable trigger all");
+    until("the alarm", || (browser.eval("return document.getElementById('alarm').hidden") == false).then_some(()));
+    assert!(browser.text("alarm").contains("SIGNALS ARE BEING LOST: capture is switched off"));
+    browser.wait_text("missed", |missed| missed == "1");
+    browser.picture("watch-capture-off");
+    database.insert(1);
+    signal_feed(&database.url, &["migrate"]).ok();
+    browser.wait_text("rows", |rows| rows.contains("SIGNALS WERE LOST: capture was switched off for a while"));
+    until("the alarm ends", || (browser.eval("return document.getElementById('alarm').hidden") == true).then_some(()));
+    assert_eq!((browser.text("missed"), browser.text("undeliverable")), ("1".into(), "0".into()));
+    assert_eq!(browser.text("verdict"), "NOT complete: 1 gap in 3 signals, 0 reconnects.");
+    assert_eq!(browser.eval("return document.title"), "✓ ! signals missed – signal-feed");
+    // Somebody who was not there learns it too.
+    browser.go(server.address(), "/");
+    browser.wait_text("missed", |missed| missed == "1");
+    browser.picture("watch-capture-was-off");
+}
+
+#[test]
+fn tab_that_is_hidden_for_a_minute_gives_its_connection_back_and_continues_later() {
+    let database = Database::migrated();
+    let key = database.mint("viewer");
+    let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0"]);
+    let browser = Browser::open(1280, 900);
+    browser.go(server.address(), "/");
+    log_in(&browser, &key);
+    let visible = |state: &str| {
+        browser.eval(&format!(
+            "Object.defineProperty(document, 'visibilityState', {{ value: '{state}', configurable: true }}); \
+             document.dispatchEvent(new Event('visibilitychange'))"
+        ));
+    };
+    let streams = || server.status()["clients"].as_array().unwrap().len();
+    until("the stream is open", || (streams() == 1).then_some(()));
+    visible("hidden");
+    until_within(Duration::from_secs(90), "the stream is closed", || (streams() == 0).then_some(()));
+    assert!(browser.text("state").starts_with("Paused: this tab was hidden"), "{}", browser.text("state"));
+    database.insert(7);
+    visible("visible");
+    browser.wait_text("count", |count| count == "7");
+    browser.wait_text("verdict", |verdict| verdict == "Complete: 7 signals, none missing, 1 reconnect.");
 }
 
 #[test]
