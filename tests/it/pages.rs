@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::browser::Browser;
 use crate::support::database::Database;
@@ -256,6 +256,7 @@ fn wrong_key_is_told_and_forgetting_the_key_ends_the_session() {
 fn status_page_draws_the_feed_and_tells_of_an_outage() {
     let database = Database::migrated();
     let key = database.mint("<b>bot</b>");
+    database.mint_with("zz-absent", &["--delay", "15m", "--expires-in", "3d"]);
     let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0"]);
     let mut stream = server.stream(&key);
     stream.connected();
@@ -272,6 +273,12 @@ fn status_page_draws_the_feed_and_tells_of_an_outage() {
     });
     assert!(browser.text("rows").contains("<b>bot</b>"), "{}", browser.text("rows"));
     assert_eq!(browser.text("streams"), "1");
+    // The absent bot comes first.
+    assert_eq!(browser.text("away"), "1 of 2 without a stream");
+    let first = browser.eval("return document.querySelector('#keys tr').innerText.split('\\t')");
+    assert_eq!(first, json!(["zz-absent", "none", "never", "in 3 days", "15 min"]));
+    assert!(browser.text("last").starts_with("Last signal "), "{}", browser.text("last"));
+    assert!(browser.eval("return document.title").as_str().unwrap().starts_with("✓ live – "));
     let drawn = "return document.querySelector('#rate-chart path').getAttribute('d').length > 10";
     until("the rate is drawn", || (browser.eval(drawn) == true).then_some(()));
     browser.picture("status");
@@ -279,7 +286,25 @@ fn status_page_draws_the_feed_and_tells_of_an_outage() {
     browser.picture("status-dark");
     assert_eq!(browser.console(), Vec::<String>::new());
 
+    // A page that was just opened shows what was before.
+    let phone = Browser::phone();
+    phone.go(server.ops_address(), "/");
+    phone.wait_text("state", |state| state == "live");
+    until("the past is drawn", || (phone.eval(drawn) == true).then_some(()));
+    assert_eq!(phone.eval("return document.documentElement.scrollWidth <= window.innerWidth"), true);
+    phone.picture("status-phone");
+    phone.color_scheme("dark");
+    phone.picture("status-phone-dark");
+
+    database.sql("alter table stock_market.signal disable trigger all");
+    browser.wait_text("capture", |capture| capture == "capture off");
+    assert!(browser.text("notice").contains("CAPTURE IS OFF"));
+    browser.picture("status-capture-off");
     server.kill();
     browser.wait_text("state", |state| state == "unreachable");
     assert!(browser.text("notice").contains("does not answer"));
+    // What was said last is grey.
+    let opacity = "return getComputedStyle(document.getElementById('capture')).opacity";
+    assert_eq!(browser.eval(opacity), "0.6");
+    browser.picture("status-unreachable");
 }
