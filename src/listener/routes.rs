@@ -89,10 +89,11 @@ impl Request<'_> {
     }
 
     fn readiness(&self) -> Response {
-        if self.feed.health.is_ready() {
-            text("200 OK", "ready\n")
-        } else {
-            text("503 Service Unavailable", "not ready\n")
+        match (self.feed.health.is_ready(), self.feed.capture_on()) {
+            (false, _) => text("503 Service Unavailable", "not ready\n"),
+            (true, true) => text("200 OK", "ready\n"),
+            // The watch page reads this. The status stays 200: the feed itself works.
+            (true, false) => text("200 OK", "ready, but capture is off\n"),
         }
     }
 }

@@ -239,7 +239,7 @@ fn wrong_key_is_told_and_forgetting_the_key_ends_the_session() {
     browser.eval("document.getElementById('key').focus()");
     browser.type_keys("sf_wrong");
     browser.type_keys("\u{e007}");
-    browser.wait_text("state", |state| state.contains("not known"));
+    browser.wait_text("state", |state| state.contains("unknown"));
     browser.eval("document.getElementById('key').value = ''");
     browser.type_keys(&key);
     browser.type_keys("\u{e007}");
