@@ -1,19 +1,19 @@
--- The roles of the feed and their memberships, none of which can log in.
--- Safe to run again, and at the same time from several databases of one cluster.
+-- The feed's roles and their memberships. None of the roles can log in.
+-- Safe to run again, and at the same time in several databases of one cluster.
 
 do $roles$
 declare
     wanted text;
 begin
     foreach wanted in array array[
-        'signal_feed_owner', 'signal_feed_capture', 'signal_feed_render',
+        'signal_feed_owner', 'signal_feed_capture', 'signal_feed_render', 'signal_feed_signal',
         'signal_feed_server', 'signal_feed_admin', 'signal_feed_bot']
     loop
         if not exists (select from pg_catalog.pg_roles as r where r.rolname = wanted) then
             begin
                 execute pg_catalog.format('create role %I nologin', wanted);
             exception
-                -- Another database's migrate made it in the meantime.
+                -- The migrate of another database made it in the meantime.
                 when duplicate_object or unique_violation then null;
             end;
         end if;
@@ -21,7 +21,7 @@ begin
 end
 $roles$;
 
--- Whoever is no superuser may not be allowed to grant these: without them the feed works, and says less.
+-- A role that is not a superuser may not be allowed to grant these. The feed works without them but sees less.
 do $watch$
 declare
     wanted record;
@@ -30,7 +30,7 @@ begin
         select w.granted, w.member, w.without
         from (values
             ('pg_monitor', 'signal_feed_admin', 'doctor will see less of other sessions'),
-            ('pg_read_all_stats', 'signal_feed_owner', 'a feed on a standby cannot tell a silent primary')
+            ('pg_read_all_stats', 'signal_feed_owner', 'a feed on a standby cannot tell when its primary was last heard')
         ) as w (granted, member, without)
     loop
         continue when pg_catalog.pg_has_role(wanted.member, wanted.granted, 'member');
@@ -40,7 +40,7 @@ begin
             when insufficient_privilege then
                 raise notice '% is not a member of %: %', wanted.member, wanted.granted, wanted.without;
             when others then
-                -- Another database's migrate granted it in the same moment.
+                -- The migrate of another database granted it at the same moment.
                 if not pg_catalog.pg_has_role(wanted.member, wanted.granted, 'member') then
                     raise;
                 end if;
@@ -49,9 +49,9 @@ begin
 end
 $watch$;
 
--- Whoever runs migrate without being a superuser must be able to hand objects over to the feed's own roles.
--- Here that is the owner of the database in which this runs; for another role add a grant of your own:
---   grant signal_feed_owner, signal_feed_capture, signal_feed_render to "the role that runs migrate";
+-- A role that runs migrate and is not a superuser must be able to give objects to the feed's own roles. Here this is the
+-- owner of the database in which this runs. For another role add a grant of your own:
+--   grant signal_feed_owner, signal_feed_capture, signal_feed_render, signal_feed_signal to "the role that runs migrate";
 do $owner$
 declare
     runner name;
@@ -63,7 +63,9 @@ begin
         current_user]
     loop
         continue when (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname = runner);
-        foreach wanted in array array['signal_feed_owner', 'signal_feed_capture', 'signal_feed_render'] loop
+        foreach wanted in array array[
+            'signal_feed_owner', 'signal_feed_capture', 'signal_feed_render', 'signal_feed_signal']
+        loop
             if not pg_catalog.pg_has_role(runner, wanted, 'usage') then
                 execute pg_catalog.format('grant %I to %I', wanted, runner);
             end if;

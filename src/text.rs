@@ -28,6 +28,16 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
+/// The text with each control character, line ends excepted, written as `\u001b`: also a terminal shows it, and JSON keeps
+/// its meaning.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' { shown.push_str(&format!("\\u{:04x}", u32::from(c))) } else { shown.push(c) }
+    }
+    shown
+}
+
 /// Cuts a text that is longer than `most_bytes` and ends it with `…`.
 pub(crate) fn cut(mut text: String, most_bytes: usize) -> String {
     if text.len() > most_bytes {
@@ -70,6 +80,11 @@ mod tests {
             assert_eq!(shown, if text == "72h" { "3d" } else { text });
         }
         assert_eq!(duration(Duration::from_micros(1_000_999)), "1s");
+    }
+
+    #[test]
+    fn control_characters_are_made_visible() {
+        assert_eq!(visible("a\u{1b}[2J\u{9b}b\nc"), "a\\u001b[2J\\u009bb\nc");
     }
 
     #[test]

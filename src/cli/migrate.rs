@@ -11,8 +11,9 @@ use crate::options::parse_duration;
 
 /// Install, upgrade or repair the feed's schema; safe to run again
 ///
-/// Prints what it did; while it lasts, standard error tells so: on a terminal a line that is drawn anew each second,
-/// elsewhere a line every twenty seconds. The first run is a superuser's, or that of the owner of the database and of signal with CREATEROLE.
+/// Prints what it did, and warns of rights and objects that the feed did not make. Run it the first time as a superuser, or
+/// as the owner of the database and of signal with CREATEROLE. It refuses to run beside objects named signal_feed_* that are
+/// not the feed's own. While it runs, standard error shows its progress.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed migrate --check               # before an upgrade: what would be done
@@ -24,10 +25,10 @@ pub(super) struct Args {
     /// Change nothing; exit 1 if something is missing
     #[arg(long, env = "SIGNAL_FEED_CHECK", conflicts_with = "roles_sql")]
     check: bool,
-    /// Print the statements that make the roles, for a DBA or another cluster; needs no database
+    /// Print the statements that make the roles, for a DBA or for another cluster; needs no database
     #[arg(long, env = "SIGNAL_FEED_ROLES_SQL")]
     roles_sql: bool,
-    /// How long to try for the lock on signal; writers go on between the tries
+    /// How long to try to get the lock on signal; between the tries writers continue
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_LOCK_WAIT", default_value = "5m", value_parser = parse_duration)]
     lock_wait: Duration,
     /// Whether an INSERT also notifies channel signal_inserted [default: as chosen before, at first auto]
@@ -37,7 +38,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Choice {
-    /// Unless another trigger on signal does
+    /// Yes, unless another trigger on signal does
     Auto,
     /// Yes
     On,
@@ -64,7 +65,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     if !args.check {
         return migrate::migrate(&mut connection, &options, &mut |line| {
             progress.say(line);
-            progress.tell(format!("at work, last {line:?}"));
+            progress.tell(format!("last {line:?}"));
         });
     }
     let missing = migrate::check(&mut connection, &options)?;

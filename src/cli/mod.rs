@@ -24,6 +24,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::error::{Doing, Error};
 use crate::options::{finish, usage, with_lenient_values};
+use crate::text::visible;
 
 /// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
 ///
@@ -95,18 +96,20 @@ impl Command {
     }
 }
 
-/// Writes one line to standard output. A closed pipe (`| head`) is not an error.
+/// Writes one line of what was asked for to standard output, with control characters made visible. A closed pipe
+/// (`| head`) is no error.
 ///
 /// # Errors
 /// If it cannot be written: a listing that was cut short must not look complete.
 pub(crate) fn output(line: impl std::fmt::Display) -> Result<(), Error> {
-    match writeln!(std::io::stdout(), "{line}") {
+    match writeln!(std::io::stdout(), "{}", visible(&line.to_string())) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.doing("write to standard output"),
     }
 }
 
-/// Writes one line about what was done to standard output; failing to write it does not undo the work, so it is no error.
+/// Writes one line on what was done to standard output, with control characters made visible. Whether it can be written
+/// does not matter.
 pub(crate) fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(std::io::stdout(), "{}", visible(&line.to_string()));
 }

@@ -8,11 +8,10 @@ use crate::db::{migrate, prune};
 use crate::error::{Doing, Error};
 use crate::options::{parse_duration, parse_positive_duration};
 
-/// Remove old events from the log, without ever being in a writer's way
+/// Remove old events from the log; never blocks writers
 ///
-/// Deletes from the old end, in batches; one that was interrupted is finished by the next. While it lasts, standard error
-/// tells how far it is: on a terminal a line that is drawn anew each second, elsewhere a line every twenty seconds. Needs the
-/// role signal_feed_admin.
+/// Deletes from the old end, in batches. If a prune is interrupted, the next one continues it. While it runs, standard error
+/// shows its progress. Needs the role signal_feed_admin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed prune --older-than 30d --dry-run
@@ -20,13 +19,13 @@ use crate::options::{parse_duration, parse_positive_duration};
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// Events older than this go; lengthened to what clients may replay where it is shorter
+    /// Remove events older than this; never newer than the replay window plus the longest delay of a live key
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_OLDER_THAN", value_parser = parse_duration)]
     older_than: Duration,
     /// The replay window that serve runs with
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration)]
     replay_window: Duration,
-    /// Only say what would go
+    /// Only print what would be removed
     #[arg(long, env = "SIGNAL_FEED_DRY_RUN")]
     dry_run: bool,
 }
@@ -40,7 +39,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let age = crate::text::duration(plan.older_than);
     if plan.older_than > args.older_than {
         progress.say(&format!(
-            "--older-than {} is lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and nothing younger than an hour goes",
+            "--older-than {} is lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and nothing younger than an hour is removed",
             crate::text::duration(args.older_than),
             crate::text::duration(args.replay_window),
             crate::text::duration(plan.longest_delay)

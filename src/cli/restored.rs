@@ -5,9 +5,10 @@ use crate::db::{migrate, restored};
 use crate::error::{Doing, Error};
 use crate::options::parse_number_from;
 
-/// After a restore from backup, or a failover that lost something: let the numbers go on above the lost ones
+/// Use after a restore from backup, or a failover that lost something: continue numbering above any numbers that were lost
 ///
-/// Every cursor from the lost future, of any client, then gets history_rewritten. Needs the role signal_feed_admin.
+/// Every cursor from the lost future, of any client, then gets history_rewritten. The numbers stay below 2^53. Needs the
+/// role signal_feed_admin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed restored                   # after a restore: events may be lost
@@ -15,11 +16,11 @@ use crate::options::parse_number_from;
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// How many numbers to skip; more than the lost future can have used
+    /// How many numbers to skip: more than the lost events can have had
     #[arg(long, value_name = "N", env = "SIGNAL_FEED_SKIP", default_value_t = 1_000_000,
         value_parser = |text: &str| parse_number_from(1, text), conflicts_with = "nothing_lost")]
     skip: i64,
-    /// Nothing was lost (a clean failover, a copy of the whole cluster): only acknowledge it
+    /// Nothing was lost (a clean failover, a copy of the whole cluster): only record the new cluster and database
     #[arg(long, env = "SIGNAL_FEED_NOTHING_LOST")]
     nothing_lost: bool,
 }
@@ -29,7 +30,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     migrate::check_schema(&mut connection)?;
     if args.nothing_lost {
         restored::nothing_lost(&mut connection).doing("record the cluster")?;
-        say("recorded this cluster and timeline; no number is skipped");
+        say("recorded this cluster, timeline and database; no number is skipped");
         return Ok(());
     }
     let (from, to) = restored::skip(&mut connection, args.skip).doing("skip the lost numbers")?;

@@ -1,4 +1,4 @@
-//! Which cluster the log lives on, and whether it is the one that was recorded: a restore or a failover changes it.
+//! Which cluster and database the log lives in, and whether it is the recorded one: a restore or a failover changes it.
 
 use super::{Connection, Error};
 
@@ -7,38 +7,34 @@ use super::{Connection, Error};
 pub enum Cluster {
     /// Nothing was recorded.
     Unrecorded,
-    /// It is another one, or on another timeline, than recorded; the text says which.
+    /// It is another cluster, timeline or database than recorded; the text says which.
     Changed(String),
     /// It is as recorded.
     Same(String),
 }
 
-/// Compares the cluster with the recorded one.
+/// Compares the cluster and the database with what was recorded.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn compare(connection: &mut Connection) -> Result<Cluster, Error> {
     let row = connection.query_opt(
-        "select c.system_identifier, c.timeline, n.system_identifier, n.timeline \
-         from stock_market.signal_feed_cluster as c cross join stock_market.signal_feed_cluster_now() as n",
+        "select case
+                when c.system_identifier <> n.system_identifier then pg_catalog.format('the log lives on another cluster \
+                    than recorded (%s and not %s): it was restored from a backup or copied', n.system_identifier, c.system_identifier)
+                when c.timeline <> n.timeline then pg_catalog.format('the cluster is on timeline %s and not %s: it was \
+                    recovered to a point in time, or failed over', n.timeline, c.timeline)
+                when c.database_oid <> d.oid then pg_catalog.format('the log lives in another database of the cluster than \
+                    recorded (OID %s and not %s): it was restored from a dump, or copied', d.oid, c.database_oid)
+            end,
+            case when n.system_identifier is null or n.timeline is null
+                then 'this PostgreSQL does not show its cluster or timeline: after a restore, always run \"signal-feed restored\"'
+                else pg_catalog.format('cluster %s, timeline %s, database %s, as recorded', n.system_identifier, n.timeline, d.oid)
+            end
+        from stock_market.signal_feed_cluster as c cross join stock_market.signal_feed_cluster_now() as n
+        cross join pg_catalog.pg_database as d where d.datname = current_database()",
         &[],
     )?;
     let Some(row) = row else { return Ok(Cluster::Unrecorded) };
-    let recorded: (Option<String>, Option<i32>) = (row.try_get(0)?, row.try_get(1)?);
-    let now: (Option<String>, Option<i32>) = (row.try_get(2)?, row.try_get(3)?);
-    Ok(match (recorded, now) {
-        ((Some(recorded), _), (Some(now), _)) if recorded != now => Cluster::Changed(format!(
-            "the log lives on another cluster than recorded ({now} and not {recorded}): it was restored from a backup or copied"
-        )),
-        ((_, Some(recorded)), (_, Some(now))) if recorded != now => Cluster::Changed(format!(
-            "the cluster is on timeline {now} and not {recorded}: it was recovered to a point in time, or failed over"
-        )),
-        (_, (Some(system), Some(timeline))) => {
-            Cluster::Same(format!("cluster {system}, timeline {timeline}, as recorded"))
-        }
-        _ => Cluster::Same(
-            "this PostgreSQL does not tell its cluster or timeline: after a restore, run \"signal-feed restored\" unasked"
-                .into(),
-        ),
-    })
+    Ok(row.get::<_, Option<String>>(0).map_or_else(|| Cluster::Same(row.get(1)), Cluster::Changed))
 }

@@ -26,7 +26,9 @@ const NOTIFICATIONS_KEPT: usize = 1024;
 
 /// What every session sets for itself. Time-outs of the role or database are for other clients: they would end a session
 /// that waits for notifications. Not every version of PostgreSQL has all four.
-const SESSION: &str = "set timezone = 'UTC'; \
+/// The search_path of a role or database could put somebody else's operators before PostgreSQL's.
+/// Compiling a query of ours takes longer than running it.
+const SESSION: &str = "set search_path = pg_catalog, pg_temp; set timezone = 'UTC'; set jit = off; \
     select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
     ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'transaction_timeout')";
 

@@ -97,7 +97,7 @@ pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Er
 /// # Errors
 /// See [`Error`].
 pub fn read_session_secret(connection: &mut Connection) -> Result<Vec<u8>, Error> {
-    Ok(connection.query_one("select secret from stock_market.signal_feed_session_secret", &[])?.try_get(0)?)
+    Ok(connection.query_one("select secret from signal_feed_private.signal_feed_session_secret", &[])?.try_get(0)?)
 }
 
 /// Adds a key unless a live one has its name. Returns whether it did.

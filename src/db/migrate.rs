@@ -1,6 +1,7 @@
-//! Installs, upgrades and repairs the schema: the numbered files of `sql/`, and a look at whether all is as they say.
+//! Installs, upgrades and repairs the schema (`sql/`).
 //!
-//! Every file may run again. So a repair is: take the lock on `signal`, run them all, in one transaction.
+//! One way for all three: take the lock on `signal`, check that nothing with the feed's names is somebody else's, run every
+//! file, in one transaction. Every file may run again.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,30 +9,30 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
-use super::{Connection, Error as DbError, inspect};
+use super::inspect::{self, Fault};
+use super::{Connection, Error as DbError};
 use crate::error::{Doing, Error};
 
 /// The statements that make the feed's roles and their memberships; safe to run again.
 pub const ROLES_SQL: &str = include_str!("../../sql/roles.sql");
 
-/// One numbered file of the schema.
-pub(super) struct File {
-    version: i32,
-    name: &'static str,
-    pub(super) sql: &'static str,
-}
-
-pub(super) const FILES: [File; 4] = [
-    File { version: 1, name: "0001_foundation", sql: include_str!("../../sql/0001_foundation.sql") },
-    File { version: 2, name: "0002_keys", sql: include_str!("../../sql/0002_keys.sql") },
-    File { version: 3, name: "0003_functions", sql: include_str!("../../sql/0003_functions.sql") },
-    File { version: 4, name: "0004_log", sql: include_str!("../../sql/0004_log.sql") },
-];
+/// The numbered file that makes the tables. Whatever changes a table in a later release is a file with a new number.
+const TABLES: &str = include_str!("../../sql/0005_tables.sql");
+const TABLES_NAME: &str = "0005_tables";
+/// Owners, rows, grants and triggers: what may be done again at any time.
+const INSTALL: &str = include_str!("../../sql/install.sql");
 
 /// The newest schema that this program knows.
-const KNOWN_VERSION: i32 = FILES[FILES.len() - 1].version;
-/// From here on the capture is in place, and being off is a fault.
-const CAPTURE_VERSION: i32 = 4;
+const KNOWN_VERSION: i32 = 5;
+/// The migrations of earlier releases, by number, and the SHA-256 of each. They left what [`TABLES`] moves over.
+const EARLIER: [&str; 4] = [
+    "ac2b0b8beebd6169006dbc27d72f874ad1a8de8ca92f63ffc6467a18c6923283",
+    "1f60db37805490ebe185d01b7cf63691b5df7377a560e09f6547d87a775254d0",
+    "483a0126fe1c07382345aa54515ae083c9cb4a1b1c681f9fcecd20c11ac73a8c",
+    "c188affc054e84652ad5f568e93a87b4c9e8616edd0d49ab5570ed9fa4944a29",
+];
+/// From this one on the capture was in place, and being off is a fault.
+const EARLIER_CAPTURE_VERSION: i32 = 4;
 /// One try for a lock: writers queue behind it at most that long.
 const LOCK_TRY: &str = "1s";
 /// Between two tries writers go on.
@@ -74,8 +75,20 @@ pub struct Options {
     pub signal_inserted: Option<SignalInserted>,
 }
 
-/// Lifts the deadline of the connection's statements, and takes back what the defaults of a database or a role would make
-/// of the schema's files and of what the catalog is asked.
+impl Options {
+    /// As an SQL expression: the choice, or the one that stands in the row.
+    fn choice(&self) -> &'static str {
+        match self.signal_inserted {
+            None => "c.signal_inserted",
+            Some(SignalInserted::Auto) => "'auto'",
+            Some(SignalInserted::On) => "'on'",
+            Some(SignalInserted::Off) => "'off'",
+        }
+    }
+}
+
+/// Lifts the deadline of the connection's statements, and overrides defaults of the database or the role that would change
+/// what the schema's files and the questions to the catalog mean.
 ///
 /// # Errors
 /// Where the database does not answer.
@@ -108,13 +121,13 @@ pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<Strin
 /// Installs, upgrades or repairs the schema. Each line that `say` gets tells one thing that was done or should be known.
 ///
 /// # Errors
-/// Whatever kept it from being done; then nothing of the step it names is done.
+/// Whatever kept it from being done; then nothing is done.
 pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     let until = Instant::now() + options.lock_wait;
     if !check(connection, options)?.is_empty() {
         make_roles(connection, say)?;
         lock_out_others(connection, until, options)?;
-        let outcome = put_right(connection, options, until, say);
+        let outcome = install(connection, options, until, say);
         if !connection.is_lost() {
             connection.query("select pg_advisory_unlock($1)", &[&ADVISORY_KEY]).doing("release the migration lock")?;
         }
@@ -122,13 +135,18 @@ pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnM
         let left = look(connection, options)?.faults;
         if !left.is_empty() {
             let texts: Vec<String> = left.into_iter().map(|fault| fault.text).collect();
-            return Err(Error::Failed(format!("migrate could not put right: {}", texts.join("; "))));
+            return Err(Error::Failed(format!("migrate could not repair: {}", texts.join("; "))));
         }
     } else {
         say("nothing to do");
     }
-    for line in inspect::remarks(connection).doing("look at the installation")? {
-        say(&line);
+    let doing = "look at the installation";
+    say(&inspect::signal_inserted_line(connection).doing(doing)?);
+    for remark in inspect::remarks(connection).doing(doing)? {
+        say(&format!("warning: {}", remark.text));
+    }
+    for text in inspect::two_phase(connection).doing(doing)? {
+        say(&format!("warning: {text}"));
     }
     Ok(())
 }
@@ -139,12 +157,12 @@ pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnM
 /// [`Error::Failed`] where it is absent, older or newer, with the command that helps; [`Error::Database`] where the
 /// database could not be asked.
 pub fn check_schema(connection: &mut Connection) -> Result<(), Error> {
-    match installed(connection)?.last().map(|applied| applied.version) {
-        None => Err(Error::Failed("the database has no signal-feed schema: run \"signal-feed migrate\" first".into())),
-        Some(version) if version < KNOWN_VERSION => Err(Error::Failed(format!(
+    match newest(&installed(connection)?) {
+        0 => Err(Error::Failed("the database has no signal-feed schema: run \"signal-feed migrate\" first".into())),
+        version if version < KNOWN_VERSION => Err(Error::Failed(format!(
             "the database has signal-feed schema {version}, older than {KNOWN_VERSION}: run \"signal-feed migrate\" first"
         ))),
-        Some(version) => refuse_newer(version),
+        version => refuse_newer(version),
     }
 }
 
@@ -153,29 +171,30 @@ pub fn known_version() -> i32 {
     KNOWN_VERSION
 }
 
-struct Applied {
-    version: i32,
-    checksum: String,
-}
-
-/// What was applied, lowest first.
-fn installed(connection: &mut Connection) -> Result<Vec<Applied>, Error> {
+/// Number and checksum of what was applied, lowest first. The table is read only where it belongs to somebody who is
+/// trusted with the feed: a view of that name would run a stranger's code.
+fn installed(connection: &mut Connection) -> Result<Vec<(i32, String)>, Error> {
     let doing = "read the schema version";
-    if connection
+    let is_there = connection
         .query_opt(
             "select from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-             where n.nspname = 'stock_market' and c.relname = 'signal_feed_migration'",
+                join pg_catalog.pg_roles as r on r.oid = c.relowner
+             where n.nspname = 'stock_market' and c.relname = 'signal_feed_migration' and c.relkind = 'r'
+                and (r.rolsuper or r.rolname in ('signal_feed_owner', current_user))",
             &[],
         )
-        .doing(doing)?
-        .is_none()
-    {
+        .doing(doing)?;
+    if is_there.is_none() {
         return Ok(Vec::new());
     }
     let rows = connection
         .query("select m.version, m.checksum from stock_market.signal_feed_migration as m order by m.version", &[])
         .doing(doing)?;
-    Ok(rows.iter().map(|row| Applied { version: row.get(0), checksum: row.get(1) }).collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+fn newest(applied: &[(i32, String)]) -> i32 {
+    applied.last().map_or(0, |(version, _)| *version)
 }
 
 fn refuse_newer(version: i32) -> Result<(), Error> {
@@ -189,11 +208,11 @@ fn refuse_newer(version: i32) -> Result<(), Error> {
 }
 
 struct Findings {
-    faults: Vec<inspect::Fault>,
+    faults: Vec<Fault>,
     /// What was chosen for `signal_inserted`, where anything is installed.
     chosen: Option<String>,
-    /// The files that were not applied yet.
-    pending: Vec<&'static File>,
+    /// Whether [`TABLES`] was not applied yet.
+    is_pending: bool,
 }
 
 fn look(connection: &mut Connection, options: &Options) -> Result<Findings, Error> {
@@ -202,45 +221,43 @@ fn look(connection: &mut Connection, options: &Options) -> Result<Findings, Erro
         return Err(Error::Failed(why));
     }
     let applied = installed(connection)?;
-    let newest = applied.last().map_or(0, |applied| applied.version);
+    let newest = newest(&applied);
     refuse_newer(newest)?;
-    let mut pending = Vec::new();
-    for file in &FILES {
-        match applied.iter().find(|applied| applied.version == file.version) {
-            None => pending.push(file),
-            Some(applied) if applied.checksum != checksum(file) => {
-                return Err(Error::Failed(format!(
-                    "migration {} was applied from another text (checksum {}): the database was migrated by another \
-                     build of signal-feed; use that one",
-                    file.name, applied.checksum
-                )));
-            }
-            Some(_) => {}
+    for (version, found) in &applied {
+        let index = usize::try_from(version - 1).unwrap_or(usize::MAX);
+        let known = EARLIER.get(index).map_or_else(|| checksum(TABLES), |known| (*known).to_owned());
+        if *found != known {
+            return Err(Error::Failed(format!(
+                "migration {version} was applied from another text (checksum {found}): the database was migrated by another \
+                 build of signal-feed; use that one"
+            )));
         }
     }
-    let mut faults: Vec<inspect::Fault> =
-        pending.iter().map(|file| inspect::Fault::new(format!("migration {} is not applied", file.name))).collect();
-    let mut chosen = None;
-    let others = inspect::other_notifier(connection).doing(doing)?;
-    if newest >= CAPTURE_VERSION {
-        faults.append(&mut inspect::faults(connection).doing(doing)?);
-        chosen = connection
-            .query_opt("select c.signal_inserted from stock_market.signal_feed_choice as c", &[])
-            .doing(doing)?
-            .map(|row| row.get(0));
-    }
-    let on = options.signal_inserted.map_or(chosen.as_deref() == Some("on"), |wanted| wanted == SignalInserted::On);
-    if on && let Some(name) = others {
+    let is_pending = newest < KNOWN_VERSION;
+    let has_capture = newest >= EARLIER_CAPTURE_VERSION;
+    let inserted = inspect::signal_inserted(connection, has_capture).doing(doing)?;
+    let chosen = has_capture.then(|| inserted.chosen.clone());
+    let on = options.signal_inserted.map_or(inserted.chosen == "on", |wanted| wanted == SignalInserted::On);
+    if on && let Some(name) = inserted.other {
         return Err(Error::Failed(format!(
             "--signal-inserted on: the trigger {name} on stock_market.signal notifies that channel already; \
              drop it first, or choose auto"
         )));
     }
-    Ok(Findings { faults, chosen, pending })
+    let mut faults = Vec::new();
+    if !is_pending {
+        faults = inspect::faults(connection).doing(doing)?;
+    } else {
+        faults.push(Fault::new(format!("migration {TABLES_NAME} is not applied")));
+        if has_capture {
+            faults.append(&mut inspect::trigger_faults_before_5(connection).doing(doing)?);
+        }
+    }
+    Ok(Findings { faults, chosen, is_pending })
 }
 
-fn checksum(file: &File) -> String {
-    Sha256::digest(file.sql).iter().map(|byte| format!("{byte:02x}")).collect()
+fn checksum(sql: &str) -> String {
+    Sha256::digest(sql).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes the roles where one is missing, and hands the runner their memberships where it is no superuser.
@@ -285,7 +302,7 @@ fn lock_out_others(connection: &mut Connection, until: Instant, options: &Option
     }
 }
 
-fn put_right(
+fn install(
     connection: &mut Connection,
     options: &Options,
     until: Instant,
@@ -293,59 +310,74 @@ fn put_right(
 ) -> Result<(), Error> {
     // Another migrate may have done it all while this one waited.
     let findings = look(connection, options)?;
-    if findings.pending.is_empty() {
-        let rechosen =
-            options.signal_inserted.is_some_and(|wanted| findings.chosen.as_deref() != Some(wanted.as_str()));
-        if findings.faults.is_empty() && !rechosen {
-            return Ok(());
-        }
-        let mut event = None;
-        in_one_transaction(connection, until, options, "repair the installation", say, |connection| {
-            connection.batch(TAKE_SIGNAL_LOCK)?;
-            for file in &FILES {
-                connection.batch(file.sql)?;
-                if file.version == 1 {
-                    choose(connection, options)?;
-                }
-            }
-            if findings.faults.iter().any(|fault| fault.capture_was_off) {
-                event = Some(connection.query_one(APPEND_CAPTURE_WAS_OFF, &[])?.get::<_, i64>(0));
-                connection
-                    .batch("delete from stock_market.signal_feed_outbox; truncate stock_market.signal_feed_first")?;
-            }
-            Ok(())
-        })?;
-        for fault in &findings.faults {
-            say(&format!("put right: {}", fault.text));
-        }
-        if let Some(feed_seq) = event {
-            say(&format!(
-                "capture was off: signals written meanwhile are not in the log; event {feed_seq} tells the consumers"
-            ));
-        }
+    let rechosen = options.signal_inserted.is_some_and(|wanted| findings.chosen.as_deref() != Some(wanted.as_str()));
+    if findings.faults.is_empty() && !rechosen {
         return Ok(());
     }
-    for file in findings.pending {
-        in_one_transaction(connection, until, options, &format!("apply migration {}", file.name), say, |connection| {
-            if file.version == CAPTURE_VERSION {
-                choose(connection, options)?;
-            }
-            connection.batch(file.sql)?;
-            connection.execute(
-                "insert into stock_market.signal_feed_migration (version, name, checksum) values ($1, $2, $3)",
-                &[&file.version, &file.name, &checksum(file)],
+    let doing = if findings.is_pending { "apply migration 0005_tables" } else { "repair the installation" };
+    let capture_was_off = findings.faults.iter().any(|fault| fault.capture_was_off);
+    let mut event = None;
+    let mut refused = None;
+    in_one_transaction(connection, until, options, doing, say, |connection| {
+        connection.batch(TAKE_LOCKS)?;
+        connection.batch(TABLES)?;
+        connection.batch(inspect::FUNCTIONS)?;
+        // What was looked at before may have been replaced since; from here on it can no longer be. Nothing has run yet
+        // but definitions.
+        refused = inspect::strangers(connection)?;
+        if refused.is_some() {
+            return Ok(false);
+        }
+        connection.batch(&inspect::with_wanted(&INSTALL.replace("{choice}", options.choice())))?;
+        connection.execute(
+            "insert into stock_market.signal_feed_migration (version, name, checksum) values ($1, $2, $3) on conflict do nothing",
+            &[&KNOWN_VERSION, &TABLES_NAME, &checksum(TABLES)],
+        )?;
+        if capture_was_off {
+            event = Some(connection.query_one(APPEND_CAPTURE_WAS_OFF, &[])?.get::<_, i64>(0));
+            connection.batch(
+                "delete from signal_feed_private.signal_feed_outbox; truncate signal_feed_private.signal_feed_first",
             )?;
-            Ok(())
-        })?;
-        say(&format!("applied {}", file.name));
+        }
+        Ok(true)
+    })?;
+    if let Some(why) = refused {
+        return Err(Error::Failed(why));
+    }
+    for fault in &findings.faults {
+        match fault.text.strip_suffix(" is not applied") {
+            Some(migration) => say(&format!("applied {migration}")),
+            None => say(&format!("repaired: {}", fault.text)),
+        }
+    }
+    if let Some(feed_seq) = event {
+        say(&format!(
+            "capture was off: signals written meanwhile are not in the log; event {feed_seq} tells the consumers, and \
+             \"signal-feed doctor\" shows how to find the rows"
+        ));
     }
     Ok(())
 }
 
-/// Before anything else that a writer could hold: whoever has written a signal has this lock too.
-const TAKE_SIGNAL_LOCK: &str = "do $lock$ begin
-    if to_regclass('stock_market.signal') is not null then
+/// Before anything else that a writer could hold: whoever has written a signal has this lock too. Readers are in its way
+/// only where signal changes hands or a trigger of the sequence era goes.
+const TAKE_LOCKS: &str = "do $lock$
+declare
+    signal regclass := pg_catalog.to_regclass('stock_market.signal');
+begin
+    if exists (select from pg_catalog.pg_trigger as t join pg_catalog.pg_proc as p on p.oid = t.tgfoid
+            where t.tgrelid = signal and p.proname = 'signal_feed_append')
+        or exists (select from pg_catalog.pg_class as c where c.oid = signal
+            and pg_catalog.pg_get_userbyid(c.relowner) = 'signal_feed_owner')
+    then
+        lock table stock_market.signal in access exclusive mode;
+    elsif signal is not null then
         lock table stock_market.signal in share row exclusive mode;
+    end if;
+    if exists (select from pg_catalog.pg_attrdef as d
+        where d.adrelid = pg_catalog.to_regclass('stock_market.signal_feed_event'))
+    then
+        lock table stock_market.signal_feed_event in access exclusive mode;
     end if;
 end $lock$";
 
@@ -364,24 +396,15 @@ const APPEND_CAPTURE_WAS_OFF: &str = "
     )
     select c.value, pg_notify('signal_feed', c.value::text) from counted as c";
 
-fn choose(connection: &mut Connection, options: &Options) -> Result<(), DbError> {
-    if let Some(wanted) = options.signal_inserted {
-        connection.execute(
-            "update stock_market.signal_feed_choice as c set signal_inserted = $1 where c.signal_inserted <> $1",
-            &[&wanted.as_str()],
-        )?;
-    }
-    Ok(())
-}
-
-/// Runs `work` in a transaction that waits only briefly for each lock, again and again until `until`.
+/// Runs `work` in a transaction that waits only briefly for each lock, again and again until `until`. Rolls back where
+/// `work` returns false.
 fn in_one_transaction(
     connection: &mut Connection,
     until: Instant,
     options: &Options,
     doing: &str,
     say: &mut dyn FnMut(&str),
-    mut work: impl FnMut(&mut Connection) -> Result<(), DbError>,
+    mut work: impl FnMut(&mut Connection) -> Result<bool, DbError>,
 ) -> Result<(), Error> {
     let mut told = false;
     loop {
@@ -389,7 +412,9 @@ fn in_one_transaction(
         connection
             .batch(&format!("begin; set local lock_timeout = '{LOCK_TRY}'; set local synchronous_commit = 'on'"))
             .doing(doing)?;
-        match work(connection).and_then(|()| connection.batch("commit")) {
+        let outcome =
+            work(connection).and_then(|is_done| connection.batch(if is_done { "commit" } else { "rollback" }));
+        match outcome {
             Ok(()) => return Ok(()),
             Err(error) => {
                 if !connection.is_lost() {
@@ -402,8 +427,8 @@ fn in_one_transaction(
                 }
                 if Instant::now() >= until {
                     return Err(Error::Failed(format!(
-                        "{doing}: a lock could not be had for {}: {error}; look in pg_stat_activity for old transactions, \
-                         or give --lock-wait more",
+                        "{doing}: did not get a lock within {}: {error}; \"signal-feed doctor\" names the session that holds it; \
+                         --lock-wait waits longer",
                         crate::text::duration(options.lock_wait)
                     )));
                 }

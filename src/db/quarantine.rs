@@ -1,4 +1,4 @@
-//! The record of events that cannot be delivered.
+//! The table of events that cannot be delivered.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,10 @@ pub struct Quarantined {
     pub seq: FeedSeq,
     /// Why it cannot be delivered.
     pub error: String,
-    /// When that was found out.
+    /// When the server found it.
     pub at: EventTime,
+    /// Whether an operator marked it as dealt with.
+    pub is_settled: bool,
 }
 
 /// Records an event, once.
@@ -45,11 +47,28 @@ pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSe
 /// See [`Error`].
 pub fn read_all(connection: &mut Connection) -> Result<Vec<Quarantined>, Error> {
     let rows = connection.query(
-        "select feed_seq, error, quarantined_at from stock_market.signal_feed_quarantine order by feed_seq",
+        "select feed_seq, error, quarantined_at, settled_at is not null from stock_market.signal_feed_quarantine order by feed_seq",
         &[],
     )?;
     let read = |row: &tokio_postgres::Row| {
-        Ok(Quarantined { seq: FeedSeq(row.try_get(0)?), error: row.try_get(1)?, at: row.try_get(2)? })
+        Ok(Quarantined {
+            seq: FeedSeq(row.try_get(0)?),
+            error: row.try_get(1)?,
+            at: row.try_get(2)?,
+            is_settled: row.try_get(3)?,
+        })
     };
     rows.iter().map(read).collect()
+}
+
+/// Marks an event as dealt with. Returns whether it is quarantined at all; to settle it again changes nothing.
+///
+/// # Errors
+/// See [`Error`].
+pub fn settle(connection: &mut Connection, seq: FeedSeq) -> Result<bool, Error> {
+    let settled = connection.execute(
+        "update stock_market.signal_feed_quarantine set settled_at = coalesce(settled_at, clock_timestamp()) where feed_seq = $1",
+        &[&seq.0],
+    )?;
+    Ok(settled > 0)
 }

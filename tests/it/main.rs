@@ -58,6 +58,7 @@ mod tier;
 #[cfg(feature = "tls")]
 mod tls;
 mod truncation;
+mod upgrade;
 mod upkeep;
 mod usage;
 mod watch;

@@ -12,7 +12,7 @@ use crate::support::program::signal_feed;
 use crate::support::wait::until;
 
 /// The log of the sequence era, as the contract describes it.
-const SEQUENCE_ERA: &str = "
+pub const SEQUENCE_ERA: &str = "
     create schema stock_market;
     create table stock_market.signal (
         id bigserial primary key, symbol text not null, action text not null default 'entry',
@@ -65,7 +65,7 @@ fn a_first_run_installs_everything_and_a_second_finds_nothing_to_do() {
         database.connect().query_opt("select from pg_namespace where nspname = 'stock_market'", &[]).unwrap().is_none()
     );
     let said = database.migrate();
-    assert!(said.contains("applied 0001") && said.contains("signal_inserted"), "{said}");
+    assert!(said.contains("applied migration 0005_tables") && said.contains("signal_inserted"), "{said}");
     assert!(database.migrate().contains("nothing to do"));
     signal_feed(&database.url, &["migrate", "--check"]).ok();
     let mut client = database.connect();
@@ -81,23 +81,23 @@ fn every_object_is_commented_every_table_has_a_primary_key_and_nothing_belongs_t
     let bare: Vec<String> = client
         .query(
             "select format('%s has no comment', c.oid::regclass) from pg_class as c
-                where relnamespace = 'stock_market'::regnamespace and relkind in ('r', 'p')
+                where relnamespace in ('stock_market'::regnamespace, 'signal_feed_private'::regnamespace) and relkind in ('r', 'p')
                     and obj_description(c.oid, 'pg_class') is null
             union all select format('%s.%s has no comment', attrelid::regclass, attname) from pg_attribute
                 join pg_class as c on c.oid = attrelid
-                where relnamespace = 'stock_market'::regnamespace and relkind = 'r' and attnum > 0
+                where relnamespace in ('stock_market'::regnamespace, 'signal_feed_private'::regnamespace) and relkind = 'r' and attnum > 0
                     and col_description(attrelid, attnum) is null
             union all select format('%s has no comment', oid::regprocedure) from pg_proc
                 where pronamespace = 'stock_market'::regnamespace and obj_description(oid, 'pg_proc') is null
             union all select format('trigger %s has no comment', tgname) from pg_trigger
                 join pg_class as c on c.oid = tgrelid
-                where relnamespace = 'stock_market'::regnamespace and not tgisinternal
+                where relnamespace in ('stock_market'::regnamespace, 'signal_feed_private'::regnamespace) and not tgisinternal
                     and obj_description(pg_trigger.oid, 'pg_trigger') is null
             union all select format('%s has no primary key', c.oid::regclass) from pg_class as c
-                where relnamespace = 'stock_market'::regnamespace and relkind = 'r'
+                where relnamespace in ('stock_market'::regnamespace, 'signal_feed_private'::regnamespace) and relkind = 'r'
                     and not exists (select from pg_index where indrelid = c.oid and indisprimary)
             union all select format('%s belongs to %s', c.oid::regclass, relowner::regrole) from pg_class as c
-                where relnamespace = 'stock_market'::regnamespace and relowner::regrole::text not like 'signal\\_feed\\_%'
+                where relnamespace in ('stock_market'::regnamespace, 'signal_feed_private'::regnamespace) and relowner::regrole::text not like 'signal\\_feed\\_%'
             union all select format('%s belongs to %s', oid::regprocedure, proowner::regrole) from pg_proc
                 where pronamespace = 'stock_market'::regnamespace and proowner::regrole::text not like 'signal\\_feed\\_%'
             union all select format('%s can log in', rolname) from pg_roles
@@ -177,8 +177,8 @@ fn capture_that_was_off_is_put_on_and_leaves_one_event_without_a_row() {
         "alter table stock_market.signal disable trigger \"!signal_feed_capture\"",
         "alter table stock_market.signal enable trigger \"!signal_feed_capture\"",
         "drop trigger \"!signal_feed_capture\" on stock_market.signal",
-        "alter table stock_market.signal_feed_first disable trigger signal_feed_number",
-        "drop trigger signal_feed_gather on stock_market.signal_feed_first",
+        "alter table signal_feed_private.signal_feed_first disable trigger signal_feed_number",
+        "drop trigger signal_feed_gather on signal_feed_private.signal_feed_first",
         "create or replace function stock_market.signal_feed_number() returns trigger
             language plpgsql security definer as 'begin return null; end'",
         "alter table stock_market.signal rename to signal_old;
@@ -208,7 +208,7 @@ fn capture_that_was_off_is_put_on_and_leaves_one_event_without_a_row() {
         assert_eq!(
             count(
                 &mut client,
-                "select (select count(*) from stock_market.signal_feed_outbox) + (select count(*) from stock_market.signal_feed_first)"
+                "select (select count(*) from signal_feed_private.signal_feed_outbox) + (select count(*) from signal_feed_private.signal_feed_first)"
             ),
             0,
             "{harm}"
@@ -221,8 +221,8 @@ fn capture_that_was_off_is_put_on_and_leaves_one_event_without_a_row() {
 fn a_newer_schema_and_another_text_of_a_migration_are_refused() {
     let database = Database::migrated();
     let mut client = database.connect();
-    client.batch_execute("update stock_market.signal_feed_migration set checksum = 'x' where version = 2").unwrap();
-    assert!(signal_feed(&database.url, &["migrate"]).failed(1).contains("0002_keys"));
+    client.batch_execute("update stock_market.signal_feed_migration set checksum = 'x' where version = 5").unwrap();
+    assert!(signal_feed(&database.url, &["migrate"]).failed(1).contains("migration 5"));
     client
         .batch_execute(
             "insert into stock_market.signal_feed_migration (version, name, checksum) values (1000, 'x', 'x')",
@@ -269,9 +269,9 @@ fn an_existing_signal_inserted_trigger_is_kept_and_no_second_one_added() {
     client
         .batch_execute(
             "create schema stock_market; create table stock_market.signal (id int);
-            create function stock_market.signal_feed_shout() returns trigger language plpgsql as $$
+            create function stock_market.shout() returns trigger language plpgsql as $$
                 begin perform pg_notify('signal_inserted', to_jsonb(new)::text); return null; end $$;
-            create trigger shout after insert on stock_market.signal for each row execute function stock_market.signal_feed_shout()",
+            create trigger shout after insert on stock_market.signal for each row execute function stock_market.shout()",
         )
         .unwrap();
     let said = database.migrate();

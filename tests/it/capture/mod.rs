@@ -5,6 +5,7 @@ use postgres::{Client, NoTls};
 use crate::support::database::Database;
 
 mod any_table;
+mod attacks;
 mod crash;
 mod interleavings;
 mod order;
@@ -53,8 +54,8 @@ fn assert_whole(client: &mut Client) {
 
 /// A commit leaves nothing behind.
 fn assert_nothing_left(client: &mut Client) {
-    let left = "select (select count(*) from stock_market.signal_feed_outbox)
-        + (select count(*) from stock_market.signal_feed_first)";
+    let left = "select (select count(*) from signal_feed_private.signal_feed_outbox)
+        + (select count(*) from signal_feed_private.signal_feed_first)";
     assert_eq!(count(client, left), 0);
 }
 

@@ -270,8 +270,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         6 => Just(Move::Write),
         3 => Just(Move::Set("all immediate")),
         1 => Just(Move::Set("all deferred")),
-        1 => Just(Move::Set("stock_market.signal_feed_gather immediate")),
-        1 => Just(Move::Set("stock_market.signal_feed_number immediate")),
+        1 => Just(Move::Set("signal_feed_private.signal_feed_gather immediate")),
+        1 => Just(Move::Set("signal_feed_private.signal_feed_number immediate")),
     ];
     let one = leaf.prop_recursive(4, 24, 5, |inner| {
         let some = prop::collection::vec(inner, 1..5);

@@ -72,7 +72,7 @@ fn a_publication_for_all_tables_lets_commits_succeed_and_carries_the_log_to_wher
         "drop trigger \"!signal_feed_capture\" on stock_market.signal;
         truncate stock_market.signal_feed_migration, stock_market.signal_feed_identity, stock_market.signal_feed_counter,
             stock_market.signal_feed_pruned, stock_market.signal_feed_cluster, stock_market.signal_feed_choice,
-            stock_market.signal_feed_session_secret",
+            signal_feed_private.signal_feed_session_secret",
     );
     let mut client = target.connect();
     let to = connection_to(&publisher, &source);

@@ -45,18 +45,18 @@ fn a_screener_needs_only_its_rights_on_signal_and_has_no_others() {
     for statement in [
         "select * from stock_market.signal_feed_event",
         "insert into stock_market.signal_feed_event values (99, now(), 'INSERT', '{}')",
-        "select * from stock_market.signal_feed_outbox",
-        "insert into stock_market.signal_feed_outbox (round, op, signal) values (1, 'INSERT', '{}')",
+        "select * from signal_feed_private.signal_feed_outbox",
+        "insert into signal_feed_private.signal_feed_outbox (round, op, signal) values (1, 'INSERT', '{}')",
         "update stock_market.signal_feed_counter set value = 5",
         "select * from stock_market.signal_feed_api_key",
-        "select * from stock_market.signal_feed_session_secret",
-        "begin; lock table stock_market.signal_feed_lock in access share mode",
+        "select * from signal_feed_private.signal_feed_session_secret",
+        "begin; lock table signal_feed_private.signal_feed_lock in access share mode",
         "begin; lock table stock_market.signal_feed_event in access share mode",
         "select stock_market.signal_feed_render(row(1), null)",
         "select stock_market.signal_feed_render_pinned(row(1), null)",
         "select stock_market.signal_feed_prune_to(1)",
         "select stock_market.signal_feed_restored(1)",
-        "select nextval('stock_market.signal_feed_outbox_seq_seq')",
+        "select nextval('signal_feed_private.signal_feed_outbox_seq_seq')",
         "create table stock_market.mine (id int)",
         "set role signal_feed_owner",
         "alter table stock_market.signal disable trigger all",
@@ -121,7 +121,7 @@ fn the_servers_role_can_do_what_serve_needs_and_nothing_else() {
     for statement in [
         "select * from stock_market.signal_feed_event, stock_market.signal_feed_counter, stock_market.signal_feed_pruned,
             stock_market.signal_feed_identity, stock_market.signal_feed_skipped, stock_market.signal_feed_cluster,
-            stock_market.signal_feed_migration, stock_market.signal_feed_session_secret, stock_market.signal_feed_cluster_now()",
+            stock_market.signal_feed_migration, signal_feed_private.signal_feed_session_secret, stock_market.signal_feed_cluster_now()",
         "insert into stock_market.signal_feed_quarantine (feed_seq, error) values (1, 'x') on conflict do nothing",
         "select * from stock_market.signal_feed_quarantine",
         "update stock_market.signal_feed_api_key set last_used_at = now() where id = 1",
@@ -144,7 +144,7 @@ fn the_servers_role_can_do_what_serve_needs_and_nothing_else() {
         "select stock_market.signal_feed_prune_to(1)",
         "select stock_market.signal_feed_restored(1)",
         "update stock_market.signal_feed_counter set value = 1",
-        "begin; lock table stock_market.signal_feed_lock in exclusive mode",
+        "begin; lock table signal_feed_private.signal_feed_lock in exclusive mode",
     ] {
         let refused = client.batch_execute(statement).unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "42501", "{statement}: {refused:?}");
@@ -179,7 +179,7 @@ fn the_admins_role_manages_keys_and_cannot_touch_the_log_above_what_is_pruned() 
     for statement in [
         "update stock_market.signal_feed_pruned set pruned_through = 1",
         "insert into stock_market.signal_feed_event values (99, now(), 'INSERT', '{}')",
-        "select * from stock_market.signal_feed_session_secret",
+        "select * from signal_feed_private.signal_feed_session_secret",
         "update stock_market.signal_feed_counter set value = 1",
         "update stock_market.signal_feed_event set op = op",
         "truncate stock_market.signal_feed_event",
@@ -230,11 +230,11 @@ fn a_cast_to_json_runs_without_any_right_and_forges_nothing() {
             declare attempt text; said text := current_user;
             begin
                 foreach attempt in array array[
-                    'insert into stock_market.signal_feed_outbox (round, op, signal) values (1, ''INSERT'', ''{}'')',
-                    'insert into stock_market.signal_feed_first (xact, op) values (''1'', ''INSERT'')',
+                    'insert into signal_feed_private.signal_feed_outbox (round, op, signal) values (1, ''INSERT'', ''{}'')',
+                    'insert into signal_feed_private.signal_feed_first (xact, op) values (''1'', ''INSERT'')',
                     'insert into stock_market.signal_feed_event values (99, now(), ''INSERT'', ''{}'')',
                     'update stock_market.signal_feed_counter set value = 50',
-                    'lock table stock_market.signal_feed_lock in exclusive mode',
+                    'lock table signal_feed_private.signal_feed_lock in exclusive mode',
                     'set role signal_feed_owner', 'reset role', 'create table stock_market.x (i int)',
                     'alter role signal_feed_render superuser'] loop
                     begin

@@ -51,7 +51,7 @@ fn the_feeds_lock_is_taken_after_every_deferred_constraint_of_the_transactions_s
             "create table public.seen (held boolean);
             create function public.look() returns trigger language plpgsql as $$ begin
                 insert into public.seen select exists (select from pg_locks
-                    where relation = 'stock_market.signal_feed_lock'::regclass and pid = pg_backend_pid());
+                    where relation = 'signal_feed_private.signal_feed_lock'::regclass and pid = pg_backend_pid());
                 return null; end $$;
             create constraint trigger zzz after insert on stock_market.signal deferrable initially deferred
                 for each row execute function public.look()",

@@ -67,7 +67,10 @@ impl Database {
             database
         });
         let database = Self::copy_of(template);
-        database.sql("update stock_market.signal_feed_identity set feed_id = gen_random_uuid()");
+        database.sql(
+            "update stock_market.signal_feed_identity set feed_id = gen_random_uuid();
+             select stock_market.signal_feed_nothing_lost()",
+        );
         database
     }
 

@@ -1,0 +1,97 @@
+-- What has the feed's names and is not the feed's own, one line each. migrate refuses to run beside any of it: it often
+-- runs as a superuser, and must not run, read or write what somebody else left in the schema. Reads the catalog alone.
+--
+-- Trusted owners could do all that migrate does: superusers, the role that runs it, and the feed's own roles. The log of
+-- the sequence era may also belong to the owner of signal, of the schema or of the database, if it is sound: a plain
+-- table without rules, triggers, policies, inheritance, and without a default or constraint that runs foreign code.
+{wanted}, trusted as (
+    select r.oid from pg_catalog.pg_roles as r
+    where r.rolsuper or r.rolname = current_user
+        or r.rolname in (select w.role from wanted_role as w where w.owns_objects)
+), era as (
+    -- One row where there is a log of the sequence era: only there feed_seq has a default.
+    select e.oid, e.relowner as owner from pg_catalog.pg_class as e
+    join pg_catalog.pg_namespace as n on n.oid = e.relnamespace
+    where n.nspname = 'stock_market' and e.relname = 'signal_feed_event' and e.relkind = 'r'
+        and exists (select from pg_catalog.pg_attrdef as d join pg_catalog.pg_attribute as a
+                on a.attrelid = d.adrelid and a.attnum = d.adnum
+            where d.adrelid = e.oid and a.attname = 'feed_seq')
+        and (e.relowner = n.nspowner
+            or exists (select from pg_catalog.pg_class as s
+                where s.relnamespace = n.oid and s.relname = 'signal' and s.relowner = e.relowner)
+            or exists (select from pg_catalog.pg_database as d
+                where d.datname = current_database() and d.datdba = e.relowner))
+        and not e.relrowsecurity and not e.relforcerowsecurity and e.relpersistence = 'p'
+        and not exists (select from pg_catalog.pg_policy as p where p.polrelid = e.oid)
+        and not exists (select from pg_catalog.pg_rewrite as r where r.ev_class = e.oid)
+        and not exists (select from pg_catalog.pg_trigger as t where t.tgrelid = e.oid and not t.tgisinternal)
+        and not exists (select from pg_catalog.pg_inherits as i where e.oid in (i.inhrelid, i.inhparent))
+), relation as (
+    select c.oid, c.relname::text as name, n.nspname::text as schema, c.relkind::text as kind, c.relowner as owner
+    from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname in ('stock_market', 'signal_feed_private') and pg_catalog.starts_with(c.relname::text, 'signal_feed_')
+        and c.relkind not in ('i', 'I', 't')
+), object (text, owner, is_eras) as (
+    select pg_catalog.format('the schema %I', n.nspname), n.nspowner, false
+    from pg_catalog.pg_namespace as n where n.nspname = 'signal_feed_private'
+    union all
+    select pg_catalog.format('the %s %I.%I', case r.kind when 'r' then 'table' when 'v' then 'view'
+            when 'm' then 'materialized view' when 'S' then 'sequence' when 'f' then 'foreign table'
+            when 'p' then 'partitioned table' else 'type' end, r.schema, r.name), r.owner,
+        r.schema = 'stock_market' and exists (select from era as e
+            where e.oid = r.oid or e.owner = r.owner and r.name = 'signal_feed_event_feed_seq_seq' and r.kind = 'S')
+    from relation as r
+    union all
+    select pg_catalog.format('the function %I.%s(%s)', n.nspname, p.proname, pg_catalog.oidvectortypes(p.proargtypes)),
+        p.proowner, n.nspname = 'stock_market' and p.proname = 'signal_feed_append'
+            and exists (select from era as e where e.owner = p.proowner)
+    from pg_catalog.pg_proc as p join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
+    where n.nspname in ('stock_market', 'signal_feed_private') and pg_catalog.starts_with(p.proname::text, 'signal_feed_')
+    union all
+    select pg_catalog.format('the type %I.%I', n.nspname, t.typname), t.typowner, false
+    from pg_catalog.pg_type as t join pg_catalog.pg_namespace as n on n.oid = t.typnamespace
+    where n.nspname in ('stock_market', 'signal_feed_private') and pg_catalog.starts_with(t.typname::text, 'signal_feed_')
+        and t.typrelid = 0
+), foreign_code (class, oid, name, owner) as (
+    select 'pg_catalog.pg_proc'::regclass, p.oid, p.oid::regprocedure::text, p.proowner from pg_catalog.pg_proc as p
+    union all
+    select 'pg_catalog.pg_operator'::regclass, o.oid, o.oid::regoperator::text, o.oprowner from pg_catalog.pg_operator as o
+    union all
+    select 'pg_catalog.pg_type'::regclass, t.oid, t.oid::regtype::text, t.typowner from pg_catalog.pg_type as t
+), part (of, class, oid, what) as (
+    -- What PostgreSQL runs or looks at when it reads or writes a table.
+    select r.oid, 'pg_catalog.pg_class'::regclass, r.oid, 'a column' from relation as r
+    union all
+    select t.tgrelid, 'pg_catalog.pg_trigger'::regclass, t.oid, pg_catalog.format('the trigger %I', t.tgname)
+    from pg_catalog.pg_trigger as t where not t.tgisinternal
+    union all
+    select w.ev_class, 'pg_catalog.pg_rewrite'::regclass, w.oid, pg_catalog.format('the rule %I', w.rulename)
+    from pg_catalog.pg_rewrite as w
+    union all
+    select d.adrelid, 'pg_catalog.pg_attrdef'::regclass, d.oid, 'a default' from pg_catalog.pg_attrdef as d
+    union all
+    select k.conrelid, 'pg_catalog.pg_constraint'::regclass, k.oid, pg_catalog.format('the constraint %I', k.conname)
+    from pg_catalog.pg_constraint as k
+    union all
+    select p.polrelid, 'pg_catalog.pg_policy'::regclass, p.oid, pg_catalog.format('the policy %I', p.polname)
+    from pg_catalog.pg_policy as p
+    union all
+    select i.indrelid, 'pg_catalog.pg_class'::regclass, i.indexrelid, 'an index' from pg_catalog.pg_index as i
+)
+select pg_catalog.format('%s belongs to %I', o.text, pg_catalog.pg_get_userbyid(o.owner)) as text
+from object as o where not o.is_eras and o.owner not in (select t.oid from trusted as t)
+union
+select pg_catalog.format('%I.%I is not a %s', r.schema, r.name,
+    case w.kind when 'r' then 'table' when 'v' then 'view' else 'sequence' end)
+from relation as r join wanted_relation as w on w.name = r.name where r.kind <> w.kind
+    -- Before migration 5 the lock was a table.
+    and not (r.schema = 'stock_market' and r.name = 'signal_feed_lock' and r.kind = 'r')
+union
+select pg_catalog.format('%s of %I.%I uses %s, which belongs to %I', p.what, r.schema, r.name, f.name,
+    pg_catalog.pg_get_userbyid(f.owner))
+from relation as r
+join part as p on p.of = r.oid
+join pg_catalog.pg_depend as d on d.classid = p.class and d.objid = p.oid
+join foreign_code as f on f.class = d.refclassid and f.oid = d.refobjid
+where f.owner not in (select t.oid from trusted as t)
+order by 1
