@@ -7,9 +7,8 @@
 //! request arrived. All that wait share one, and refreshes have a least distance, so a flood of wrong keys costs ten
 //! queries a second.
 //!
-//! A hot standby does not notify, so it is polled: where it has replayed nothing since, nothing can have changed. And it
-//! may lack a key that its primary has: that a key is not there counts only from when the standby is proven to have
-//! replayed everything up to the request's arrival.
+//! A hot standby does not notify, so it is polled. It may lack a key that its primary has, so nobody is told there that a
+//! key is unknown.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
@@ -18,7 +17,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
-use tokio_postgres::types::PgLsn;
 
 use super::client::Client;
 use super::clock::DatabaseClock;
@@ -49,20 +47,8 @@ struct Known {
     secret: Option<Vec<u8>>,
     /// When the newest completed refresh began.
     fresh_from: Option<Instant>,
-    /// Up to when every key that was minted is here.
-    complete: Complete,
-}
-
-/// Up to when memory has every key, by the newest refresh.
-#[derive(Debug, Clone, Copy, Default)]
-enum Complete {
-    /// Nothing can be said of keys that are not here.
-    #[default]
-    Unproven,
-    /// The database is a standby, which is proven to have replayed everything up to this time.
-    Until(Instant, EventTime),
-    /// The database takes the writes itself: up to when the refresh began.
-    UntilRefresh,
+    /// Whether that was on a standby, which may not have replayed a key yet.
+    is_standby: bool,
 }
 
 /// All keys, as the newest refresh found them.
@@ -100,7 +86,7 @@ pub enum Denied {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Denial {
     why: Denied,
-    /// Memory has no such key, which another database may have.
+    /// Memory has no such key: a standby's primary may have it.
     is_absent: bool,
 }
 
@@ -157,7 +143,7 @@ impl KeyRing {
         let known = lock(&self.known);
         known.look(credential, clock.now()).map_err(|denial| {
             let is_fresh = known.fresh_from.is_some_and(|from| from >= arrived);
-            let is_sure = is_fresh && (!denial.is_absent || known.is_complete_until(arrived));
+            let is_sure = is_fresh && !(denial.is_absent && known.is_standby);
             if is_sure { denial.why } else { Denied::Pending }
         })
     }
@@ -188,9 +174,9 @@ impl KeyRing {
         make_token(key.id, clock.now().plus(SESSION_LASTS), known.secret.as_ref()?)
     }
 
-    fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant, complete: Complete) {
+    fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant, is_standby: bool) {
         let mut known = lock(&self.known);
-        known.complete = complete;
+        known.is_standby = is_standby;
         let keys: Vec<Arc<Key>> = keys.into_iter().map(Arc::new).collect();
         known.by_hash = keys.iter().map(|key| (key.hash, key.clone())).collect();
         known.by_id = keys.iter().map(|key| (key.id, key.clone())).collect();
@@ -200,27 +186,17 @@ impl KeyRing {
         self.refreshed.notify_all();
     }
 
-    /// Says that nothing has changed since the newest refresh, up to now.
-    fn confirm(&self, began: Instant, complete: Complete) {
-        let mut known = lock(&self.known);
-        known.fresh_from = Some(began);
-        known.complete = complete;
-        drop(known);
-        self.refreshed.notify_all();
-    }
-
     /// Tells a stream what has become of its key: its end, or another time at which it ends.
     pub fn tell(&self, client: &Client, now: EventTime) {
-        let (key, complete) = {
+        let (key, is_standby) = {
             let known = lock(&self.known);
-            (known.by_id.get(&client.key.id).cloned(), known.complete)
+            (known.by_id.get(&client.key.id).cloned(), known.is_standby)
         };
-        match (key, complete) {
-            // A standby that may not have the key yet, after another database was left for it.
-            (None, Complete::Unproven) => {}
-            (None, Complete::Until(_, time)) if time < client.since => {}
-            // A key that was deleted is as good as revoked.
-            (None, _) => client.end(End::KeyRevoked),
+        match (key, is_standby) {
+            // It may not be replayed yet, if the feed has just changed to this standby.
+            (None, true) => {}
+            // A deleted key is as good as a revoked one.
+            (None, false) => client.end(End::KeyRevoked),
             (Some(key), _) if key.state(now) == KeyState::Revoked => client.end(End::KeyRevoked),
             (Some(key), _) => client.set_expiry(key.expires_at),
         }
@@ -246,15 +222,6 @@ impl Known {
             KeyState::Revoked => Err(Denial::present(Denied::Revoked)),
         }
     }
-
-    /// Whether every key that was minted before `arrived` is here, given a refresh that began after it.
-    fn is_complete_until(&self, arrived: Instant) -> bool {
-        match self.complete {
-            Complete::Unproven => false,
-            Complete::Until(time, _) => time >= arrived,
-            Complete::UntilRefresh => true,
-        }
-    }
 }
 
 /// Fills memory for the first time. Blocks for a few queries.
@@ -262,35 +229,22 @@ impl Known {
 /// # Errors
 /// What the queries failed with.
 pub fn fill(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
-    refresh(feed, connection, None).map(|_| ())
+    refresh(feed, connection).map(|_| ())
 }
 
-/// Fills memory, unless the database is a standby that has replayed nothing beyond `seen`. Returns up to where a standby
-/// had replayed; `None` on a primary.
-fn refresh(feed: &Feed, connection: &mut Connection, seen: Option<PgLsn>) -> Result<Option<PgLsn>, db::Error> {
+/// Fills memory. Returns whether the database is a standby.
+fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> {
     let began = Instant::now();
     let reading = db::standby::read(connection)?;
     feed.clock.set(reading.now, began);
-    let replayed = reading.standby.and_then(|standby| standby.replayed);
-    let complete = match reading.standby {
-        None => Complete::UntilRefresh,
-        // What was replayed before the keys are read is among them.
-        Some(standby) => standby.proven_until(reading.now).map_or(Complete::Unproven, |until| {
-            let time = began.checked_sub(reading.now.since(until));
-            time.map_or(Complete::Unproven, |time| Complete::Until(time, until))
-        }),
-    };
-    if replayed.is_some() && replayed == seen {
-        feed.keys.confirm(began, complete);
-    } else {
-        let (keys, _) = db::keys::read_all(connection)?;
-        let secret = db::keys::read_session_secret(connection)?;
-        feed.keys.replace(keys, secret, began, complete);
-    }
+    let is_standby = reading.standby.is_some();
+    let (keys, _) = db::keys::read_all(connection)?;
+    let secret = db::keys::read_session_secret(connection)?;
+    feed.keys.replace(keys, secret, began, is_standby);
     for client in feed.clients.all() {
         feed.keys.tell(&client, reading.now);
     }
-    Ok(replayed)
+    Ok(is_standby)
 }
 
 /// The thread `keys`.
@@ -298,13 +252,12 @@ pub fn run(feed: &Feed, settings: &Settings) {
     let mut connection = None;
     let mut last: Option<Instant> = None;
     let mut failing = false;
-    // Up to where a standby had replayed when its keys were last read.
-    let mut seen = None;
+    let mut is_standby = false;
     while !feed.health.is_stopping() {
-        let interval = match (failing, seen) {
+        let interval = match (failing, is_standby) {
             (true, _) => RETRY_EVERY,
-            (false, Some(_)) => STANDBY_INTERVAL,
-            (false, None) => INTERVAL,
+            (false, true) => STANDBY_INTERVAL,
+            (false, false) => INTERVAL,
         };
         let rung = feed.keys.rung.recv_timeout(interval);
         if feed.health.is_stopping() {
@@ -317,14 +270,12 @@ pub fn run(feed: &Feed, settings: &Settings) {
         }
         last = Some(Instant::now());
         let outcome = match &mut connection {
-            Some(connection) => refresh(feed, connection, seen),
-            none => {
-                Connection::open(settings, "signal-feed keys").and_then(|new| refresh(feed, none.insert(new), None))
-            }
+            Some(connection) => refresh(feed, connection),
+            none => Connection::open(settings, "signal-feed keys").and_then(|new| refresh(feed, none.insert(new))),
         };
         match outcome {
-            Ok(replayed) => {
-                seen = replayed;
+            Ok(on_standby) => {
+                is_standby = on_standby;
                 failing = false;
             }
             Err(error) => {

@@ -12,18 +12,14 @@ use crossbeam_channel::Sender;
 
 use super::Feed;
 use super::health::Part;
-use crate::db::standby::{Receiver, Standby, Trouble};
 use crate::db::{self, Connection, Settings};
-use crate::event::EventTime;
 
 /// How often it is notified for a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long a probe may take to come back.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
-/// How often a standby is asked whether it hears from its primary.
+/// How often a standby is asked whether it streams from its primary.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-/// A primary that was heard again after a silence is taken for one that is idle at times, for so long.
-const IDLENESS_LASTS: Duration = Duration::from_secs(600);
 /// How often it looks whether the server stops.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Waits between attempts to connect: the first, and the longest.
@@ -33,15 +29,14 @@ const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// The thread `listen`: runs until the server stops.
 pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
     let mut retry = FIRST_RETRY;
-    let mut idleness = Idleness::default();
     while !feed.health.is_stopping() {
-        let Err(ended) = hear(feed, settings, reader, &mut retry, &mut idleness) else { return };
+        let Err(ended) = hear(feed, settings, reader, &mut retry) else { return };
         match ended {
             Ended::Promoted => {
-                log::warn!("the standby was promoted: it is listened to from now on");
+                log::warn!("the standby was promoted: listening for its notifications from now on");
                 continue;
             }
-            // A standby has cancelled a query for what it had to replay: nothing is lost.
+            // A standby cancels queries that conflict with replay: nothing is lost.
             Ended::Database(error) if error.is_conflict() => {
                 log::debug!("watch the standby: {error}");
                 feed.stats.replay_conflicts.inc();
@@ -62,7 +57,9 @@ pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
 enum Ended {
     Database(db::Error),
     ProbeLost,
-    /// The standby that was watched takes notifications now.
+    /// The WAL receiver of the standby does not stream.
+    NotStreaming,
+    /// The standby is a primary now.
     Promoted,
 }
 
@@ -70,6 +67,9 @@ impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Database(error) => error.fmt(f),
+            Self::NotStreaming => {
+                f.write_str("the standby does not stream from a primary: see pg_stat_wal_receiver there")
+            }
             Self::Promoted => f.write_str("the standby was promoted"),
             Self::ProbeLost => write!(
                 f,
@@ -87,78 +87,24 @@ impl From<db::Error> for Ended {
     }
 }
 
-fn hear(
-    feed: &Feed,
-    settings: &Settings,
-    reader: &Sender<()>,
-    retry: &mut Duration,
-    idleness: &mut Idleness,
-) -> Result<(), Ended> {
+fn hear(feed: &Feed, settings: &Settings, reader: &Sender<()>, retry: &mut Duration) -> Result<(), Ended> {
     let mut connection = Connection::open(settings, "signal-feed listen")?;
-    let is_standby = db::standby::is_standby(&mut connection)?;
-    feed.replication.set_deaf(is_standby);
-    if is_standby {
-        return watch(feed, &mut connection, retry, idleness);
+    if db::standby::is_standby(&mut connection)? {
+        return watch(feed, &mut connection, retry);
     }
     listen(feed, settings, connection, reader, retry)
 }
 
-/// Whether a primary is one that falls silent because it has nothing to say: that is known once it was heard again after
-/// such a silence. Until then silence is taken for what it may be, the worst.
-#[derive(Debug, Default)]
-struct Idleness {
-    heard: Option<EventTime>,
-    last: Option<Instant>,
-}
-
-impl Idleness {
-    fn seen(&mut self, standby: &Standby, now: Instant) -> bool {
-        if let Receiver::Streaming(Some(heard)) = standby.receiver {
-            if self.heard.is_some_and(|before| heard.received.since(before) > db::standby::SILENCE) {
-                self.last = Some(now);
-            }
-            self.heard = Some(heard.received);
-        }
-        self.last.is_some_and(|last| now.duration_since(last) < IDLENESS_LASTS)
-    }
-}
-
-/// Asks a standby whether it hears from its primary, until it is one itself.
-fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration, idleness: &mut Idleness) -> Result<(), Ended> {
-    let mut told: Option<Trouble> = None;
-    let mut is_first = true;
+/// Checks that a standby streams from a primary, until it is one itself.
+fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration) -> Result<(), Ended> {
     while !feed.health.is_stopping() {
-        let asked = Instant::now();
-        let reading = db::standby::read(connection)?;
-        let Some(standby) = reading.standby else { return Err(Ended::Promoted) };
+        let Some(standby) = db::standby::read(connection)?.standby else { return Err(Ended::Promoted) };
+        if !standby.is_streaming {
+            return Err(Ended::NotStreaming);
+        }
         *retry = FIRST_RETRY;
-        let is_first = std::mem::take(&mut is_first);
-        if is_first && standby.receiver == Receiver::Streaming(None) {
-            log::warn!(
-                "it cannot be seen when the standby last heard from its primary, so that silence is not noticed and no key \
-                 is ever called unknown: grant pg_read_all_stats to signal_feed_owner, on the primary"
-            );
-        } else if is_first && standby.is_slow_to_notice() {
-            log::warn!(
-                "the standby's wal_receiver_timeout is {}: an idle primary cannot be told from a silent one within 10 s; \
-                 set it to 8s there",
-                crate::text::duration(standby.receiver_timeout)
-            );
-        }
-        feed.replication.observe(&reading, asked);
-        match standby.trouble(reading.now, idleness.seen(&standby, asked)) {
-            None => {
-                told = None;
-                feed.health.proven(Part::Listen);
-            }
-            Some(trouble) => {
-                if told.is_none() {
-                    log::error!("hear from the primary: {trouble}");
-                }
-                told = Some(trouble);
-                feed.health.lost(Part::Listen);
-            }
-        }
+        feed.replication.set_lag(standby.lag);
+        feed.health.proven(Part::Listen);
         feed.health.pause(WATCH_EVERY);
     }
     Ok(())

@@ -1,23 +1,23 @@
-//! Which role the feed's database has, and how far behind a standby is: found by the threads `reader` and `listen`, read by all.
+//! Which role the feed's database has, and how far behind a standby is: found by the threads `reader` and `listen`.
+//!
+//! On a hot standby nobody notifies, so `reader` and `keys` poll; nothing is recorded; a cursor that the log has not reached
+//! waits; a key that is not there is never called unknown, because its primary may have it; and the feed is degraded while
+//! the standby does not stream from a primary.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use super::lock;
-use crate::db::standby::Reading;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What the feed's database is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// It takes writes, and notifies.
     Primary,
-    /// A hot standby, which replays what its primary has written.
+    /// A hot standby.
     Standby,
 }
 
 impl Role {
-    /// Its name in `/status` and in log lines.
+    /// Its name in `/status` and in the log.
     pub fn name(self) -> &'static str {
         match self {
             Self::Primary => "primary",
@@ -26,73 +26,43 @@ impl Role {
     }
 }
 
-#[derive(Debug, Default)]
-struct Lag {
-    /// When it last had all that its primary had.
-    caught_up_at: Option<Instant>,
-    /// Since when it is known to be behind; `None` where it is not, or where nothing is known.
-    behind_since: Option<Instant>,
-}
-
 /// The role of the feed's database, as last found.
 #[derive(Debug, Default)]
 pub struct Replication {
     is_standby: AtomicBool,
-    /// No notification can come: the session that would LISTEN is on a standby.
-    is_deaf: AtomicBool,
-    lag: Mutex<Lag>,
+    lag_micros: AtomicU64,
 }
 
 impl Replication {
-    /// What the database is that the log is read from. A primary until it was first asked.
+    /// The role of the database that the log is read from. A primary until it was first asked.
     pub fn role(&self) -> Role {
-        if self.is_standby.load(Ordering::Acquire) { Role::Standby } else { Role::Primary }
+        if self.must_poll() { Role::Standby } else { Role::Primary }
     }
 
-    /// How far a standby is behind its primary, zero where it has all that it knows of; `None` on a primary.
-    ///
-    /// While it does not hear from its primary, this is the time since it last had everything.
+    /// How far a standby is behind its primary, zero if it has replayed all that it received; `None` on a primary.
     pub fn lag(&self) -> Option<Duration> {
-        if self.role() == Role::Primary {
-            return None;
-        }
-        Some(lock(&self.lag).behind_since.map_or(Duration::ZERO, |since| since.elapsed()))
+        self.must_poll().then(|| Duration::from_micros(self.lag_micros.load(Ordering::Relaxed)))
     }
 
-    /// Whether news must be asked for: none will be told.
+    /// Whether nobody notifies of new events.
     pub fn must_poll(&self) -> bool {
-        self.role() == Role::Standby || self.is_deaf.load(Ordering::Acquire)
+        self.is_standby.load(Ordering::Acquire)
     }
 
-    /// Notes what the database is that the log is read from.
+    /// Notes the role of the database that the log is read from.
     pub(super) fn found(&self, role: Role) {
         let is_standby = role == Role::Standby;
         if self.is_standby.swap(is_standby, Ordering::AcqRel) == is_standby {
             return;
         }
         match role {
-            Role::Standby => log::info!("the database is a hot standby: it is polled, and nothing is written there"),
-            Role::Primary => {
-                log::warn!("the database is a primary now: the standby was promoted, or another host was found")
-            }
+            Role::Standby => log::info!("the database is a hot standby: polling it, recording nothing"),
+            Role::Primary => log::warn!("the database is a primary now: a promoted standby, or another host"),
         }
     }
 
-    /// Notes whether notifications can come.
-    pub(super) fn set_deaf(&self, is_deaf: bool) {
-        self.is_deaf.store(is_deaf, Ordering::Release);
-    }
-
-    /// Takes over a reading that was asked for at `asked`.
-    pub(super) fn observe(&self, reading: &Reading, asked: Instant) {
-        let Some(standby) = reading.standby else { return };
-        let mut lag = lock(&self.lag);
-        if standby.is_caught_up() && standby.trouble(reading.now, true).is_none() {
-            *lag = Lag { caught_up_at: Some(asked), behind_since: None };
-            return;
-        }
-        // Behind since it was last seen to be caught up, or since the last commit that it has: whichever is later.
-        let commit = standby.replayed_commit.and_then(|at| asked.checked_sub(reading.now.since(at)));
-        lag.behind_since = lag.caught_up_at.max(commit).or(lag.behind_since).or(Some(asked));
+    /// Notes how far the standby is behind.
+    pub(super) fn set_lag(&self, lag: Duration) {
+        self.lag_micros.store(u64::try_from(lag.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }

@@ -12,8 +12,8 @@ use crate::http::response::{Code, Response};
 
 /// How often a waiting request checks whether its client has disconnected.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
-/// The longest wait for an answer about a key while the log can be read.
-const AUTH_DEADLINE: Duration = Duration::from_secs(10);
+/// The longest wait for an answer about a key while the log can be read, if `--degraded-hold` is not longer.
+const AUTH_DEADLINE: Duration = Duration::from_secs(5);
 /// While the log can be read, a connection whose authentication is pending for longer than this is unauthenticated.
 const AUTH_LATE_AFTER: Duration = Duration::from_secs(1);
 
@@ -44,7 +44,9 @@ impl Request<'_> {
                 (None, Some(Err(Denied::Unknown))) => return Err(Some(refused(Code::UnknownKey))),
                 (None, Some(Err(Denied::Expired))) => return Err(Some(refused(Code::ExpiredKey))),
                 (None, Some(Err(Denied::Revoked))) => return Err(Some(refused(Code::RevokedKey))),
-                (None, Some(Err(Denied::Pending))) => (self.arrived.elapsed(), AUTH_DEADLINE, AUTH_LATE_AFTER),
+                (None, Some(Err(Denied::Pending))) => {
+                    (self.arrived.elapsed(), feed.options.degraded_hold.max(AUTH_DEADLINE), AUTH_LATE_AFTER)
+                }
             };
             let left = deadline.saturating_sub(waited);
             if feed.health.is_stopping() || outlet::is_closed(self.stream) {

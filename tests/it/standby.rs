@@ -62,7 +62,7 @@ fn meanwhile<T>(again: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_feed_on_a_standby_delivers_what_its_primary_commits_and_asks_little_when_nothing_does() {
+fn a_feed_on_a_standby_delivers_what_its_primary_commits() {
     let (primary, database) = primary();
     let key = database.mint("bot");
     let late = database.mint_with("late", &["--delay", "1s"]);
@@ -76,109 +76,14 @@ fn a_feed_on_a_standby_delivers_what_its_primary_commits_and_asks_little_when_no
     }
     assert_eq!(stream.signals(20)[0].prev_seq(), Some(0));
     assert_eq!(delayed.signals(20)[0].prev_seq(), Some(0));
-    let doctor = doctor(&standby, &database);
-    assert!(doctor.contains("a hot standby, which streams; it has replayed all"), "{doctor}");
+    let doctor = signal_feed(&standby.url(&database), &["doctor"]).ok();
+    assert!(doctor.contains("a hot standby that streams from its primary"), "{doctor}");
     let is_asked = |check: &str| doctor.lines().any(|line| line.split_whitespace().nth(1) == Some(check));
     assert!(is_asked("standby") && !is_asked("listen") && !is_asked("cluster"), "{doctor}");
-    // Quiet: the polls have grown rare. (The statistics themselves are some transactions.)
-    let transactions = || {
-        let query = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
-        standby.number(&database, query)
-    };
-    let idle = "select (clock_timestamp() - pg_last_xact_replay_timestamp() > interval '6 seconds')::int::bigint";
-    until("nothing has been committed for a while", || (standby.number(&database, idle) == 1).then_some(()));
-    let (before, began) = (transactions(), Instant::now());
-    until("some seconds have gone by", || (began.elapsed() > Duration::from_secs(4)).then_some(()));
-    let asked = transactions() - before;
-    let a_second = asked as f64 / began.elapsed().as_secs_f64();
-    assert!(asked > 0 && a_second < 20.0, "{a_second} transactions a second");
-    // And what comes then comes soon.
-    database.insert(1);
-    stream.signal();
 }
 
 #[test]
-fn an_idle_primary_is_not_a_silent_one() {
-    let (primary, database) = primary();
-    let key = database.mint("bot");
-    let standby = Standby::start(&primary, &[]);
-    let server = on_standby(&standby, &database, &["--heartbeat", "1s"]);
-    let mut stream = open(&server, &key);
-    database.insert(1);
-    stream.signal();
-    // Nobody writes anything, and there is no feed on the primary, whose probes would.
-    let idle = "select (clock_timestamp() - pg_last_xact_replay_timestamp() > interval '12 seconds')::int::bigint";
-    until("nothing has been committed for 12 s", || (standby.number(&database, idle) == 1).then_some(()));
-    assert!(server.is_ready());
-    database.insert(1);
-    // A word of an outage would come first.
-    stream.signal();
-    assert!(!server.stop().iter().any(|line| line.contains("degraded")));
-}
-
-#[test]
-fn with_default_settings_the_first_silence_degrades_and_an_idle_primary_is_known_from_then_on() {
-    let (primary, database) = primary();
-    let key = database.mint("bot");
-    let standby = Standby::start(&primary, &[("wal_receiver_timeout", "60s")]);
-    let server = on_standby(&standby, &database, &[]);
-    let mut stream = open(&server, &key);
-    database.insert(1);
-    stream.signal();
-    let frozen = Frozen::new(&primary);
-    let degraded = stream.next_block(PATIENCE);
-    drop(frozen);
-    assert_eq!(degraded.unwrap().reason(), Some("degraded"));
-    database.insert(1);
-    let mut seen = [stream.block().reason().map(str::to_owned), stream.block().reason().map(str::to_owned)];
-    seen.sort();
-    assert_eq!(seen, [None, Some("recovered".to_owned())]);
-    let idle = "select (clock_timestamp() - pg_last_xact_replay_timestamp() > interval '13 seconds')::int::bigint";
-    until("nothing has been committed for 13 s", || (standby.number(&database, idle) == 1).then_some(()));
-    assert!(server.is_ready());
-    database.insert(1);
-    stream.signal();
-}
-
-#[test]
-fn a_feed_on_the_primary_keeps_a_standby_with_default_settings_informed() {
-    let (primary, database) = primary();
-    let standby = Standby::start(&primary, &[("wal_receiver_timeout", "60s")]);
-    let _on_primary = Server::ready(&database, &[]);
-    let server = on_standby(&standby, &database, &[]);
-    server.wait_log(&["WARN", "wal_receiver_timeout", "8s"]);
-    assert!(doctor(&standby, &database).contains("set wal_receiver_timeout = 8s"));
-    // Nobody else writes: its probes alone prove up to when the standby is complete.
-    wrong_key_is_refused(&server);
-    // Where it cannot be seen when the primary was last heard, events come all the same, and nothing final is said.
-    let key = database.mint("bot");
-    database.sql("revoke pg_read_all_stats from signal_feed_owner");
-    standby.wait_replayed(&database);
-    let blind = on_standby(&standby, &database, &["--degraded-hold", "1s"]);
-    blind.wait_log(&["WARN", "grant pg_read_all_stats to signal_feed_owner"]);
-    assert!(doctor(&standby, &database).contains("grant pg_read_all_stats"));
-    assert_eq!(Request::feed("sf_wrong").send(blind.address()).refusal(), (503, "degraded".into()));
-    let mut stream = open(&blind, &key);
-    database.insert(1);
-    stream.signal();
-}
-
-/// A wrong key is told so as soon as that is proven, and before that nothing that is final.
-fn wrong_key_is_refused(server: &Server) {
-    until("a wrong key is known to be wrong", || {
-        let refusal = Request::feed("sf_wrong").send(server.address()).refusal();
-        assert!(refusal == (401, "unknown_key".into()) || refusal == (503, "degraded".into()), "{refusal:?}");
-        (refusal.0 == 401).then_some(())
-    });
-}
-
-/// What doctor says of a standby that is well.
-fn doctor(standby: &Standby, database: &Database) -> String {
-    signal_feed(&standby.url(database), &["doctor"]).ok()
-}
-
-#[test]
-fn a_primary_that_is_silent_or_gone_degrades_the_feed_on_its_standby() {
+fn a_feed_is_degraded_while_its_standby_does_not_stream() {
     let (mut primary, database) = primary();
     let key = database.mint("bot");
     let standby = Standby::start(&primary, &[]);
@@ -186,25 +91,21 @@ fn a_primary_that_is_silent_or_gone_degrades_the_feed_on_its_standby() {
     let mut stream = open(&server, &key);
     database.insert(1);
     stream.signal();
-    let began = Instant::now();
+    // The WAL receiver gives a silent primary up after wal_receiver_timeout.
     let frozen = Frozen::new(&primary);
     let degraded = stream.next_block(PATIENCE);
-    let noticed = began.elapsed();
     let refused = [Request::feed(&key), Request::feed("sf_wrong")].map(|request| request.send(server.address()));
     let (ready, healthy) = (server.is_ready(), Request::get("/healthz").send(server.address()).status);
     drop(frozen);
     assert_eq!(degraded.unwrap().reason(), Some("degraded"));
-    assert!(noticed < Duration::from_secs(12), "{noticed:?}");
     assert_eq!(refused.map(|answer| answer.refusal()), [(503, "degraded".into()), (503, "degraded".into())]);
     assert_eq!((ready, healthy), (false, 200));
-    server.wait_log(&["ERROR", "hear from the primary", "WAL receiver"]);
+    server.wait_log(&["ERROR", "the standby does not stream from a primary"]);
     stream.system("recovered");
     database.insert(1);
     stream.signal();
-    let stopped = Instant::now();
     primary.stop(false).unwrap();
     stream.system("degraded");
-    assert!(stopped.elapsed() < Duration::from_secs(8), "{:?}", stopped.elapsed());
     let doctor = signal_feed(&standby.url(&database), &["doctor"]).failed(1);
     assert!(doctor.contains("standby"), "{doctor}");
     primary.start_again().unwrap();
@@ -214,55 +115,34 @@ fn a_primary_that_is_silent_or_gone_degrades_the_feed_on_its_standby() {
 }
 
 #[test]
-fn a_key_that_is_not_replayed_yet_is_never_called_unknown() {
+fn a_key_that_a_standby_does_not_know_is_never_called_unknown() {
     let (primary, database) = primary();
     let old = database.mint("old");
     let standby = Standby::start(&primary, &[]);
-    let server = on_standby(&standby, &database, &["--degraded-hold", "6s"]);
-    // An idle primary proves it by its answers alone, of which one comes every 4 s: within a hold.
-    wrong_key_is_refused(&server);
-    let mut stream = open(&server, &old);
+    let server = on_standby(&standby, &database, &[]);
+    let answer = Request::feed("sf_wrong").send(server.address());
+    assert_eq!(answer.refusal(), (503, "degraded".into()));
+    assert!(answer.field("Retry-After").is_some());
     standby.sql(&database, "select pg_wal_replay_pause()");
     until("replay is paused", || {
         let query = "select (pg_get_wal_replay_pause_state() = 'paused')::int::bigint";
         (standby.number(&database, query) == 1).then_some(())
     });
     let new = database.mint("new");
-    let asked = Instant::now();
-    let answer = Request::feed(&new).send(server.address());
-    assert!(asked.elapsed() > Duration::from_millis(5_900), "held for {:?}", asked.elapsed());
-    assert_eq!(answer.refusal(), (503, "degraded".into()));
-    assert!(answer.field("Retry-After").is_some());
-    // A client that has left is not held on for.
-    let held = Request::feed(&new).post(server.address());
-    // It is the same for one whom nobody knows, and with a primary that goes on: nothing of it is replayed.
-    meanwhile(|| database.insert(1), || assert_eq!(Request::feed("sf_wrong").send(server.address()).refusal().0, 503));
-    // Known keys and open streams are as ever, and the operator is told how far behind it is.
+    database.insert(1);
+    let held = Request::feed(&new).last_event_id(0).post(server.address());
+    // A known key opens the feed as ever, and the operator sees the lag.
     let mut known = open(&server, &old);
     let lag = || server.status()["standby_lag_seconds"].as_f64().unwrap();
-    until("it is known to be behind", || (lag() > 1.0).then_some(()));
-    assert!(signal_feed(&standby.url(&database), &["doctor"]).ok().contains("it is behind"));
-    let late = Request::feed(&new).post(server.address());
+    until("the lag is seen", || (lag() > 1.0).then_some(()));
     standby.sql(&database, "select pg_wal_replay_resume()");
-    late.stream(PATIENCE).connected();
-    drop(held);
-    assert_eq!(known.signal().feed_seq(), Some(1));
-    stream.signal();
-    until("it is not behind any more", || (lag() == 0.0).then_some(()));
-    // With commits to be replayed, a wrong key is known as such soon.
-    meanwhile(|| database.insert(1), || wrong_key_is_refused(&server));
-    // A revocation reaches it as replication does.
-    let mut revoked = open(&server, &new);
-    let revoke = Instant::now();
+    let mut revoked = held.stream(PATIENCE);
+    revoked.connected();
+    revoked.signal();
+    known.signal();
+    until("the lag is gone", || (lag() == 0.0).then_some(()));
     signal_feed(&database.url, &["key", "revoke", "new"]).ok();
-    loop {
-        let block = revoked.block();
-        if block.reason() == Some("closing") {
-            assert_eq!(block.data["cause"], "key_revoked");
-            break;
-        }
-    }
-    assert!(revoke.elapsed() < Duration::from_secs(3), "{:?}", revoke.elapsed());
+    revoked.closing("key_revoked");
     assert_eq!(Request::feed(&new).send(server.address()).refusal(), (403, "revoked_key".into()));
 }
 
