@@ -26,7 +26,7 @@ use crate::text::one_line;
 
 /// Places orders from a signal feed, each at most once, and knows when it missed something
 ///
-/// Every option can also be given as an environment variable TRADER_BOT_<OPTION>; the flag wins. Durations are written
+/// Every option is also an environment variable (--feed-url is TRADER_BOT_FEED_URL); the flag wins. Durations are written
 /// 500ms, 15s, 5m or 72h. Exit codes: 0 stopped by a signal, 1 failure, 2 wrong usage, 77 the feed does not accept the key.
 #[derive(Debug, Parser)]
 #[command(

@@ -28,7 +28,7 @@ use crate::text::visible;
 
 /// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
 ///
-/// Every option can also be given as an environment variable SIGNAL_FEED_<OPTION>; the flag wins. Durations are written
+/// Every option is also an environment variable (--listen is SIGNAL_FEED_LISTEN); the flag wins. Durations are written
 /// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage; tail exits 77 if the key is not accepted.
 #[derive(Debug, Parser)]
 #[command(

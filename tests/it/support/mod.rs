@@ -9,7 +9,6 @@ pub mod database;
 pub mod directory;
 pub mod outside;
 pub mod program;
-#[allow(dead_code, reason = "its list of blocks is for a test that is still to come")]
 pub mod readme;
 pub mod server;
 pub mod sse;
