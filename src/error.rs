@@ -1,11 +1,13 @@
 //! The error of commands and of the server's start: what ends a process, and with which exit code.
 
+mod database;
+
 use std::fmt;
 use std::io;
 
 use tokio_postgres::error::SqlState;
 
-use crate::db;
+pub use database::DatabaseError;
 
 /// Why a command failed. The text is one line with the whole cause, and never holds a secret.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub enum Error {
         /// What was being done, a verb phrase.
         doing: String,
         /// What the call said.
-        cause: db::Error,
+        cause: DatabaseError,
     },
     /// An operating system call failed while doing something: exit code 1.
     Io {
@@ -58,7 +60,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// What helps where the database itself says only what is wrong.
-fn advice(cause: &db::Error) -> &'static str {
+fn advice(cause: &DatabaseError) -> &'static str {
     match cause.sql_state().map(SqlState::code) {
         // undefined_table, invalid_schema_name (PostgreSQL documentation, appendix A).
         Some("42P01" | "3F000") => "; run \"signal-feed migrate\" first",
@@ -80,7 +82,7 @@ pub trait Doing<T> {
     fn doing(self, doing: impl Into<String>) -> Result<T, Error>;
 }
 
-impl<T> Doing<T> for Result<T, db::Error> {
+impl<T> Doing<T> for Result<T, DatabaseError> {
     fn doing(self, doing: impl Into<String>) -> Result<T, Error> {
         self.map_err(|cause| Error::Database { doing: doing.into(), cause })
     }

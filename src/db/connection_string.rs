@@ -97,15 +97,15 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let options = match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
-            Some(rest) => Options::from_url(text, rest)?,
-            None => Options::from_keywords(text)?,
+        let pairs = match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
+            Some(rest) => Pairs::from_url(text, rest)?,
+            None => Pairs::from_keywords(text)?,
         };
-        options.into_target()
+        pairs.into_target()
     }
 }
 
-struct Given {
+struct Setting {
     key: &'static str,
     value: String,
     /// Where it stands in the string, counted in characters from 1.
@@ -114,12 +114,12 @@ struct Given {
 
 /// What was given, in the order of the string: the last of a key counts, and an empty value counts as not given.
 #[derive(Default)]
-struct Options(Vec<Given>);
+struct Pairs(Vec<Setting>);
 
-impl Options {
+impl Pairs {
     /// `key = value` pairs. A value with spaces stands in single quotes; a backslash takes the next character as it is.
     fn from_keywords(text: &str) -> Result<Self, String> {
-        let mut options = Self::default();
+        let mut pairs = Self::default();
         let mut rest = text.trim_start();
         while !rest.is_empty() {
             let at = position(text, rest);
@@ -133,21 +133,21 @@ impl Options {
             let key = known(word, at)?;
             let value = keyword_value(after.trim_start());
             let (value, after) = value.ok_or_else(|| format!("{key}: no closing ' (position {at})"))?;
-            options.0.push(Given { key, value, at });
+            pairs.0.push(Setting { key, value, at });
             rest = after.trim_start();
         }
-        Ok(options)
+        Ok(pairs)
     }
 
     /// `[user[:password]@][host][:port][,…][/dbname][?key=value[&…]]`, what follows `postgres://`.
     fn from_url(text: &str, rest: &str) -> Result<Self, String> {
-        let mut options = Self::default();
+        let mut pairs = Self::default();
         let mut push = |key: &'static str, piece: &str, value: &str| -> Result<(), String> {
             let at = position(text, piece);
             let value = percent_decoded(value).ok_or_else(|| {
                 format!("{key}: a % without two hexadecimal digits, or no UTF-8 (position {at}); write % as %25")
             })?;
-            options.0.push(Given { key, value, at });
+            pairs.0.push(Setting { key, value, at });
             Ok(())
         };
         // As in libpq, an @ ends the user and password only before the first slash.
@@ -186,10 +186,10 @@ impl Options {
             let (key, value) = if parameter == "ssl=true" { ("sslmode", "require") } else { (key, value) };
             push(known(key, at)?, parameter, value)?;
         }
-        Ok(options)
+        Ok(pairs)
     }
 
-    fn find(&self, key: &str) -> Option<&Given> {
+    fn find(&self, key: &str) -> Option<&Setting> {
         self.0.iter().rfind(|given| given.key == key).filter(|given| !given.value.is_empty())
     }
 
@@ -277,7 +277,7 @@ impl Options {
             |list: &[&str], index: usize| list.get(index).filter(|item| !item.is_empty()).map(ToString::to_string);
         (0..count)
             .map(|index| {
-                let unusable = |key: &str| self.find(key).map_or_else(String::new, Given::unusable);
+                let unusable = |key: &str| self.find(key).map_or_else(String::new, Setting::unusable);
                 let name = given(&names, index);
                 if name.as_deref().is_some_and(|name| !is_host(name)) {
                     return Err(unusable("host"));
@@ -312,7 +312,7 @@ impl Host {
     }
 }
 
-impl Given {
+impl Setting {
     /// The message about a value that cannot be used.
     fn unusable(&self) -> String {
         let Self { key, value, at } = self;

@@ -8,7 +8,6 @@ mod connection;
 mod connection_string;
 mod dial;
 pub mod doctor;
-mod error;
 pub mod event_log;
 mod inspect;
 pub mod keys;
@@ -20,5 +19,5 @@ pub mod standby;
 #[cfg(feature = "tls")]
 mod tls;
 
+pub use crate::error::DatabaseError as Error;
 pub use connection::{Connection, Notification, Settings};
-pub use error::Error;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-/// Why a database call failed. After any variant but [`Error::Postgres`] with an SQLSTATE the connection is not used again.
+/// Why a database call failed. After any variant but [`DatabaseError::Postgres`] with an SQLSTATE the connection is not used again.
 #[derive(Debug)]
-pub enum Error {
+pub enum DatabaseError {
     /// The connection string cannot be used; only the offending part is named, never a secret.
     Settings(String),
     /// No connection could be made: what was tried, and why each try failed.
@@ -21,7 +21,7 @@ pub enum Error {
     Postgres(tokio_postgres::Error),
 }
 
-impl Error {
+impl DatabaseError {
     /// The server's own error code, where the server answered with one.
     pub fn sql_state(&self) -> Option<&SqlState> {
         match self {
@@ -54,13 +54,13 @@ impl Error {
     }
 }
 
-impl From<tokio_postgres::Error> for Error {
+impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Postgres(error)
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Settings(text) | Self::Unreachable(text) => f.write_str(text),
@@ -100,7 +100,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for DatabaseError {}
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
