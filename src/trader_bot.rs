@@ -24,10 +24,11 @@ use crate::options::{
 };
 use crate::text::one_line;
 
-/// Places orders from a signal feed, each at most once, and knows when it missed something
+/// Place orders from a signal feed, each at most once, and notice when signals were missed
 ///
 /// Every option is also an environment variable (--feed-url is TRADER_BOT_FEED_URL); the flag wins. Durations are written
-/// 500ms, 15s, 5m or 72h. Exit codes: 0 stopped by a signal, 1 failure, 2 wrong usage, 77 the feed does not accept the key.
+/// 500ms, 15s, 5m or 72h. Exit codes: 0 after SIGTERM or SIGINT, 1 failure, 2 wrong usage,
+/// 77 the feed does not accept the key.
 #[derive(Debug, Parser)]
 #[command(
     name = "trader-bot",
@@ -55,15 +56,15 @@ struct Args {
     /// File with the API key
     #[arg(long, value_name = "FILE", env = "TRADER_BOT_FEED_API_KEY_FILE", help_heading = "Feed")]
     feed_api_key_file: Option<PathBuf>,
-    /// Longest silence of the feed before the connection counts as dead
+    /// Reconnect after this much silence (the feed writes at least every 15 s)
     #[arg(long, value_name = "DURATION", env = "TRADER_BOT_READ_TIMEOUT", default_value = "35s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     read_timeout: Duration,
-    /// Limit of the first wait after a failure; it doubles with each, and each wait is random below it
+    /// Longest first wait after a failure; doubles each time. The actual wait is random, up to this limit
     #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BACKOFF_MIN", default_value = "1s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     backoff_min: Duration,
-    /// Limit of every wait
+    /// Longest wait after any failure
     #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BACKOFF_MAX", default_value = "60s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     backoff_max: Duration,
@@ -71,11 +72,11 @@ struct Args {
     /// Where orders go: paper, exec:PROGRAM, or ibkr:HOST:PORT in a build with that feature
     #[arg(long, value_name = "BROKER", env = "TRADER_BOT_BROKER", default_value = "paper", help_heading = "Orders")]
     broker: BrokerChoice,
-    /// Longest time for one order, or one look-up
+    /// Longest time for one order or one look-up
     #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BROKER_TIMEOUT", default_value = "30s",
           value_parser = parse_positive_duration, help_heading = "Orders")]
     broker_timeout: Duration,
-    /// Entries older than this are never placed (a duration, or off); exits always are
+    /// Never place entries older than this (a duration, or off); exits are always placed
     #[arg(
         long,
         value_name = "DURATION|off",
@@ -84,11 +85,11 @@ struct Args {
         help_heading = "Orders"
     )]
     max_entry_age: OrOff,
-    /// What to do about an event that the feed cannot deliver to anybody
+    /// What to do if the feed cannot deliver an event to anybody
     #[arg(long, value_enum, env = "TRADER_BOT_ON_QUARANTINED", default_value = "alert", help_heading = "Orders")]
     on_quarantined: OnQuarantined,
 
-    /// Cursor and mode
+    /// File for the cursor and the mode
     #[arg(
         long,
         value_name = "FILE",
@@ -97,7 +98,7 @@ struct Args {
         help_heading = "Files"
     )]
     state_file: PathBuf,
-    /// Every order ever; never lose it
+    /// File with every order so far; if it is lost, orders can be placed again
     #[arg(
         long,
         value_name = "FILE",
@@ -107,15 +108,15 @@ struct Args {
     )]
     journal: PathBuf,
 
-    /// Catch up from the database first, and leave close-only mode; needs --database-url
+    /// First place the orders that were missed, from the database, and leave close-only mode; needs --database-url
     #[arg(long, env = "TRADER_BOT_RECOVERY", value_parser = clap::builder::BoolishValueParser::new(),
           help_heading = "Recovery")]
     recovery: bool,
-    /// Print what --recovery would place, and end: sends nothing, changes no file
+    /// Print what --recovery would place, send nothing, change no file, and exit
     #[arg(long, env = "TRADER_BOT_RECOVERY_DRY_RUN", value_parser = clap::builder::BoolishValueParser::new(),
           help_heading = "Recovery")]
     recovery_dry_run: bool,
-    /// Database, for the role signal_feed_bot; DATABASE_URL works too
+    /// Connection string of a login with the role signal_feed_bot; DATABASE_URL works too
     #[arg(
         long,
         value_name = "URL",
@@ -124,10 +125,10 @@ struct Args {
         help_heading = "Recovery"
     )]
     database_url: Option<String>,
-    /// File with the database's connection string
+    /// File with the connection string
     #[arg(long, value_name = "FILE", env = "TRADER_BOT_DATABASE_URL_FILE", help_heading = "Recovery")]
     database_url_file: Option<PathBuf>,
-    /// Rows created or updated this long ago or later are looked at
+    /// How far back recovery looks for rows that were created or updated
     #[arg(long, value_name = "DURATION", env = "TRADER_BOT_RECOVERY_LOOKBACK", default_value = "72h",
           value_parser = parse_duration, help_heading = "Recovery")]
     recovery_lookback: Duration,
@@ -135,7 +136,7 @@ struct Args {
     /// Program that gets every alert as one JSON line on its input
     #[arg(long, value_name = "PROGRAM", env = "TRADER_BOT_ALERT_COMMAND", help_heading = "Log")]
     alert_command: Option<PathBuf>,
-    /// off, error, warn, info, debug or trace
+    /// Lowest level that is logged: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "TRADER_BOT_LOG_LEVEL", default_value = "info", help_heading = "Log",
           value_parser = parse_log_level)]
     log_level: log::LevelFilter,

@@ -20,7 +20,7 @@ struct Given {
         help_heading = "Database"
     )]
     database_url: Option<String>,
-    /// File with the connection string, for those who keep secrets out of the environment
+    /// File with the connection string; keeps the password out of the environment
     #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_DATABASE_URL_FILE", help_heading = "Database")]
     database_url_file: Option<PathBuf>,
 }

@@ -10,16 +10,17 @@ use crate::error::Error;
 use crate::logging;
 use crate::options::parse_address;
 
-/// Run the whole system with nothing configured: a private PostgreSQL, schema, key, server and a screener
+/// Try the whole system: a private PostgreSQL, the schema, a key, the server and a screener
 ///
-/// Needs PostgreSQL's server programs (Debian: apt-get install postgresql). Ctrl-C stops it all and leaves nothing behind.
+/// Needs PostgreSQL's server programs (Debian: apt-get install postgresql). Ctrl-C stops everything and leaves
+/// nothing behind.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  signal-feed demo --listen 127.0.0.1:9090 --rate 10")]
 pub(super) struct Args {
     /// Address of the feed
     #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_address)]
     listen: SocketAddr,
-    /// Signals a second
+    /// Signals per second
     #[arg(long, value_name = "SIGNALS", env = "SIGNAL_FEED_RATE", default_value = "2", value_parser = parse_rate)]
     rate: f64,
 }

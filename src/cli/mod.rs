@@ -26,7 +26,7 @@ use crate::error::{Doing, Error};
 use crate::options::{finish, usage, with_lenient_values};
 use crate::text::visible;
 
-/// A PostgreSQL table of trading signals as a gapless, commit-ordered log over Server-Sent Events
+/// Stream a PostgreSQL table of trading signals to bots: a gapless, commit-ordered log over Server-Sent Events
 ///
 /// Every option is also an environment variable (--listen is SIGNAL_FEED_LISTEN); the flag wins. Durations are written
 /// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage; tail exits 77 if the key is not accepted.

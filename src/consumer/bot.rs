@@ -40,9 +40,9 @@ const MOST_UNREADABLE: usize = 1000;
 /// What to do about an event that the feed cannot deliver to anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnQuarantined {
-    /// A CRITICAL alert, no more.
+    /// Only raise a CRITICAL alert.
     Alert,
-    /// The alert, and close-only mode.
+    /// Raise the alert and enter close-only mode.
     CloseOnly,
 }
 
