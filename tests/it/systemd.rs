@@ -97,8 +97,7 @@ fn environment_files_have_every_option_with_its_default() {
             }
         }
         // A switch has no default in the help.
-        told.entry("TRADER_BOT_RECOVERY".into()).and_modify(|value| *value = value.replace("false", ""));
-        told.retain(|option, _| expected.contains_key(option) || option != "TRADER_BOT_RECOVERY");
+        told.values_mut().filter(|value| *value == "false").for_each(String::clear);
         assert_eq!(told, expected, "{name}");
     }
 }

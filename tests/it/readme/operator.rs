@@ -14,6 +14,7 @@ use crate::support::database::Database;
 use crate::support::outside::free_address;
 use crate::support::program::signal_feed;
 use crate::support::readme::{block, block_with};
+use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::wait::until;
 
@@ -250,21 +251,16 @@ fn one_post(listener: &TcpListener) -> String {
 fn the_alert_program_posts_to_a_chat() {
     let desk = Desk::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let chat = format!("http://{}/", listener.local_addr().unwrap());
-    desk.program("feed-alert", &block("#!/bin/sh\njq"));
-    let alert = r#"{"level":"CRITICAL","reason":"capture_off","message":"a \"word\"","time":"2026-11-20T12:00:00Z"}"#;
-    let environment = [("CHAT_URL", chat.as_str()), ("ALERT", alert)];
-    let _job = desk.start("sh", &["-c", "echo \"$ALERT\" | ./feed-alert"], &environment);
-    assert_eq!(one_post(&listener), r#"{"text":"CRITICAL capture_off: a \"word\""}"#);
-
-    // What systemd runs for a doctor that failed.
-    let unit = block_with("[Service]\nType=oneshot", &[("/usr/local/bin/feed-alert", "./feed-alert")]);
-    let line = unit.replace("\\\n", " ").replace("%i", "signal-feed-doctor.service");
-    let line = line.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap().to_owned();
-    let mut job = desk.start("sh", &["-c", &line], &environment);
+    let chat = format!("http://{}/hook", listener.local_addr().unwrap());
+    desk.program("alert", &block_with("#!/bin/sh\njq", &[("https://chat.example/hook", &chat)]));
+    let database = Database::migrated();
+    let mut command = Server::command(&database.url, "127.0.0.1:0");
+    command.arg("--alert-command").arg(desk.path("alert")).env("PATH", std::env::var("PATH").unwrap());
+    let server = Server::spawn(command);
+    server.wait_ready();
+    database.sql("alter table stock_market.signal disable trigger all");
     let body = one_post(&listener);
-    assert!(body.contains("signal-feed-doctor.service failed: journalctl -u"), "{body}");
-    assert!(job.wait().success());
+    assert!(body.starts_with("{\"text\":\"CRITICAL capture_off: "), "{body}");
 }
 
 /// What `systemd-analyze verify` says about all units of the package with these drop-ins.
@@ -287,7 +283,6 @@ fn verify(desk: &Desk, more: &[(&str, &str)]) -> String {
     for (name, text) in more {
         desk.write(&format!("units/{name}"), text);
     }
-    names.push("feed-alert@x.service".into());
     let directory = desk.path("units");
     let output = Command::new("systemd-analyze")
         .args(["verify", "--man=no"])
@@ -304,8 +299,6 @@ fn drop_ins_and_units_are_clean_for_systemd_analyze() {
     let files = [
         ("signal-feed.socket.d/override.conf", block("[Socket]")),
         ("trader-bot.service.d/override.conf", block("[Service]\nLoadCredential")),
-        ("signal-feed-doctor.service.d/override.conf", block("[Unit]\nOnFailure")),
-        ("feed-alert@.service", block("[Service]\nType=oneshot")),
     ];
     let texts: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
     assert_eq!(verify(&desk, &texts), "");

@@ -39,8 +39,6 @@ pub const BLOCKS: &[(&str, &str)] = &[
     ("#!/usr/bin/env python3", "the_python_broker_places_each_order_once_also_where_answers_are_lost"),
     ("echo 'sf_…' | sudo install", "the_bots_service_is_installed_with_its_key"),
     ("#!/bin/sh\njq", "the_alert_program_posts_to_a_chat"),
-    ("[Unit]\nOnFailure", "drop_ins_and_units_are_clean_for_systemd_analyze"),
-    ("[Service]\nType=oneshot", "drop_ins_and_units_are_clean_for_systemd_analyze"),
     ("backend feed", "every_client_gets_every_event_once_whichever_part_is_lost"),
 ];
 
