@@ -104,7 +104,9 @@ impl Logger {
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // The HTTP client would log headers, and one of them is the key; the database's driver statements with hashes in them.
-        metadata.level() <= self.level && metadata.target().starts_with("signal_feed")
+        // The broker's library says only in the log what it could not do.
+        let is_broker_trouble = metadata.level() <= Level::Warn && metadata.target().starts_with("ibapi");
+        metadata.level() <= self.level && (metadata.target().starts_with("signal_feed") || is_broker_trouble)
     }
 
     fn log(&self, record: &Record<'_>) {

@@ -241,7 +241,7 @@ fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
         .map_err(|error| Error::Failed(format!("set up the handler of SIGTERM: {error}")))?;
-    let outcome = bot::run(&options, &|journal| args.open_broker(journal), &stop);
+    let outcome = bot::run(&options, &|journal| args.open_broker(journal, &stop), &stop);
     logging::finish();
     outcome
 }
@@ -298,14 +298,16 @@ impl Args {
         Ok(Recovery { database, lookback: self.recovery_lookback })
     }
 
-    fn open_broker(&self, journal: &Path) -> Result<Box<dyn Broker>, Error> {
+    fn open_broker(&self, journal: &Path, stop: &Stop) -> Result<Box<dyn Broker>, Error> {
+        #[cfg(not(feature = "ibkr"))]
+        let _ = stop;
         let directory = journal.parent().unwrap_or(Path::new("."));
         Ok(match &self.broker {
             BrokerChoice::Paper => Box::new(PaperBroker::open(directory)?),
             BrokerChoice::Exec(program) => Box::new(ExecBroker::open(program, self.broker_timeout, journal)?),
             #[cfg(feature = "ibkr")]
             BrokerChoice::Ibkr(address) => {
-                Box::new(crate::consumer::broker::IbkrBroker::new(address, self.broker_timeout))
+                Box::new(crate::consumer::broker::IbkrBroker::new(address, self.broker_timeout, stop.clone()))
             }
         })
     }

@@ -165,7 +165,7 @@ impl<'a> Bot<'a> {
         let mut broker = open_broker(&files.journal)?;
         for intent in journal.ledger().working() {
             if let Some(order_id) = intent.attempt.order_id {
-                broker.follow(order_id, &intent.order, intent.attempt.tried_at);
+                broker.follow(order_id, &intent.order);
             }
         }
         let follower = Follower::new(&options.follow, state.cursor(), stop.clone());

@@ -158,7 +158,7 @@ impl Bot<'_> {
         line.why = why.map(ToOwned::to_owned);
         self.journal.append(&line, true)?;
         if let Some(order_id) = order_id {
-            self.broker.follow(order_id, order, Timestamp::now());
+            self.broker.follow(order_id, order);
         }
         Ok(())
     }

@@ -48,6 +48,9 @@ impl Bot<'_> {
         let mut last_why = String::new();
         let mut sent_again = false;
         loop {
+            if self.stop.is_asked() {
+                return Err(Halt::Stopped);
+            }
             if let Some(Wait { reason, why }) = wait.take() {
                 if !told.contains(&reason) {
                     self.tell_of_waiting(reason, &why);
@@ -59,9 +62,6 @@ impl Bot<'_> {
                 if !self.stop.sleep(backoff.next_wait()) {
                     return Err(Halt::Stopped);
                 }
-            }
-            if self.stop.is_asked() {
-                return Err(Halt::Stopped);
             }
             self.note_ended_orders()?;
             let open = self.journal.ledger().first_open().cloned();

@@ -95,8 +95,8 @@ pub trait Broker {
     fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup;
 
     /// Follows an order that the broker has accepted under this number, until its end.
-    fn follow(&mut self, order_id: i64, order: &Order, accepted_at: Timestamp) {
-        let _ = (order_id, order, accepted_at);
+    fn follow(&mut self, order_id: i64, order: &Order) {
+        let _ = (order_id, order);
     }
 
     /// The next followed order that has ended. Does not block.

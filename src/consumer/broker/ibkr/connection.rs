@@ -1,0 +1,226 @@
+//! The connection to the gateway, and whether orders can go over it.
+//!
+//! A lost connection is never repaired: the next one is a new client, which knows nothing of the old one.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ibapi::client::blocking::{Client, NoticeStream, Subscription};
+use ibapi::orders::OrderUpdate;
+use ibapi::{Error as ApiError, Notice};
+
+use crate::consumer::stop::Stop;
+
+/// The bot's number among the gateway's clients.
+pub(super) const CLIENT_ID: i32 = 7417;
+/// How long a wait goes on before it looks at the stop flag.
+pub(super) const SLICE: Duration = Duration::from_millis(50);
+
+/// IB's servers are out of the gateway's reach (1100 and 2110), or are back (1101 and 1102).
+const LOST: [i32; 2] = [1100, 2110];
+const REGAINED: [i32; 2] = [1101, 1102];
+/// The gateway refuses orders and lists while its Read-Only setting is on. Other errors have the same code.
+const READ_ONLY: i32 = 321;
+
+/// Whether this is the error of a gateway whose API is read-only.
+pub(super) fn is_read_only(code: i32, text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    code == READ_ONLY && (text.contains("read-only") || text.contains("read only"))
+}
+
+/// Why no order can go over a connection that is up.
+#[derive(Debug, Clone)]
+pub(super) enum Trouble {
+    /// Until the gateway says otherwise.
+    Lost(String),
+    /// Until it answers a list.
+    ReadOnly(String),
+}
+
+impl Trouble {
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Lost(text) | Self::ReadOnly(text) => text,
+        }
+    }
+}
+
+/// A connection whose handshake is done.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    notices: NoticeStream,
+    /// Everything about this client's orders. `None` where it cannot be opened.
+    updates: Option<Subscription<OrderUpdate>>,
+    /// Which connection of this bot it is.
+    pub(super) number: u64,
+    pub(super) trouble: Option<Trouble>,
+    /// Something about the bot's orders may have been missed: they are to be looked up.
+    pub(super) has_gap: bool,
+    /// A list was not answered in time: its late answer would end the next one, which proves nothing then.
+    pub(super) has_late_list: bool,
+    /// The last list was cut short by a row that cannot be read.
+    pub(super) has_cut_list: bool,
+    is_lost: bool,
+}
+
+/// What the gateway says about one of this client's orders.
+pub(super) enum Update {
+    Order(Box<OrderUpdate>),
+    Error(Notice),
+}
+
+impl Connection {
+    /// Whether the other side ended it.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost || !self.client.is_connected()
+    }
+
+    /// What came about orders; waits up to `patience` for the first. Notices about the connection are taken in.
+    pub(super) fn updates(&mut self, patience: Duration) -> Vec<Update> {
+        let mut updates = Vec::new();
+        let deadline = Instant::now() + patience;
+        loop {
+            self.take_notices();
+            let Some(stream) = &self.updates else { break };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next =
+                if updates.is_empty() && !left.is_zero() { stream.next_timeout(left) } else { stream.try_next() };
+            match next {
+                None => break,
+                Some(Ok(item)) => updates.push(match item {
+                    ibapi::subscriptions::SubscriptionItem::Data(update) => Update::Order(Box::new(update)),
+                    ibapi::subscriptions::SubscriptionItem::Notice(notice) => Update::Error(notice),
+                }),
+                Some(Err(error)) => self.reopen_updates(&error),
+            }
+        }
+        updates
+    }
+
+    /// A frame that cannot be read ends the stream, also one that only looks like the bot's own.
+    fn reopen_updates(&mut self, error: &ApiError) {
+        self.updates = None;
+        self.has_gap = true;
+        if self.is_lost() || is_end(error) {
+            self.is_lost = true;
+            return;
+        }
+        log::warn!("the gateway sent something about an order that cannot be read: {error}");
+        match self.client.order_update_stream() {
+            Ok(stream) => self.updates = Some(stream),
+            Err(error) => {
+                log::warn!("follow the orders at the gateway: {error}");
+                self.is_lost = true;
+            }
+        }
+    }
+
+    /// Takes in what the gateway says about itself.
+    pub(super) fn take_notices(&mut self) {
+        while let Some(notice) = self.notices.try_next() {
+            let Notice { code, message, .. } = &notice;
+            let text = format!("{code}: {message}");
+            if LOST.contains(code) {
+                log::warn!("the gateway says {text}");
+                self.trouble = Some(Trouble::Lost(text));
+            } else if REGAINED.contains(code) {
+                log::info!("the gateway says {text}");
+                self.trouble = None;
+                self.has_gap = true;
+            } else if is_read_only(*code, message) {
+                if self.trouble.is_none() {
+                    log::warn!("the gateway says {text}");
+                }
+                self.trouble = Some(Trouble::ReadOnly(text));
+            } else if notice.is_informational() {
+                log::info!("the gateway says {text}");
+            } else {
+                log::warn!("the gateway says {text}");
+            }
+        }
+    }
+}
+
+/// Whether this error means that there is no connection any more.
+pub(super) fn is_end(error: &ApiError) -> bool {
+    error.is_connection_lost() || matches!(error, ApiError::Shutdown | ApiError::ConnectionFailed | ApiError::Io(_))
+}
+
+type Connected = Result<(Client, NoticeStream, Subscription<OrderUpdate>), ApiError>;
+
+/// Makes connections, one attempt at a time.
+pub(super) struct Dialer {
+    address: String,
+    stop: Stop,
+    /// An attempt cannot be ended (30 s where the gateway says nothing), and a second one meanwhile would find the client
+    /// id in use.
+    attempt: Option<Receiver<Connected>>,
+    made: u64,
+}
+
+impl Dialer {
+    pub(super) fn new(address: &str, stop: Stop) -> Self {
+        Self { address: address.to_owned(), stop, attempt: None, made: 0 }
+    }
+
+    /// Waits up to `patience` for a connection; the attempt goes on meanwhile.
+    pub(super) fn connect(&mut self, patience: Duration) -> Result<Connection, String> {
+        let deadline = Instant::now() + patience;
+        let attempt = match self.attempt.take() {
+            Some(attempt) => attempt,
+            None => self.begin().map_err(|error| format!("start a thread: {error}"))?,
+        };
+        loop {
+            match attempt.recv_timeout(SLICE) {
+                Ok(Ok((client, notices, updates))) => {
+                    self.made += 1;
+                    log::info!("connected to the gateway at {}", self.address);
+                    return Ok(Connection {
+                        client,
+                        notices,
+                        updates: Some(updates),
+                        number: self.made,
+                        trouble: None,
+                        has_gap: true,
+                        has_late_list: false,
+                        has_cut_list: false,
+                        is_lost: false,
+                    });
+                }
+                Ok(Err(error)) => return Err(self.why(&error)),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !self.stop.is_asked() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.attempt = Some(attempt);
+                    return Err(format!("connect to {}: the gateway has not answered yet", self.address));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(format!("connect to {}: failed", self.address)),
+            }
+        }
+    }
+
+    fn begin(&self) -> std::io::Result<Receiver<Connected>> {
+        let (sender, receiver) = mpsc::channel();
+        let builder = Client::builder().address(self.address.clone()).client_id(CLIENT_ID).max_reconnect_attempts(0);
+        let connect = move || {
+            let connected = builder.connect_with_notice_stream().and_then(|(client, notices)| {
+                let updates = client.order_update_stream()?;
+                Ok((client, notices, updates))
+            });
+            // Where nobody waits any more the client is dropped, which disconnects it.
+            let _ = sender.send(connected);
+        };
+        thread::Builder::new().name("ibkr-connect".into()).spawn(connect)?;
+        Ok(receiver)
+    }
+
+    fn why(&self, error: &ApiError) -> String {
+        let why = match error {
+            ApiError::ClientIdInUse { client_id } => {
+                format!("326: the client id {client_id} is already in use by another connection to the gateway")
+            }
+            other => other.to_string(),
+        };
+        format!("connect to {}: {why}", self.address)
+    }
+}

@@ -1,0 +1,123 @@
+//! Following: an accepted order is not finished. Its end is heard, or found in the lists after anything that may hide it.
+
+use std::time::{Duration, Instant};
+
+use super::IbkrBroker;
+use super::heard::{Verdict, end_text};
+use super::lists::{Found, Lists, Scope};
+use crate::consumer::broker::Ended;
+
+/// Two looks so far apart that do not find an order tell that it is gone; what was sent may still be on its way.
+pub(super) const LOOK_APART: Duration = Duration::from_secs(10);
+
+/// An accepted order.
+#[derive(Debug)]
+pub(super) struct Followed {
+    pub(super) reference: String,
+    pub(super) quantity: f64,
+    /// The lists have not shown it since then.
+    pub(super) missing_since: Option<Instant>,
+}
+
+impl IbkrBroker {
+    /// Notes the ends of followed orders that were heard.
+    pub(super) fn judge_followed(&mut self) {
+        let mut ended = Vec::new();
+        for (&order_id, followed) in &self.followed {
+            match self.heard.get(&order_id).map_or(Verdict::Open, |heard| heard.verdict()) {
+                Verdict::Filled => ended.push((order_id, Ended::Filled("whole".to_owned()))),
+                Verdict::Ended { filled, .. } if filled >= followed.quantity => {
+                    ended.push((order_id, Ended::Filled("whole".to_owned())));
+                }
+                Verdict::Ended { status, filled, refusal } => {
+                    ended.push((order_id, Ended::Unfilled(end_text(&status, filled, refusal.as_ref()))));
+                }
+                // The lists say whether that was its end.
+                Verdict::Refused(_) => {
+                    self.look_at = Some(self.look_at.map_or_else(Instant::now, |at| at.min(Instant::now())))
+                }
+                Verdict::Open | Verdict::Working => {}
+            }
+        }
+        for (order_id, how) in ended {
+            self.end(order_id, how);
+        }
+    }
+
+    fn end(&mut self, order_id: i64, how: Ended) {
+        self.followed.remove(&order_id);
+        self.heard.remove(&order_id);
+        self.ended.push_back((order_id, how));
+    }
+
+    /// Looks all followed orders up, where something about them may have been missed.
+    pub(super) fn look_at_followed(&mut self) -> Result<(), String> {
+        let Some(connection) = self.connection.as_mut() else { return Ok(()) };
+        if std::mem::take(&mut connection.has_gap) {
+            self.look_at = Some(Instant::now());
+        }
+        if self.followed.is_empty() {
+            self.look_at = None;
+        }
+        if self.look_at.is_none_or(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        let lists = match self.lists(Scope::All, Instant::now() + self.timeout) {
+            Ok(lists) => lists,
+            Err(why) => {
+                self.leave_unless_silent();
+                return Err(why);
+            }
+        };
+        self.look_at = None;
+        self.judge_followed();
+        let ids: Vec<i64> = self.followed.keys().copied().collect();
+        for order_id in ids {
+            self.look_at_one(order_id, &lists);
+        }
+        // An unreadable frame ends the stream of updates also while lists are read.
+        if let Some(connection) = self.connection.as_mut().filter(|connection| connection.has_gap) {
+            connection.has_gap = false;
+            self.look_at = Some(Instant::now() + LOOK_APART);
+        }
+        Ok(())
+    }
+
+    fn look_at_one(&mut self, order_id: i64, lists: &Lists) {
+        let Some(followed) = self.followed.get_mut(&order_id) else { return };
+        let heard = self.heard.entry(order_id).or_default();
+        let found = lists.find(&followed.reference, Some(order_id));
+        let executed = match &found {
+            Found::Open(_) => {
+                followed.missing_since = None;
+                heard.forgive();
+                return;
+            }
+            Found::Executed(_, quantity) if *quantity >= followed.quantity => {
+                return self.end(order_id, Ended::Filled("whole".to_owned()));
+            }
+            Found::Dead(how) => {
+                let why = heard.refusal().map_or(String::new(), |refusal| format!("{}; ", refusal.why()));
+                let how = Ended::Unfilled(format!("{why}{how}"));
+                return self.end(order_id, how);
+            }
+            Found::Executed(_, quantity) => *quantity,
+            Found::Nothing => 0.0,
+        };
+        if let Some(refusal) = heard.refusal().filter(|refusal| !refusal.is_not_sent()) {
+            let why = end_text("not in the gateway's lists", executed, Some(refusal));
+            return self.end(order_id, Ended::Unfilled(why));
+        }
+        if let Some(why) = &lists.gap {
+            log::warn!("{}: {why}", followed.reference);
+            return;
+        }
+        if followed.missing_since.is_some_and(|since| since.elapsed() >= LOOK_APART) {
+            let why =
+                "the gateway's lists of open orders, completed orders and today's executions do not show it any more";
+            return self.end(order_id, Ended::Unfilled(end_text(why, executed, None)));
+        }
+        let since = *followed.missing_since.get_or_insert_with(Instant::now);
+        self.look_at = Some(self.look_at.unwrap_or(since + LOOK_APART).min(since + LOOK_APART).max(Instant::now()));
+    }
+}

@@ -1,0 +1,230 @@
+//! The gateway's lists: executions, open orders, completed orders.
+
+use std::time::{Duration, Instant};
+
+use ibapi::Error as ApiError;
+use ibapi::orders::{ExecutionFilter, Executions, OrderStatusKind, Orders};
+use ibapi::subscriptions::SubscriptionItem;
+
+use super::connection::{CLIENT_ID, Connection, SLICE, is_end};
+use crate::consumer::stop::Stop;
+
+/// One order in one list.
+#[derive(Debug)]
+struct Row {
+    reference: String,
+    order_id: i64,
+    client_id: i32,
+    /// None in the list of executions.
+    status: Option<OrderStatusKind>,
+    filled: f64,
+    reason: String,
+}
+
+/// What the lists say about one order.
+#[derive(Debug, PartialEq)]
+pub(super) enum Found {
+    /// It is open, under this number.
+    Open(i64),
+    /// This much of it was executed, under this number; it is not open.
+    Executed(i64, f64),
+    /// It ended without a fill.
+    Dead(String),
+    Nothing,
+}
+
+/// The answers to one set of questions.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    rows: Vec<Row>,
+    /// Why the bot's own open orders or executions are not all here.
+    pub(super) gap: Option<String>,
+}
+
+/// How a list ended.
+enum End {
+    Whole,
+    /// A row cannot be read, and there is no way to read on.
+    CutShort(String),
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// This client's executions and open orders: enough to see that an order works.
+    Own,
+    /// The completed orders and those of all clients too: enough to see that an order is not there.
+    All,
+}
+
+impl Lists {
+    /// Asks, one list at a time: two at once would get each other's answers.
+    ///
+    /// Somebody else's row that cannot be read ends only the lists of all clients. What it may hide there of the bot's own
+    /// is neither open nor executed, as the bot's own lists show.
+    pub(super) fn read(
+        connection: &mut Connection,
+        scope: Scope,
+        deadline: Instant,
+        stop: &Stop,
+    ) -> Result<Self, String> {
+        let mut lists = Self::default();
+        let mut reader = Reader { connection, deadline, stop };
+        let own = ExecutionFilter { client_id: Some(CLIENT_ID), ..ExecutionFilter::default() };
+        let executions = reader.connection.client.executions(own);
+        let end = reader.all(
+            "executions",
+            executions.map(|list| move |patience| list.next_timeout(patience)),
+            |execution| lists.take_execution(execution),
+        )?;
+        lists.note_gap("executions", end);
+        // The rest of a list that was cut short may still arrive, and would end this one: it is asked for twice.
+        for _ in 0..=usize::from(std::mem::take(&mut reader.connection.has_cut_list)) {
+            let open = reader.connection.client.open_orders();
+            let next = open.map(|list| move |patience| list.next_timeout(patience));
+            let end = reader.all("open orders", next, |order| lists.take_order(order))?;
+            if let End::CutShort(_) = end {
+                lists.note_gap("open orders", end);
+                break;
+            }
+        }
+        if scope == Scope::All {
+            let completed = reader.connection.client.completed_orders(false);
+            reader.all(
+                "completed orders",
+                completed.map(|list| move |patience| list.next_timeout(patience)),
+                |order| lists.take_order(order),
+            )?;
+            let open = reader.connection.client.all_open_orders();
+            reader.all(
+                "open orders of all clients",
+                open.map(|list| move |patience| list.next_timeout(patience)),
+                |order| lists.take_order(order),
+            )?;
+        }
+        Ok(lists)
+    }
+
+    fn note_gap(&mut self, name: &str, end: End) {
+        if let End::CutShort(why) = end {
+            self.gap = Some(format!("the gateway's list of the bot's own {name} cannot be read: {why}"));
+        }
+    }
+
+    fn take_execution(&mut self, execution: Executions) {
+        if let Executions::ExecutionData(data) = execution {
+            let execution = data.execution;
+            self.rows.push(Row {
+                reference: execution.order_reference,
+                order_id: i64::from(execution.order_id),
+                client_id: execution.client_id,
+                status: None,
+                filled: execution.cumulative_quantity.max(execution.shares),
+                reason: String::new(),
+            });
+        }
+    }
+
+    fn take_order(&mut self, order: Orders) {
+        match order {
+            Orders::OrderData(data) => {
+                // A completed order has its number inside.
+                let order_id = if data.order_id > 0 { data.order_id } else { data.order.order_id };
+                let state = data.order_state;
+                let reasons = [state.reject_reason, state.warning_text, state.completed_status];
+                self.rows.push(Row {
+                    reference: data.order.order_ref,
+                    order_id: i64::from(order_id),
+                    client_id: data.order.client_id,
+                    status: Some(state.status),
+                    filled: data.order.filled_quantity,
+                    reason: reasons.into_iter().find(|reason| !reason.is_empty()).unwrap_or_default(),
+                });
+            }
+            Orders::OrderStatus(status) => {
+                let order_id = i64::from(status.order_id);
+                let is_it = |row: &&mut Row| row.order_id == order_id && row.client_id == status.client_id;
+                for row in self.rows.iter_mut().filter(|row| row.status.is_some()).filter(is_it) {
+                    row.status = Some(status.status.clone());
+                    row.filled = row.filled.max(status.filled);
+                }
+            }
+        }
+    }
+
+    /// What they say about the order with this reference. An earlier attempt that ended is not the attempt `order_id`.
+    pub(super) fn find(&self, reference: &str, order_id: Option<i64>) -> Found {
+        let rows = || self.rows.iter().filter(|row| row.reference == reference);
+        let is_open = |row: &&Row| row.status.as_ref().is_some_and(|status| !status.is_terminal());
+        if let Some(row) = rows().find(is_open) {
+            return Found::Open(row.order_id);
+        }
+        let is_filled = |row: &&Row| row.filled > 0.0 || row.status == Some(OrderStatusKind::Filled);
+        if let Some(row) = rows().filter(is_filled).max_by(|one, other| one.filled.total_cmp(&other.filled)) {
+            let whole = rows().any(|row| row.status == Some(OrderStatusKind::Filled));
+            return Found::Executed(row.order_id, if whole { f64::INFINITY } else { row.filled });
+        }
+        let is_it = |row: &&Row| row.order_id <= 0 || order_id.is_none_or(|order_id| row.order_id == order_id);
+        match rows().find(is_it) {
+            Some(row) => {
+                let status = row.status.as_ref().map_or("", OrderStatusKind::as_str);
+                let reason = if row.reason.is_empty() { String::new() } else { format!(", {}", row.reason) };
+                Found::Dead(format!("{status}, nothing was filled{reason}"))
+            }
+            None => Found::Nothing,
+        }
+    }
+}
+
+type Item<T> = Result<SubscriptionItem<T>, ApiError>;
+
+struct Reader<'a> {
+    connection: &'a mut Connection,
+    deadline: Instant,
+    stop: &'a Stop,
+}
+
+impl Reader<'_> {
+    /// Reads a list to its end. `Err` where the gateway does not give it.
+    fn all<T>(
+        &mut self,
+        name: &str,
+        asked: Result<impl Fn(Duration) -> Option<Item<T>>, ApiError>,
+        mut take: impl FnMut(T),
+    ) -> Result<End, String> {
+        let next = asked.map_err(|error| format!("ask for {name}: {error}"))?;
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.stop.is_asked() {
+                self.connection.has_late_list = true;
+                return Err(format!("the gateway did not answer when asked for {name}"));
+            }
+            let (slice, asked_at) = (left.min(SLICE), Instant::now());
+            match next(slice) {
+                Some(Ok(SubscriptionItem::Data(row))) => take(row),
+                Some(Ok(SubscriptionItem::Notice(notice))) => log::info!("the gateway says about {name}: {notice}"),
+                Some(Err(error)) if is_end(&error) => return Err(format!("ask for {name}: {error}")),
+                Some(Err(ApiError::Notice(notice))) => return Err(format!("ask for {name}: {notice}")),
+                Some(Err(error)) => {
+                    self.connection.has_cut_list = true;
+                    return Ok(End::CutShort(error.to_string()));
+                }
+                // Nothing before the time is up is the end of the list, or of the connection.
+                None if asked_at.elapsed() < slice => {
+                    return if self.connection.is_lost() {
+                        Err("the connection was lost".to_owned())
+                    } else {
+                        Ok(End::Whole)
+                    };
+                }
+                None => {
+                    self.connection.take_notices();
+                    if let Some(trouble) = &self.connection.trouble {
+                        self.connection.has_late_list = true;
+                        return Err(trouble.text().to_owned());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Looking an order up whose outcome nobody knows.
+//!
+//! Silence on a connection that stayed up never permits a second send: the gateway may hold the order in a dialog. Only
+//! where the connection broke before any answer do the lists decide, two sets of them, on a new connection.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use jiff::tz::Offset;
+
+use super::IbkrBroker;
+use super::follow::LOOK_APART;
+use super::heard::{Verdict, end_text};
+use super::lists::{Found, Scope};
+use crate::consumer::broker::{Attempt, Lookup};
+use crate::consumer::order::Order;
+
+/// The lists of one connection that do not show an order.
+#[derive(Debug)]
+pub(super) struct Missing {
+    reference: String,
+    connection: u64,
+    since: Instant,
+}
+
+impl IbkrBroker {
+    pub(super) fn try_lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup {
+        let deadline = Instant::now() + self.timeout;
+        let ready = self.ready(self.timeout);
+        // Whatever the gateway said about the order was an answer, whenever it came.
+        if let Some(lookup) = self.heard_answer(order, attempt, deadline) {
+            return lookup;
+        }
+        let broke = attempt.broke || self.has_broken(attempt);
+        let unknown = |why: String| if broke { Lookup::Broke(why) } else { Lookup::Unknown(why) };
+        if let Err(why) = ready {
+            return if broke && !attempt.broke { Lookup::Broke(why) } else { Lookup::Away(why) };
+        }
+        let lists = match self.lists(Scope::All, deadline) {
+            Ok(lists) => lists,
+            Err(why) => {
+                self.missing = None;
+                self.leave_unless_silent();
+                return unknown(why);
+            }
+        };
+        match lists.find(&order.order_ref, attempt.order_id) {
+            Found::Open(order_id) | Found::Executed(order_id, _) => {
+                return Lookup::Has(Some(order_id).filter(|order_id| *order_id > 0).or(attempt.order_id));
+            }
+            Found::Dead(how) => return Lookup::Unfilled(how),
+            Found::Nothing => {}
+        }
+        if !broke {
+            return unknown(
+                "the gateway says nothing about the order, and its lists do not show it; a dialog may hold it. Look there, \
+                 then settle the order with a line in the journal"
+                    .to_owned(),
+            );
+        }
+        if attempt.resent {
+            return unknown(
+                "it was sent again once already, and is lost again; settle it with a line in the journal".to_owned(),
+            );
+        }
+        if let Some(why) = lists.gap {
+            return unknown(why);
+        }
+        if self.connection.as_ref().is_some_and(|connection| connection.has_late_list) {
+            self.leave_unless_silent();
+            return unknown("a late answer of the gateway may have been taken for another one".to_owned());
+        }
+        let offset = self.connection.as_ref().and_then(|connection| connection.client.connection_time());
+        if !is_same_day(offset.map(|time| time.offset().whole_seconds()), attempt.tried_at, Timestamp::now()) {
+            return unknown(
+                "the gateway's lists do not show it, but it was sent on another day (or the gateway's time zone is unknown), \
+                 and they are of today only; settle it with a line in the journal"
+                    .to_owned(),
+            );
+        }
+        self.lost(&order.order_ref, unknown)
+    }
+
+    /// The second set of lists that does not show the order ends the wait.
+    fn lost(&mut self, reference: &str, unknown: impl Fn(String) -> Lookup) -> Lookup {
+        let connection = self.connection.as_ref().map_or(0, |connection| connection.number);
+        match &self.missing {
+            Some(missing) if missing.reference == reference && missing.connection == connection => {
+                if missing.since.elapsed() >= LOOK_APART {
+                    self.missing = None;
+                    return Lookup::Lost;
+                }
+            }
+            _ => {
+                let reference = reference.to_owned();
+                self.missing = Some(Missing { reference, connection, since: Instant::now() });
+            }
+        }
+        unknown(format!("the gateway's lists do not show it; looking again after {} s", LOOK_APART.as_secs()))
+    }
+
+    /// What was heard about the order, where that tells.
+    fn heard_answer(&mut self, order: &Order, attempt: &Attempt, deadline: Instant) -> Option<Lookup> {
+        let order_id = attempt.order_id?;
+        match self.heard.get(&order_id)?.verdict() {
+            Verdict::Open => None,
+            Verdict::Working | Verdict::Filled => Some(Lookup::Has(Some(order_id))),
+            Verdict::Ended { filled, .. } if filled > 0.0 => Some(Lookup::Has(Some(order_id))),
+            Verdict::Ended { status, filled, refusal } => {
+                let why = end_text(&status, filled, refusal.as_ref());
+                let is_refused = refusal.is_some_and(|refusal| !refusal.is_cancel());
+                Some(if is_refused { Lookup::Rejected(why) } else { Lookup::Unfilled(why) })
+            }
+            Verdict::Refused(refusal) if self.is_not_sent(&refusal) => Some(Lookup::HasNot),
+            Verdict::Refused(refusal) => {
+                let found = self.lists(Scope::Own, deadline).ok()?.find(&order.order_ref, Some(order_id));
+                Some(match found {
+                    Found::Open(order_id) | Found::Executed(order_id, _) => Lookup::Has(Some(order_id)),
+                    Found::Dead(_) | Found::Nothing => Lookup::Rejected(refusal.why()),
+                })
+            }
+        }
+    }
+
+    /// Whether the connection that this attempt was sent on has broken, and nothing was heard on it.
+    fn has_broken(&self, attempt: &Attempt) -> bool {
+        let Some(sent) = self.sent.filter(|sent| attempt.order_id == Some(sent.order_id)) else { return false };
+        let is_silent = self.heard.get(&sent.order_id).is_none_or(|heard| heard.since.is_none());
+        is_silent && sent.broke
+    }
+
+    /// Leaves a connection whose answers cannot be trusted any more; not one that a silent order was sent on, whose end
+    /// would tell something.
+    pub(super) fn leave_unless_silent(&mut self) {
+        let holds_silent = |number: u64| {
+            self.sent.is_some_and(|sent| {
+                let is_silent = self.heard.get(&sent.order_id).is_some_and(|heard| heard.since.is_none());
+                sent.connection == number && is_silent
+            })
+        };
+        if self.connection.as_ref().is_some_and(|connection| !holds_silent(connection.number)) {
+            log::warn!("the gateway does not answer: connecting anew");
+            self.connection = None;
+        }
+    }
+}
+
+/// Whether both instants are on one day where the gateway is. Where nobody knows that, only within a quarter of an hour:
+/// every zone's midnight is at one's beginning.
+fn is_same_day(offset_seconds: Option<i32>, one: Timestamp, other: Timestamp) -> bool {
+    let quarter = |instant: Timestamp| instant.as_second().div_euclid(900);
+    match offset_seconds.and_then(|seconds| Offset::from_seconds(seconds).ok()) {
+        Some(offset) => offset.to_datetime(one).date() == offset.to_datetime(other).date(),
+        None => quarter(one) == quarter(other),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_time_zone_costs_only_the_certainty_of_the_same_day() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (one, other) = (at("2026-11-20T23:50:00Z"), at("2026-11-21T00:05:00Z"));
+        assert!(!is_same_day(Some(0), one, other));
+        assert!(is_same_day(Some(3600), one, other));
+        assert!(!is_same_day(None, one, other));
+        assert!(is_same_day(None, other, at("2026-11-21T00:14:59Z")));
+        assert!(!is_same_day(None, at("2026-11-20T12:14:59Z"), at("2026-11-20T12:15:00Z")));
+    }
+}

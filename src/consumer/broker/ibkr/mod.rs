@@ -1,0 +1,170 @@
+//! Interactive Brokers: TWS or IB Gateway, through the blocking client of the crate `ibapi`.
+//!
+//! An order is found again by its reference (`orderRef`), and named by its number on the connection. The gateway's own
+//! words decide: an error that names the order refuses it, a status accepts it, silence says nothing.
+
+mod connection;
+mod follow;
+mod heard;
+mod lists;
+mod lookup;
+mod place;
+mod request;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use self::connection::{Connection, Dialer, Trouble};
+use self::follow::Followed;
+use self::heard::Heard;
+use self::lists::Scope;
+use self::lookup::Missing;
+use super::{Attempt, Broker, Ended, Lookup, Placing};
+use crate::consumer::order::Order;
+use crate::consumer::stop::Stop;
+
+/// How long an event waits for a connection that was just lost, before the broker counts as away.
+const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a gateway that was read-only gets to answer a list.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The last order that was sent.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    order_id: i64,
+    /// The number of the connection that it went over.
+    connection: u64,
+    /// The other side ended that connection. One that the bot left does not count.
+    broke: bool,
+}
+
+/// Orders go to TWS or IB Gateway.
+pub struct IbkrBroker {
+    timeout: Duration,
+    stop: Stop,
+    dialer: Dialer,
+    connection: Option<Connection>,
+    /// What was heard about orders that are not settled yet.
+    heard: BTreeMap<i64, Heard>,
+    sent: Option<Sent>,
+    /// So many order ids are passed over, because the gateway said that one was taken.
+    skip: i64,
+    followed: BTreeMap<i64, Followed>,
+    ended: VecDeque<(i64, Ended)>,
+    /// When the followed orders are looked up.
+    look_at: Option<Instant>,
+    missing: Option<Missing>,
+}
+
+impl IbkrBroker {
+    /// A broker at `HOST:PORT`, which has `timeout` for a connection, an order, a look-up. Nothing is connected yet.
+    /// Asking `stop` ends every wait within seconds.
+    pub fn new(address: &str, timeout: Duration, stop: Stop) -> Self {
+        Self {
+            timeout,
+            dialer: Dialer::new(address, stop.clone()),
+            stop,
+            connection: None,
+            heard: BTreeMap::new(),
+            sent: None,
+            skip: 0,
+            followed: BTreeMap::new(),
+            ended: VecDeque::new(),
+            look_at: None,
+            missing: None,
+        }
+    }
+
+    /// Connects where there is no connection, waiting up to `patience`, and takes in what has come.
+    ///
+    /// # Errors
+    /// Why no order can be sent.
+    fn ready(&mut self, patience: Duration) -> Result<(), String> {
+        self.hear(Duration::ZERO);
+        if self.connection.is_none() {
+            self.connection = Some(self.dialer.connect(patience)?);
+            self.hear(Duration::ZERO);
+        }
+        match self.connection.as_ref().and_then(|connection| connection.trouble.clone()) {
+            None => Ok(()),
+            Some(Trouble::Lost(why)) => Err(why),
+            Some(Trouble::ReadOnly(why)) => self.probe(why),
+        }
+    }
+
+    /// Asks a gateway that was read-only for a list, which it refuses as long as it is.
+    fn probe(&mut self, why: String) -> Result<(), String> {
+        let patience = PROBE_PATIENCE.min(self.timeout);
+        if let Some(connection) = &mut self.connection {
+            connection.trouble = None;
+        }
+        match self.lists(Scope::Own, Instant::now() + patience) {
+            Ok(_) => {
+                log::info!("the gateway answers again: it is not read-only any more");
+                Ok(())
+            }
+            Err(_) => {
+                if let Some(connection) = &mut self.connection {
+                    connection.trouble.get_or_insert(Trouble::ReadOnly(why.clone()));
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Takes in what the gateway says, waiting up to `patience` for something about an order. Drops a lost connection.
+    fn hear(&mut self, patience: Duration) {
+        let Some(connection) = &mut self.connection else { return };
+        for update in connection.updates(patience) {
+            let Some(order_id) = Heard::order_id(&update) else { continue };
+            let is_sent = self.sent.is_some_and(|sent| sent.order_id == order_id);
+            if is_sent || self.followed.contains_key(&order_id) {
+                self.heard.entry(order_id).or_default().take(&update);
+            }
+        }
+        if connection.is_lost() {
+            log::warn!("the connection to the gateway was lost");
+            let number = connection.number;
+            if let Some(sent) = self.sent.as_mut().filter(|sent| sent.connection == number) {
+                sent.broke = true;
+            }
+            self.connection = None;
+        }
+        self.judge_followed();
+    }
+}
+
+impl Broker for IbkrBroker {
+    fn connected(&mut self) -> Result<(), String> {
+        self.ready(RECONNECT_PATIENCE.min(self.timeout))?;
+        self.look_at_followed()
+    }
+
+    fn next_order_id(&mut self, used: i64) -> Option<i64> {
+        let connection = self.connection.as_ref()?;
+        Some(i64::from(connection.client.next_order_id()).max(used + 1) + self.skip)
+    }
+
+    fn place(&mut self, order: &Order, order_id: Option<i64>) -> Placing {
+        let placing = self.try_place(order, order_id);
+        if placing == Placing::Placed {
+            self.skip = 0;
+        }
+        placing
+    }
+
+    fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup {
+        self.try_lookup(order, attempt)
+    }
+
+    fn follow(&mut self, order_id: i64, order: &Order) {
+        let quantity = request::number(&order.quantity).unwrap_or_default();
+        let reference = order.order_ref.clone();
+        self.followed.insert(order_id, Followed { reference, quantity, missing_since: None });
+    }
+
+    fn next_ended(&mut self) -> Option<(i64, Ended)> {
+        self.hear(Duration::ZERO);
+        self.ended.pop_front()
+    }
+}

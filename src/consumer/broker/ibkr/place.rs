@@ -1,0 +1,135 @@
+//! Placing: an order is sent under a number of its own, and whatever names that number is the answer.
+
+use std::time::{Duration, Instant};
+
+use ibapi::Error as ApiError;
+
+use super::connection::{SLICE, Trouble};
+use super::heard::{DUPLICATE_ID, Heard, Refusal, Verdict, end_text};
+use super::lists::{Found, Lists, Scope};
+use super::request::request;
+use super::{IbkrBroker, Sent};
+use crate::consumer::broker::Placing;
+use crate::consumer::order::Order;
+
+/// An order that the gateway has, but has not sent on (`PendingSubmit`), is waited for this long: a refusal may follow.
+const PENDING_PATIENCE: Duration = Duration::from_secs(2);
+/// A refusal stands unless the gateway's lists, asked for at most this long, show the order.
+const LIST_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the bot, asked to stop, still waits for the answer to an order that is sent.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
+impl IbkrBroker {
+    pub(super) fn try_place(&mut self, order: &Order, order_id: Option<i64>) -> Placing {
+        let deadline = Instant::now() + self.timeout;
+        let Some(connection) = self.connection.as_mut().filter(|connection| !connection.is_lost()) else {
+            return Placing::Away("not connected to the gateway".to_owned());
+        };
+        let (contract, asked) = match request(order, connection.client.handshake_managed_accounts()) {
+            Ok(both) => both,
+            Err(why) => return Placing::Rejected(why),
+        };
+        let Some((order_id, number)) = order_id.and_then(|id| Some((id, i32::try_from(id).ok()?))) else {
+            return Placing::Away("the gateway has not said which order ids are free".to_owned());
+        };
+        // Of the last order nothing more is expected, unless it is followed.
+        self.heard.retain(|order_id, _| self.followed.contains_key(order_id));
+        self.heard.insert(order_id, Heard::default());
+        self.sent = Some(Sent { order_id, connection: connection.number, broke: false });
+        match connection.client.submit_order(number, &contract, &asked) {
+            Ok(()) => {}
+            // The client looks at its connection before it writes.
+            Err(error @ (ApiError::ConnectionReset | ApiError::ConnectionFailed | ApiError::Shutdown)) => {
+                return Placing::Away(format!("send the order: {error}"));
+            }
+            Err(error @ ApiError::OrderIdInRequestRange { .. }) => return Placing::Away(error.to_string()),
+            Err(error @ ApiError::Io(_)) => return Placing::Broke(format!("send the order: {error}")),
+            Err(error) => return Placing::Rejected(error.to_string()),
+        }
+        self.wait_for_answer(order, order_id, deadline)
+    }
+
+    fn wait_for_answer(&mut self, order: &Order, order_id: i64, mut deadline: Instant) -> Placing {
+        let mut is_stopping = false;
+        loop {
+            self.hear(SLICE);
+            let heard = self.heard.entry(order_id).or_default();
+            if let Some(placing) = answer(heard) {
+                return placing;
+            }
+            match heard.verdict() {
+                Verdict::Refused(refusal) => return self.refused(order, order_id, &refusal, deadline),
+                _ if heard.has_status() && heard.since.is_some_and(|since| since.elapsed() >= PENDING_PATIENCE) => {
+                    return Placing::Placed;
+                }
+                _ => {}
+            }
+            let is_answered = heard.since.is_some();
+            if self.connection.as_ref().is_none_or(|connection| connection.is_lost()) {
+                let why = "the connection to the gateway broke before it acknowledged the order".to_owned();
+                return if is_answered { Placing::Unknown(why) } else { Placing::Broke(why) };
+            }
+            if self.stop.is_asked() && !is_stopping {
+                is_stopping = true;
+                deadline = deadline.min(Instant::now() + LAST_PATIENCE);
+            }
+            if Instant::now() >= deadline {
+                return Placing::Unknown("the gateway has not acknowledged the order".to_owned());
+            }
+        }
+    }
+
+    /// An error that names the order, and no status: a refusal, unless the lists show that the order works.
+    fn refused(&mut self, order: &Order, order_id: i64, refusal: &Refusal, deadline: Instant) -> Placing {
+        if self.is_not_sent(refusal) {
+            return Placing::Away(refusal.why());
+        }
+        let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
+        let found = self.lists(Scope::Own, deadline).map(|lists| lists.find(&order.order_ref, Some(order_id)));
+        if matches!(found, Ok(Found::Open(_) | Found::Executed(..))) {
+            return Placing::Placed;
+        }
+        self.hear(Duration::ZERO);
+        match self.heard.entry(order_id).or_default().verdict() {
+            Verdict::Filled | Verdict::Working => Placing::Placed,
+            Verdict::Ended { filled, .. } if filled > 0.0 => Placing::Placed,
+            _ if refusal.is_cancel() => Placing::Unfilled(refusal.why()),
+            _ => Placing::Rejected(refusal.why()),
+        }
+    }
+
+    /// Whether the order may simply be tried again, and what has to be different then.
+    pub(super) fn is_not_sent(&mut self, refusal: &Refusal) -> bool {
+        if refusal.code == DUPLICATE_ID {
+            // The numbers just above may be taken too.
+            self.skip = (self.skip * 2).max(1);
+        }
+        if let Some(connection) = self.connection.as_mut().filter(|_| refusal.is_read_only()) {
+            connection.trouble = Some(Trouble::ReadOnly(refusal.why()));
+        }
+        refusal.is_not_sent()
+    }
+
+    pub(super) fn lists(&mut self, scope: Scope, deadline: Instant) -> Result<Lists, String> {
+        let connection = self.connection.as_mut().ok_or("not connected to the gateway")?;
+        let lists = Lists::read(connection, scope, deadline, &self.stop);
+        // What they told of the bot's own orders was heard there too.
+        self.hear(Duration::ZERO);
+        lists
+    }
+}
+
+/// The answer, where what was heard is one.
+fn answer(heard: &Heard) -> Option<Placing> {
+    match heard.verdict() {
+        Verdict::Working | Verdict::Filled => Some(Placing::Placed),
+        // What was filled is the beginning of the story; its end is heard by whoever follows the order.
+        Verdict::Ended { filled, .. } if filled > 0.0 => Some(Placing::Placed),
+        Verdict::Ended { status, filled, refusal } => {
+            let why = end_text(&status, filled, refusal.as_ref());
+            let is_refused = refusal.is_some_and(|refusal| !refusal.is_cancel());
+            Some(if is_refused { Placing::Rejected(why) } else { Placing::Unfilled(why) })
+        }
+        Verdict::Refused(_) | Verdict::Open => None,
+    }
+}

@@ -1,0 +1,109 @@
+//! Other people's orders at the same gateway, readable or not.
+
+use super::World;
+use super::gateway::{Booked, Step, open_order};
+use super::wire::Proto;
+
+/// Rows that the library cannot read, and one that it can.
+fn rows() -> Vec<Proto> {
+    let contract = Proto::new().text(2, "ES").text(3, "FUT");
+    let order = |action: &str, quantity: &str| {
+        Proto::new().int(1, 3).int(2, 77).int(3, i64::MAX).text(5, action).text(6, quantity).text(28, "theirs")
+    };
+    let state = Proto::new().text(1, "Submitted");
+    let row = |contract: &Proto, order: &Proto| {
+        Proto::new().int(1, 77).message(2, contract).message(3, order).message(4, &state)
+    };
+    let mut cut_off = row(&contract, &order("BUY", "1"));
+    cut_off.0.truncate(cut_off.0.len() - 3);
+    vec![
+        row(&contract, &order("BUY", "1")),
+        row(&contract, &order("", "1")),
+        row(&contract, &order("HOLD", "1")),
+        row(&contract, &order("BUY", "many")),
+        row(&contract.clone().text(6, "NEITHER"), &order("BUY", "1")),
+        row(&contract.clone().bytes(11, &[0xff, 0xfe]), &order("BUY", "1")),
+        Proto::new().int(1, 77).message(3, &order("BUY", "1")),
+        cut_off,
+    ]
+}
+
+#[test]
+fn a_foreign_order_that_cannot_be_read_hides_nothing_and_blocks_nothing() {
+    for (number, foreign) in rows().into_iter().enumerate() {
+        let world = World::new();
+        world.gateway.state().foreign = vec![foreign];
+        let _bot = world.start();
+        // Taken without a word: only the lists can tell.
+        world.gateway.script(&[Step::Take("Submitted"), Step::Close]);
+        world.trade(1, "exit");
+        world.gateway.set_status("sf-1-exit", "Filled", 100);
+        world.gateway.close();
+        world.wait_journal("filled", 1);
+        world.trade(2, "exit");
+        assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit"], "row {number}");
+    }
+}
+
+#[test]
+fn a_foreign_order_that_cannot_be_read_does_not_keep_a_lost_one_from_being_sent_again() {
+    let world = World::new();
+    world.gateway.state().foreign = rows();
+    let _bot = world.start();
+    world.gateway.script(&[Step::Close]);
+    let cursor = world.send(1, "exit");
+    world.place.wait_cursor(cursor);
+    assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-1-exit"]);
+    assert_eq!(world.gateway.live(), ["sf-1-exit"]);
+}
+
+#[test]
+fn an_own_order_that_cannot_be_read_proves_nothing() {
+    let world = World::new();
+    world.gateway.state().foreign = vec![rows()[1].clone()];
+    world.gateway.state().foreign_in_own = true;
+    let _bot = world.start();
+    world.gateway.script(&[Step::Close]);
+    let cursor = world.send(1, "exit");
+    world.place.wait_alert("outcome_unknown");
+    std::thread::sleep(std::time::Duration::from_secs(12));
+    assert_eq!(world.gateway.sent(), ["sf-1-exit"]);
+    world.gateway.state().foreign.clear();
+    world.place.wait_cursor(cursor);
+    assert_eq!(world.gateway.live(), ["sf-1-exit"]);
+}
+
+#[test]
+fn an_update_that_cannot_be_read_hides_no_end() {
+    let world = World::new();
+    let _bot = world.start();
+    world.trade(1, "exit");
+    world.gateway.unreadable_update();
+    world.trade(2, "exit");
+    world.gateway.status("sf-1-exit", "Inactive", 0);
+    assert!(world.alert("exit_unfilled").contains("sf-1-exit"));
+    world.trade(3, "exit");
+    assert_eq!(world.gateway.state().connections, 1);
+}
+
+#[test]
+fn an_order_of_another_client_with_the_same_number_is_not_the_bots() {
+    let world = World::new();
+    let theirs = Booked {
+        id: 1,
+        client: 3,
+        reference: "theirs".into(),
+        symbol: "ES".into(),
+        price: None,
+        status: "Inactive".into(),
+        filled: 0,
+    };
+    world.gateway.state().foreign = vec![open_order(&theirs)];
+    world.gateway.state().book.push(theirs);
+    let _bot = world.start();
+    world.trade(1, "exit");
+    world.gateway.close();
+    world.trade(2, "exit");
+    assert_eq!(world.place.alerts(), []);
+    assert!(!world.place.journal_has("unfilled", 1));
+}
