@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
-/// How often a process group that nobody can wait for is looked at.
+/// How often to look at a process group that cannot be waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// As much of what a program wrote to standard error is kept.
@@ -92,7 +92,7 @@ struct Heard {
 }
 
 impl Heard {
-    /// The thread reads on for as long as anybody may write, so that nobody is held up or killed by a full pipe.
+    /// The thread reads until the pipe closes, so that no process is held up by a full pipe or killed by a closed one.
     fn start(mut from: ChildStderr) -> io::Result<Self> {
         let (sender, is_over) = mpsc::channel();
         let bytes = Arc::new(Mutex::new(Vec::new()));

@@ -40,7 +40,7 @@ use crate::text::one_line;
   trader-bot --feed-url http://feed:8080/feed --feed-api-key-file bot.key --recovery --database-url postgres://bot@db/market"
 )]
 struct Args {
-    /// Address of the stream; repeat it for more feeds of the same log, tried in turn
+    /// URL of the stream, ending in /feed; repeat it for several feeds of the same log, tried in turn
     #[arg(
         long,
         value_name = "URL",
@@ -50,10 +50,10 @@ struct Args {
         help_heading = "Feed"
     )]
     feed_url: Vec<FeedUrl>,
-    /// API key (others on this machine can see a flag; prefer the file or the environment)
+    /// API key. Other users of this machine can see it in a flag: prefer the file or the environment
     #[arg(long, value_name = "KEY", env = "TRADER_BOT_FEED_API_KEY", hide_env_values = true, help_heading = "Feed")]
     feed_api_key: Option<String>,
-    /// File with the API key
+    /// File with the API key; read again when the feed stops accepting the key
     #[arg(long, value_name = "FILE", env = "TRADER_BOT_FEED_API_KEY_FILE", help_heading = "Feed")]
     feed_api_key_file: Option<PathBuf>,
     /// Reconnect after this much silence (the feed writes at least every 15 s)
@@ -133,7 +133,7 @@ struct Args {
           value_parser = parse_duration, help_heading = "Recovery")]
     recovery_lookback: Duration,
 
-    /// Program that gets every alert as one JSON line on its input
+    /// Program to run for every alert; gets one JSON line on standard input
     #[arg(long, value_name = "PROGRAM", env = "TRADER_BOT_ALERT_COMMAND", help_heading = "Log")]
     alert_command: Option<PathBuf>,
     /// Lowest level that is logged: off, error, warn, info, debug or trace

@@ -25,7 +25,7 @@ use crate::text::one_line;
   signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key | jq .signal.symbol
   signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key --cursor earliest | head -n 5")]
 pub(super) struct Args {
-    /// Address of the stream; repeat it for more feeds of the same log, tried in turn
+    /// URL of the stream, ending in /feed; repeat it for several feeds of the same log, tried in turn
     #[arg(long, value_name = "URL", env = "SIGNAL_FEED_FEED_URL", required = true, value_delimiter = ',')]
     feed_url: Vec<FeedUrl>,
     /// File with the API key
@@ -73,7 +73,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
                 }
             }
             FeedEvent::Quarantined(event) => {
-                notice(&format!("the feed cannot deliver event {} to anybody: {}", event.feed_seq, event.error));
+                notice(&format!("the feed cannot deliver event {}: {}", event.feed_seq, event.error));
                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
             }
             // Before the earliest event nothing was asked for.
@@ -127,7 +127,7 @@ fn parse_start(text: &str) -> Result<Start, String> {
     parse_number_from(0, text).map(Start::After).map_err(|why| format!("{why}, or earliest"))
 }
 
-/// Asks to stop as soon as nobody reads standard output any more: on a quiet feed, `| head` would otherwise keep the shell
+/// Asks to stop as soon as standard output is closed: on a quiet feed, `| head` would otherwise keep the shell
 /// waiting for the next event.
 fn watch_reader(stop: Stop) -> Result<(), Error> {
     let watch = move || {
@@ -142,7 +142,7 @@ fn watch_reader(stop: Stop) -> Result<(), Error> {
     thread::Builder::new().name("output".into()).spawn(watch).map(drop).doing("start the thread output")
 }
 
-/// Prints an event's data; false if nobody reads any more (`| head`), which is a normal end.
+/// Prints an event's data; false if standard output is closed (`| head`), which is a normal end.
 fn print(data: &str) -> Result<bool, Error> {
     let mut line = json_line(data);
     line.push('\n');

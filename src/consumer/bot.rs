@@ -37,7 +37,7 @@ const DAY: SignedDuration = SignedDuration::from_hours(24);
 /// So many different unreadable events are remembered, so that each raises one alert although it comes again.
 const MOST_UNREADABLE: usize = 1000;
 
-/// What to do about an event that the feed cannot deliver to anybody.
+/// What to do when the feed cannot deliver an event to any client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnQuarantined {
     /// Only raise a CRITICAL alert.
@@ -57,7 +57,7 @@ pub struct BotOptions {
     pub journal: PathBuf,
     /// Entries older than this are not placed; `None`: all are.
     pub max_entry_age: Option<Duration>,
-    /// What to do about an event that the feed cannot deliver to anybody.
+    /// What to do when the feed cannot deliver an event to any client.
     pub on_quarantined: OnQuarantined,
     /// Gets every alert.
     pub alert_command: Option<PathBuf>,
@@ -275,7 +275,7 @@ impl<'a> Bot<'a> {
         self.warn_of_key_end(Some(connected))
     }
 
-    /// Journal and state belong to one log for ever.
+    /// Journal and state belong to one log, and never to another.
     fn bind(&mut self, feed_id: &str) -> Result<(), Error> {
         match &self.state.feed_id {
             Some(bound) if bound != feed_id => Err(Error::Failed(format!(
@@ -333,7 +333,7 @@ impl<'a> Bot<'a> {
 
     fn quarantined(&mut self, event: &Quarantined) -> Result<(), Error> {
         let Quarantined { feed_seq, error, .. } = event;
-        let message = format!("the feed cannot deliver event {feed_seq} to anybody: {}", clip(error));
+        let message = format!("the feed cannot deliver event {feed_seq}: {}", clip(error));
         let enters = self.options.on_quarantined == OnQuarantined::CloseOnly && !self.state.mode.is_close_only();
         if enters {
             self.enter_close_only(Reason::Quarantined, &message)?;
@@ -372,7 +372,7 @@ impl<'a> Bot<'a> {
         Ok(())
     }
 
-    /// Changes the mode, and the cursor with it where one is given.
+    /// Changes the mode, and the cursor too if one is given.
     fn set_mode(&mut self, mode: Mode, cursor: Option<Cursor>) -> Result<(), Error> {
         let mut line = Line::new(Record::Mode).at(cursor.as_ref());
         line.mode = Some(mode.clone());
@@ -405,36 +405,36 @@ impl<'a> Bot<'a> {
     }
 }
 
-/// State file and journal tell one story; where they differ, the journal was written first.
+/// Merges state file and journal. If they differ, a crash came between: the journal is written first.
 fn reconcile(found: Found, ledger: &Ledger) -> Result<State, Error> {
-    let mut told = State::default();
-    told.feed_id.clone_from(&ledger.feed_id);
-    told.mode.clone_from(&ledger.mode);
-    told.set_cursor(ledger.cursor.clone());
+    let mut merged = State::default();
+    merged.feed_id.clone_from(&ledger.feed_id);
+    merged.mode.clone_from(&ledger.mode);
+    merged.set_cursor(ledger.cursor.clone());
     let state = match found {
         Found::State(state) => state,
         Found::Torn(why) => {
             log::warn!("the state file cannot be read ({why}): cursor and mode are taken from the journal");
-            return Ok(told);
+            return Ok(merged);
         }
         Found::Nothing => {
-            if told.cursor.is_some() {
+            if merged.cursor.is_some() {
                 log::warn!("there is no state file: cursor and mode are taken from the journal");
             }
-            return Ok(told);
+            return Ok(merged);
         }
     };
-    if let (Some(one), Some(other)) = (&state.feed_id, &told.feed_id)
+    if let (Some(one), Some(other)) = (&state.feed_id, &merged.feed_id)
         && one != other
     {
         return Err(Error::Failed(format!(
             "the state file belongs to the log {one}, but the journal to the log {other}: they are not of the same bot"
         )));
     }
-    told.key_warned_at = state.key_warned_at.clone();
+    merged.key_warned_at = state.key_warned_at.clone();
     // A crash between the two leaves the state file behind; its events come again, and the journal knows their orders.
-    if state.cursor.is_some() && state.mode.is_close_only() == told.mode.is_close_only() {
-        told.set_cursor(state.cursor());
+    if state.cursor.is_some() && state.mode.is_close_only() == merged.mode.is_close_only() {
+        merged.set_cursor(state.cursor());
     }
-    Ok(told)
+    Ok(merged)
 }

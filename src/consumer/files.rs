@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Doing, Error};
 
-/// Held as long as the process lives: nobody else works on the file.
+/// Held until the process ends, so that no second bot works on the file.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,

@@ -1,6 +1,6 @@
 //! Follows a feed: opens streams, proves that nothing is missing between events, and comes back after every interruption.
 //!
-//! The cursor moves only by [`Follower::acknowledge`]. Whatever interrupts, the stream goes on after the acknowledged
+//! The cursor moves only by [`Follower::acknowledge`]. After any interruption the stream continues after the acknowledged
 //! event, so that an event that was taken and not acknowledged comes again.
 
 use std::fmt;
@@ -64,13 +64,13 @@ pub enum FeedEvent {
         /// The data as it came.
         data: String,
     },
-    /// The next event cannot be delivered to anybody; acknowledge it.
+    /// The feed cannot deliver the next event to any client; acknowledge it.
     Quarantined(Quarantined),
     /// Events were lost for good. The next event begins a new chain.
     Missed(Missed),
-    /// A message to be told, no more.
+    /// A message to log.
     Notice(String),
-    /// The stream ended or could not be opened; the next call tries again, after the wait told here.
+    /// The stream ended or could not be opened; the next call tries again, after this wait.
     Interrupted(Interruption),
     /// No event for a moment; a heartbeat may have come.
     Nothing,
@@ -168,7 +168,7 @@ pub struct Follower {
     new_chain: bool,
     /// How often in a row events after this same cursor have been missing.
     same_hole: u32,
-    /// The caller was told that the feed does not take this cursor.
+    /// The caller knows that the feed does not take this cursor.
     cursor_is_refused: bool,
 }
 
@@ -210,7 +210,7 @@ impl Follower {
         }
     }
 
-    /// What happens next. Blocks for a moment; where nothing happens, it says so.
+    /// What happens next. Blocks for a moment, and then says that nothing happened.
     ///
     /// # Errors
     /// [`End`], for good.
@@ -320,7 +320,7 @@ impl Follower {
             },
             Message::Unreadable { feed_seq, why, data } => match feed_seq.map(|number| self.order(number, None)) {
                 Some(Order::Repetition) => None,
-                // In a new chain nothing tells whether the number leaves a hole.
+                // At the start of a new chain it is unknown whether the number leaves a hole.
                 Some(Order::Next) if !self.new_chain => Some(FeedEvent::Unreadable { feed_seq, why, data }),
                 _ => Some(FeedEvent::Unreadable { feed_seq: None, why, data }),
             },
@@ -394,7 +394,7 @@ impl Follower {
         }
         let count = self.endpoints.len();
         let in_turn = (1..=count).map(|step| (self.at + step) % count);
-        // The first in turn that may be tried then; where none may, the one that may first.
+        // The first in turn that may be tried then, else the one that may be tried first.
         self.at = in_turn.min_by_key(|&at| self.endpoints[at].not_before.max(try_at)).unwrap_or(self.at);
         self.try_at = try_at.max(self.endpoints[self.at].not_before);
         FeedEvent::Interrupted(Interruption { url, cause, alarm, wait: self.try_at.duration_since(now) })

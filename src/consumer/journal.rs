@@ -68,7 +68,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// What a journal tells, read without changing anything; `None` if there is none.
+    /// Reads a journal without changing anything; `None` if there is none.
     pub(super) fn look(path: &Path) -> Result<Option<Ledger>, Error> {
         if !Self::exists(path)? {
             return Ok(None);
@@ -78,7 +78,7 @@ impl Journal {
         read_lines(&lines, Ledger::default(), 0, path).map(Some)
     }
 
-    /// What the journal tells.
+    /// What the journal says.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
     }

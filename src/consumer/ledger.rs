@@ -1,4 +1,4 @@
-//! What the journal tells: which orders are known and how they ended, the cursor, the mode. Made by reading its lines in order.
+//! What the journal says: which orders are known and how they ended, the cursor, the mode. Built from its lines in order.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub(super) enum Record {
     Journal,
     /// The log that everything here belongs to.
     Bound,
-    /// The cursor moved, and nothing else is to be told.
+    /// The cursor moved, and nothing else happened.
     Cursor,
     /// An order is about to be placed.
     Intent,
@@ -47,11 +47,11 @@ pub(super) enum Record {
     Conflict,
     /// An event that cannot be used.
     Unusable,
-    /// An event that cannot be delivered to anybody.
+    /// An event that the feed cannot deliver to any client.
     Quarantined,
     /// The mode changed.
     Mode,
-    /// An old order, shrunk to what tells.
+    /// An old order, shrunk to what is still needed.
     Known,
 }
 
@@ -146,7 +146,7 @@ impl Line {
         self
     }
 
-    /// The outcome of an order needs no more than its key: the intent has the rest.
+    /// The outcome of an order needs only its key: the intent has the rest.
     pub(super) fn order_key(mut self, order: &Order) -> Self {
         self.signal_id = Some(order.signal_id.clone());
         self.action = Some(order.action);
@@ -197,7 +197,7 @@ pub(super) struct OpenIntent {
     pub(super) attempt: Attempt,
 }
 
-/// What the journal tells.
+/// What the journal says.
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
     /// When the bot first started.
@@ -205,7 +205,7 @@ pub(super) struct Ledger {
     pub(super) feed_id: Option<String>,
     pub(super) cursor: Option<Cursor>,
     pub(super) mode: Mode,
-    /// The newest event time that any line tells.
+    /// The newest event time in any line.
     pub(super) last_event_time: Option<String>,
     known: BTreeMap<String, [Option<Known>; 2]>,
     open: Vec<OpenIntent>,
@@ -246,7 +246,7 @@ impl Ledger {
         self.open.iter()
     }
 
-    /// The order to settle first: one whose outcome is unknown goes before those that surely were not sent.
+    /// The order to settle first: one whose outcome is unknown goes before those that certainly were not sent.
     pub(super) fn first_open(&self) -> Option<&OpenIntent> {
         self.open.iter().find(|intent| !intent.unsent).or(self.open.first())
     }

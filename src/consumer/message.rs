@@ -1,6 +1,6 @@
 //! What a feed's events say: signals, and messages about the stream itself.
 //!
-//! Nothing here fails: what cannot be read becomes a message that says so, and fields that nobody knows are passed over.
+//! Nothing here fails: what cannot be read becomes a message that says so, and unknown fields are skipped.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -32,13 +32,13 @@ pub enum Message {
     Connected(Connected),
     /// The first message of a stream, which cannot be read.
     UnreadableConnected(String),
-    /// One event cannot be delivered to anybody.
+    /// The feed cannot deliver one event to any client.
     Quarantined(Quarantined),
     /// Events are lost to this consumer: the next one begins a new chain.
     Missed(Missed),
     /// This client was too slow; the stream ends, and the cursor brings the rest.
     Dropped(String),
-    /// `degraded`, `recovered`, `closing`, or anything that is not known here: to be told, no more.
+    /// `degraded`, `recovered`, `closing`, or anything unknown: to be logged.
     Notice(String),
 }
 
@@ -51,7 +51,7 @@ pub struct SignalEvent {
     pub prev_seq: Option<i64>,
     /// When it was logged, as it was sent; `None` if that is not RFC 3339.
     pub event_time: Option<String>,
-    /// `UPDATE`, where the row was there before.
+    /// Whether it is an `UPDATE`: the row was there before.
     pub is_update: bool,
     /// The row, or why it cannot be used.
     pub signal: Result<Box<Signal>, String>,
@@ -72,7 +72,7 @@ pub struct Connected {
     pub key_expires_at: Option<String>,
 }
 
-/// One event that cannot be delivered to anybody.
+/// One event that the feed cannot deliver to any client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantined {
     /// Its number.
@@ -88,7 +88,7 @@ pub struct Quarantined {
 pub enum Missed {
     /// The log had rows after the cursor that are not replayed any more.
     ReplayTruncated,
-    /// The database was restored: the cursor belongs to a history that is no more.
+    /// The database was restored: the cursor belongs to the history before it.
     HistoryRewritten,
 }
 
@@ -139,6 +139,10 @@ fn signal(event: Event) -> Message {
     let Some(feed_seq) = wire.feed_seq.or(id).filter(|number| *number > 0) else {
         return Message::Unreadable { feed_seq: None, why: "the event has no number".to_owned(), data: event.data };
     };
+    if id.is_some_and(|id| id != feed_seq) {
+        let why = format!("the event's data has the number {feed_seq}, its block has another one");
+        return Message::Unreadable { feed_seq: id, why, data: event.data };
+    }
     let row = wire.signal.ok_or_else(|| "the event has no row".to_owned());
     Message::Signal(SignalEvent {
         feed_seq,

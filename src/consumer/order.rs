@@ -54,9 +54,9 @@ pub struct Order {
     pub symbol: String,
     /// `BUY` or `SELL`.
     pub side: String,
-    /// As it was written, every digit kept; null where the row has none.
+    /// As it was written, every digit kept; null if the row has none.
     pub quantity: Box<RawValue>,
-    /// As it was written, every digit kept; null where the row has none.
+    /// As it was written, every digit kept; null if the row has none.
     pub price: Box<RawValue>,
     /// The event's number; null in an order from recovery.
     pub feed_seq: Option<i64>,
@@ -261,7 +261,7 @@ fn canonical_number(json: &str) -> Option<String> {
     })
 }
 
-/// Outside of strings, where JSON allows none, a line end is only white space.
+/// A line end is white space: JSON allows none inside strings.
 fn on_one_line(row: &RawValue) -> Box<RawValue> {
     if row.get().contains(['\n', '\r']) {
         RawValue::from_string(row.get().replace(['\n', '\r'], " ")).unwrap_or_else(|_| row.to_owned())

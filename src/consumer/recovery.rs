@@ -15,7 +15,7 @@ const OVERLAP: &str = "1 hour";
 pub struct Recovery {
     /// The database, for the role `signal_feed_bot`.
     pub database: Settings,
-    /// Rows created or updated this long ago or later; further back where the bot has missed more.
+    /// Rows created or updated this long ago or later; further back if the bot has missed more.
     pub lookback: Duration,
 }
 
@@ -23,7 +23,7 @@ pub struct Recovery {
 pub(super) struct Snapshot {
     /// The identity of the log.
     pub(super) feed_id: String,
-    /// Where the stream goes on.
+    /// Where the stream continues.
     pub(super) cursor: i64,
     /// The rows of `signal`, oldest first.
     pub(super) rows: Vec<String>,

@@ -14,11 +14,11 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// One dispatched event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The event's type; `message` where the block named none.
+    /// The event's type; `message` if the block named none.
     pub event: String,
     /// The data, its lines joined by LF.
     pub data: String,
-    /// The last event id that the stream has named so far, in this block or an earlier one; empty where none.
+    /// The last event id that the stream has named so far, in this block or an earlier one; empty if none.
     pub last_event_id: String,
     /// Whether this block named it.
     pub has_own_id: bool,
@@ -154,7 +154,7 @@ impl Parser {
             "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 self.retry = Some(Duration::from_millis(value.parse().unwrap_or(u64::MAX)));
             }
-            // A comment (the empty field) or a field that nobody knows.
+            // A comment (the empty field) or an unknown field.
             _ => {}
         }
     }

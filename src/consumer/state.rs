@@ -1,4 +1,4 @@
-//! The state file: where the bot is and in which mode. It is a short form of the journal's end, and replaced as a whole.
+//! The state file: the bot's cursor and mode. The journal knows both; the file is a short form of it, replaced as a whole.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ impl Mode {
     }
 }
 
-/// What the state file tells.
+/// What the state file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     version: u32,

@@ -1,9 +1,9 @@
-//! The wish to stop: set by a signal, seen by every wait.
+//! A request to stop: made by a signal handler, noticed by every wait.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Shared between the thread that follows a feed and whoever may end it. Clones are the same stop.
+/// Shared between the thread that follows a feed and the threads that may end it. Clones are the same stop.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<Inner>);
 
@@ -20,7 +20,7 @@ struct State {
 }
 
 impl Stop {
-    /// One that nobody has asked for yet.
+    /// A stop that is not asked for yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -42,14 +42,14 @@ impl Stop {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).stopped
     }
 
-    /// Waits for `duration`; false where the wish to stop ended the wait.
+    /// Waits for `duration`; false if a stop was asked for meanwhile.
     pub fn sleep(&self, duration: Duration) -> bool {
         let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.0.changed.wait_timeout_while(state, duration, |state| !state.stopped);
         !waited.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 
-    /// Runs `interrupt` when somebody asks, at once where somebody has.
+    /// Runs `interrupt` when a stop is asked for, or at once if it was.
     pub(super) fn on_ask(&self, interrupt: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.stopped {

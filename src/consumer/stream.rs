@@ -120,7 +120,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Where a stream is to go on: the last event, and its time where it is known.
+/// Where a stream continues: after this event, whose time may be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// The number of the last event that was dealt with.
@@ -129,7 +129,7 @@ pub struct Cursor {
     pub event_time: Option<String>,
 }
 
-/// Why there is no stream, or no more of it.
+/// Why a stream was not opened, or ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamError {
     /// 401 or 403 with one of the feed's own codes: the key is not accepted. Trying again with it does not help.
@@ -143,7 +143,7 @@ pub enum StreamError {
     Status {
         /// The status.
         status: u16,
-        /// The feed's error code, where it gave one.
+        /// The feed's error code, if it gave one.
         code: Option<String>,
         /// Not before this long from now.
         retry_after: Option<Duration>,
@@ -240,7 +240,7 @@ impl Client {
         differs
     }
 
-    /// Begins to open the stream after `cursor`, or from now. Does not block: the stream tells how it went.
+    /// Begins to open the stream after `cursor`, or from now. Does not block: the stream says how it went.
     ///
     /// # Errors
     /// See [`StreamError`].
@@ -308,7 +308,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The next event; `None` where none came for a moment, so that the caller can look after other things.
+    /// The next event; `None` if none came for a moment, so that the caller can look after other things.
     ///
     /// # Errors
     /// See [`StreamError`]; the stream is over then.
@@ -384,7 +384,7 @@ fn tls_config() -> ureq::tls::TlsConfig {
         .build()
 }
 
-/// What to do about an authority that nobody here trusts.
+/// What to do about an authority that is not trusted here.
 #[cfg(feature = "tls")]
 fn advice(error: &ureq::Error) -> &'static str {
     use rustls::{CertificateError::UnknownIssuer, Error::InvalidCertificate};
@@ -453,7 +453,7 @@ struct ErrorAnswer {
     error: String,
 }
 
-/// The feed's `{"error": CODE}`. Read by a thread that is left behind where the body does not come at once.
+/// The feed's `{"error": CODE}`. Read by a thread that is left behind if the body does not come at once.
 fn error_code(response: Response<Body>) -> Option<String> {
     let (sender, receiver) = mpsc::channel();
     let read = move || {

@@ -9,21 +9,10 @@ use super::super::ledger::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
 use super::super::order::{Action, Order, Signal};
 use super::super::stream::Cursor;
-use super::settle::{Unsent, Wait};
+use super::settle::{Acted, Unsent, Wait};
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::text::clip;
-
-/// What became of a signal.
-#[derive(Debug)]
-pub(super) enum Acted {
-    /// It is dealt with; `sync` if the cursor's move has to be on the disk.
-    Done { sync: bool },
-    /// The broker is away.
-    Wait(Wait),
-    /// The broker has to be asked whether it has the order.
-    Ask,
-}
 
 impl Bot<'_> {
     /// Handles an event. Until it is done it is not acknowledged, so it comes again.

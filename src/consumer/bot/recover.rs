@@ -1,4 +1,4 @@
-//! `--recovery`: what was missed is read from the database and placed; then the bot streams on from the snapshot.
+//! `--recovery`: what was missed is read from the database and placed; then the stream continues from the snapshot.
 
 use std::fmt;
 
@@ -12,8 +12,7 @@ use super::super::ledger::{Ledger, Record};
 use super::super::message::Connected;
 use super::super::order::{Action, Order, Signal};
 use super::super::recovery::{Recovery, Snapshot, read_snapshot};
-use super::place::Acted;
-use super::settle::Unsent;
+use super::settle::{Acted, Unsent};
 use super::{Bot, BotOptions, Files, Halt, Journal, Mode, State, StateFile, reconcile};
 use crate::consumer::stream::Cursor;
 use crate::error::Error;
@@ -46,7 +45,10 @@ impl Bot<'_> {
             |signal: &&Signal| ledger.known(&signal.key()).is_some_and(|known| known.outcome == Record::Placed);
         let placed = plan.signals.iter().filter(is_placed).count();
         let planned = plan.signals.len();
-        log::info!("recovery ends: placed {placed} of {planned} orders; streaming goes on after {}", snapshot.cursor);
+        log::info!(
+            "recovery ends: placed {placed} of {planned} orders; the stream continues after {}",
+            snapshot.cursor
+        );
         Ok(())
     }
 

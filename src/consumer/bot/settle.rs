@@ -8,7 +8,6 @@ use super::super::broker::Lookup;
 use super::super::decide::{Origin, is_younger, made_at};
 use super::super::ledger::{Line, OpenIntent, Record};
 use super::super::order::{Action, Signal};
-use super::place::Acted;
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::logging::LIMITED;
@@ -28,6 +27,17 @@ impl Wait {
     pub(super) fn away(why: String) -> Self {
         Self { reason: Reason::BrokerAway, why }
     }
+}
+
+/// What became of a signal.
+#[derive(Debug)]
+pub(super) enum Acted {
+    /// It is dealt with; `sync` if the cursor's move has to be on the disk.
+    Done { sync: bool },
+    /// The broker is away.
+    Wait(Wait),
+    /// The broker has to be asked whether it has the order.
+    Ask,
 }
 
 /// What [`Bot::settle`] does with orders that the broker certainly does not have.
@@ -68,7 +78,7 @@ impl Bot<'_> {
             wait = match open {
                 // The question itself shows whether the broker is there.
                 Some(intent) if !intent.unsent => {
-                    // A program may fail in this way for ever: the second time there is a wait, and an alert.
+                    // A program may always fail in this way: from the second time on there is a wait, and one alert.
                     self.ask(&intent)?.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
                 }
                 open => match (self.broker.connected(), open) {
@@ -111,7 +121,7 @@ impl Bot<'_> {
         }
     }
 
-    /// `Some` where the answer is still open.
+    /// `Some` if the answer is still open.
     fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let order = &intent.order;
         let name = &order.order_ref;
@@ -176,7 +186,7 @@ impl Bot<'_> {
         }
     }
 
-    /// `Some` where the order was sent, and the broker certainly does not have it.
+    /// `Some` if the order was sent, and the broker certainly does not have it.
     fn sending_fails(&self, intent: &OpenIntent) -> Option<Wait> {
         let open = self.journal.ledger().first_open()?;
         let is_unsent = open.unsent && open.order.order_ref == intent.order.order_ref;

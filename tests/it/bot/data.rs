@@ -129,6 +129,12 @@ fn a_number_that_leaves_a_hole_is_not_believed() {
     let largest = i64::MAX;
     block(&mut stream, &largest.to_string(), "not json");
     block(&mut stream, "900", "not json either");
+    // The block and its data do not agree.
+    block(
+        &mut stream,
+        "900",
+        &format!("{{\"feed_seq\":9000,\"prev_seq\":1,\"op\":\"INSERT\",\"signal\":{}}}", row(9, "entry")),
+    );
     // Named by an earlier block only.
     stream.send("event: signal\ndata: without an id\n\n");
     stream.send(&format!(
@@ -136,7 +142,7 @@ fn a_number_that_leaves_a_hole_is_not_believed() {
     ));
     stream.insert(6, &row(1, "entry"));
     place.wait_cursor(6);
-    until("four alerts", || (place.count_alerts("unusable_event") == 4).then_some(()));
+    until("five alerts", || (place.count_alerts("unusable_event") == 5).then_some(()));
     // A notice that does not name the event before it may hide a hole.
     stream.send("id: 9\nevent: system\ndata: {\"reason\":\"quarantined\",\"feed_seq\":9,\"error\":\"x\"}\n\n");
     stream.wait_closed();
@@ -147,11 +153,11 @@ fn a_number_that_leaves_a_hole_is_not_believed() {
     place.wait_cursor(7);
     bot.stop();
     assert_eq!(place.paper(), ["sf-1-entry", "sf-2-entry"]);
-    assert_eq!(place.alerts().len(), 4);
+    assert_eq!(place.alerts().len(), 5);
 }
 
 #[test]
-fn a_time_that_is_none_is_not_sent_as_a_cursor_time() {
+fn an_event_time_that_is_not_a_time_is_not_sent_as_a_cursor_time() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -244,7 +250,7 @@ fn control_characters_in_a_row_make_it_unusable_and_reach_no_terminal() {
 }
 
 #[test]
-fn what_a_feed_repeats_does_not_fill_the_log_and_no_line_is_long() {
+fn repeated_messages_of_a_feed_do_not_fill_the_log_and_no_line_is_long() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -261,11 +267,102 @@ fn what_a_feed_repeats_does_not_fill_the_log_and_no_line_is_long() {
     assert!(log.contains("sf-2-entry placed: BUY 100 ACME at 12.50"), "{log}");
 }
 
+#[test]
+fn no_nonsense_of_a_feed_stops_the_bot_or_places_an_order() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut bot = place.start(&feed.url, &[]);
+    let deep = "[".repeat(100_000);
+    let long = "9".repeat(5_000);
+    let rows = ["null", "1", "\"x\"", "[]", "{}", "{\"id\":{}}", &deep, &long];
+    let mut nonsense: Vec<String> = vec![
+        "data\n\n".into(),
+        "id: \u{0}\nevent: signal\ndata: {}\n\n".into(),
+        "event: signal\nid: -1\ndata: {\"feed_seq\":-1,\"prev_seq\":-2}\n\n".into(),
+        "event: system\ndata: {\"reason\":\"quarantined\"}\n\n".into(),
+        "event: system\ndata: {\"reason\":\"quarantined\",\"feed_seq\":\"6\"}\n\n".into(),
+        "event: system\ndata: {\"reason\":[\"dropped\"]}\n\n".into(),
+        format!("event: system\ndata: {deep}\n\n"),
+        format!("event: signal\nid: {long}\ndata: {{\"feed_seq\":{long}}}\n\n"),
+        "event: signal\nid: 6\ndata: {\"feed_seq\":6,\"feed_seq\":7,\"prev_seq\":5}\n\n".into(),
+        "retry: 99999999999999999999\n\n".into(),
+    ];
+    for row in rows {
+        nonsense.push(format!("event: signal\ndata: {{\"op\":\"INSERT\",\"prev_seq\":5,\"signal\":{row}}}\n\n"));
+        nonsense.push(format!("event: signal\ndata: {row}\n\n"));
+        nonsense.push(format!("event: system\ndata: {{\"reason\":{row}}}\n\n"));
+    }
+    let mut stream = feed.open(5);
+    for block in &nonsense {
+        stream.send(block);
+    }
+    let cursor = || place.cursor().unwrap_or(5);
+    stream.insert(100, &row(1, "entry"));
+    // Whatever was believed of it, the next good event is either the next one or a hole, and the feed says which.
+    let request = feed.accept_within(std::time::Duration::from_secs(2));
+    let mut stream = match request {
+        Some(request) => {
+            let mut stream = request.open();
+            stream.connected(cursor());
+            stream
+        }
+        None => stream,
+    };
+    let next = cursor() + 1;
+    stream.insert(next, &row(2, "entry"));
+    place.wait_paper(&["sf-2-entry"]);
+    assert!(bot.is_running());
+}
+
+/// Runs where mounting is allowed, as below.
+#[test]
+fn a_full_disk_ends_the_bot_and_no_order_is_sent_that_is_not_journalled() {
+    if !may_mount() {
+        return;
+    }
+    let (feed, place) = (Feed::new(), Place::new());
+    std::fs::create_dir(place.path("small")).unwrap();
+    place.script("broker", "grep -o '\"order_ref\":\"[^\"]*\"' >> asked; cp small/journal journal.copy");
+    let options = ["--feed-url", &feed.url, "--state-file", "small/state", "--journal", "small/journal"];
+    let mut bot = mounted(
+        &place,
+        "mount -t tmpfs -o size=64k none small",
+        &[&options[..], &["--broker", "exec:./broker"]].concat(),
+    );
+    let mut stream = feed.open(5);
+    for id in 1..=200 {
+        stream
+            .insert(5 + id, &row(id, "entry").replace("\"meta\": {}", &format!("\"meta\": \"{}\"", "x".repeat(1500))));
+    }
+    let ended = until("the end of the bot", || bot.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(1), "{}", place.read("log"));
+    assert!(place.read("log").contains("No space left on device"), "{}", place.read("log"));
+    let (asked, journal) = (place.read("asked"), place.read("journal.copy"));
+    assert!(asked.lines().count() > 5 && asked.lines().count() < 200);
+    for (number, line) in asked.lines().enumerate() {
+        assert_eq!(line, format!("\"order_ref\":\"sf-{}-entry\"", number + 1), "each once");
+        assert!(journal.contains(line), "{line} was sent and is not in the journal");
+    }
+}
+
+fn may_mount() -> bool {
+    Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success())
+}
+
+/// A bot in a mount namespace of its own, after this command.
+fn mounted(place: &Place, mount: &str, arguments: &[&str]) -> std::process::Child {
+    let bot = place.command(arguments);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", &format!("{mount} && exec \"$0\" \"$@\"")]);
+    command.arg(bot.get_program()).args(bot.get_args()).current_dir(&place.dir);
+    command.envs(bot.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    command.stderr(log).spawn().unwrap()
+}
+
 /// Runs where mounting is allowed (root in a mount namespace of its own), as CI does.
 #[test]
 fn a_journal_that_can_be_appended_to_but_not_replaced_is_a_warning() {
-    let may_mount = Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success());
-    if !may_mount {
+    if !may_mount() {
         return;
     }
     let (feed, place) = (Feed::new(), Place::new());
@@ -275,14 +372,8 @@ fn a_journal_that_can_be_appended_to_but_not_replaced_is_a_warning() {
     let journal = place.read("trader-bot.journal") + &line.repeat(1000);
     std::fs::write(place.path("trader-bot.journal"), journal).unwrap();
     std::fs::write(place.path("trader-bot.state"), "").unwrap();
-    let bot = place.command(&["--feed-url", &feed.url]);
-    let script = "mount --bind trader-bot.journal trader-bot.journal && mount --bind trader-bot.state trader-bot.state \
-                  && exec \"$0\" \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", script]).arg(bot.get_program()).args(bot.get_args()).current_dir(&place.dir);
-    command.envs(bot.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let log = std::fs::File::create(place.path("log")).unwrap();
-    let mut child = command.stderr(log).spawn().unwrap();
+    let bind = "mount --bind trader-bot.journal trader-bot.journal && mount --bind trader-bot.state trader-bot.state";
+    let mut child = mounted(&place, bind, &["--feed-url", &feed.url]);
     let mut stream = feed.open(5);
     stream.insert(6, &row(1, "entry"));
     place.wait_cursor(6);

@@ -93,7 +93,7 @@ fn a_database_outage_costs_the_bot_nothing() {
 }
 
 #[test]
-fn a_bot_with_two_feeds_goes_on_at_the_other_when_one_dies() {
+fn a_bot_with_two_feeds_continues_at_the_other_when_one_dies() {
     let (place, market) = (Place::new(), Market::new());
     let key = market.run(&["key", "mint", "--name", "bot"]);
     std::fs::write(place.path("key"), &key).unwrap();

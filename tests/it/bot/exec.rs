@@ -82,7 +82,7 @@ fn a_rejected_exit_is_an_alert_a_rejected_entry_an_error_line_and_neither_comes_
 }
 
 #[test]
-fn a_program_that_says_away_gets_the_order_again_once_it_is_back() {
+fn a_program_that_reports_the_broker_away_gets_the_order_again() {
     let (feed, place) = (Feed::new(), Place::new());
     place.script("broker", &format!("{ASKED}[ -e away ] && exit 75; exit 0"));
     std::fs::write(place.path("away"), "").unwrap();
@@ -119,7 +119,7 @@ fn a_program_that_cannot_be_started_counts_as_away() {
 }
 
 #[test]
-fn an_outcome_that_says_nothing_is_asked_for_and_nothing_else_is_sent_meanwhile() {
+fn an_unknown_outcome_is_looked_up_and_nothing_else_is_sent_meanwhile() {
     for how in ["exit 1", "kill -9 $$", "exit 66"] {
         let (feed, place) = (Feed::new(), Place::new());
         // The order arrives at the broker, and the program breaks; the look-up fails twice.
@@ -146,7 +146,7 @@ fn an_outcome_that_says_nothing_is_asked_for_and_nothing_else_is_sent_meanwhile(
 }
 
 #[test]
-fn an_order_that_the_broker_surely_has_not_is_sent_again() {
+fn an_order_that_the_broker_does_not_have_is_sent_again() {
     let (feed, place) = (Feed::new(), Place::new());
     let text = format!(
         "{ASKED}grep -q lookup line && exit 66\n[ $(grep -c '\"type\":\"order\"' asked) -lt 4 ] && exit 1; exit 0"
@@ -221,7 +221,7 @@ fn a_program_that_outlived_a_killed_bot_is_waited_for_before_its_order_is_looked
 }
 
 #[test]
-fn an_intent_that_was_surely_not_sent_is_placed_at_the_next_start_before_streaming() {
+fn an_unsent_intent_is_placed_at_the_next_start_before_streaming() {
     let (feed, place) = (Feed::new(), Place::new());
     place.script("broker", &format!("{ASKED}exit 75"));
     let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
@@ -260,7 +260,7 @@ fn sigterm_finishes_the_order_in_hand() {
 }
 
 #[test]
-fn an_order_larger_than_a_pipe_reaches_a_program_and_one_that_reads_nothing_is_no_problem() {
+fn an_order_larger_than_a_pipe_reaches_a_program_and_a_program_need_not_read_it() {
     let (feed, place) = (Feed::new(), Place::new());
     place.script("broker", "grep -c . > lines; exit 0");
     let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);

@@ -152,7 +152,7 @@ fn a_state_file_that_cannot_be_written_any_more_ends_the_bot_and_the_order_is_no
 }
 
 #[test]
-fn a_line_written_by_hand_settles_an_outcome_that_nobody_can_tell() {
+fn a_line_written_by_hand_settles_an_unknown_outcome() {
     let (feed, place) = (Feed::new(), Place::new());
     place.script("broker", "echo asked >> asked; exit 1");
     let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);

@@ -50,7 +50,7 @@ fn answer(mut stream: TcpStream, book: &Mutex<Vec<String>>) {
 }
 
 #[test]
-fn the_python_broker_places_each_order_once_also_where_answers_are_lost() {
+fn the_python_broker_places_each_order_once_even_if_answers_are_lost() {
     let (feed, place) = (Feed::new(), Place::new());
     place.program("broker.py", &readme::block("#!/usr/bin/env python3"));
     let free = TcpListener::bind("127.0.0.1:0").unwrap();

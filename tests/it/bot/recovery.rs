@@ -103,7 +103,7 @@ fn a_bot_that_was_away_for_longer_than_the_lookback_reaches_back_to_its_last_eve
 }
 
 #[test]
-fn what_recovery_cannot_be_sure_of_ends_the_bot_before_any_order() {
+fn a_recovery_that_might_miss_rows_ends_the_bot_before_any_order() {
     type Prepare = fn(&Market);
     let cases: [(&str, Prepare, &str); 5] = [
         ("a delay", |_| {}, "delay"),
@@ -151,7 +151,7 @@ fn without_a_database_the_bot_does_not_start_as_if_it_had_recovered() {
 }
 
 #[test]
-fn an_unusable_row_is_told_and_does_not_hold_recovery_up() {
+fn an_unusable_row_raises_an_alert_and_does_not_stop_recovery() {
     let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
     market.execute("alter table stock_market.signal add column note json");
     let id = market.signal("GOOD", "entry", 5);
@@ -238,7 +238,7 @@ fn an_entry_that_an_interrupted_recovery_could_not_send_is_sent_by_the_next_one_
 }
 
 #[test]
-fn recovery_says_what_it_will_place_and_what_it_placed() {
+fn recovery_logs_what_it_will_place_and_what_it_placed() {
     let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
     market.signal("A", "entry", 90);
     market.signal("B", "exit", 30);

@@ -43,7 +43,7 @@ fn signals_become_orders_and_the_cursor_follows() {
 }
 
 #[test]
-fn a_fresh_bot_that_saw_no_event_goes_on_from_where_it_began() {
+fn a_fresh_bot_that_saw_no_event_reconnects_from_where_it_began() {
     let (feed, place) = (Feed::new(), Place::new());
     let bot = place.start(&feed.url, &[]);
     drop(feed.open(41));
@@ -115,7 +115,7 @@ fn silence_counts_as_death_and_a_ping_as_life() {
 }
 
 #[test]
-fn a_silent_head_counts_as_death_too() {
+fn silence_before_the_response_head_counts_as_death_too() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &["--read-timeout", "200ms"]);
     let _silent = feed.accept();
@@ -123,7 +123,7 @@ fn a_silent_head_counts_as_death_too() {
 }
 
 #[test]
-fn a_quarantined_event_raises_an_alert_and_the_bot_goes_on() {
+fn a_quarantined_event_raises_an_alert_and_the_bot_continues() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -154,7 +154,7 @@ fn a_quarantined_event_can_end_entries() {
 }
 
 #[test]
-fn messages_that_nobody_knows_are_logged_and_no_more() {
+fn unknown_messages_are_only_logged() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -246,7 +246,7 @@ fn what_was_dropped_is_fetched_from_the_cursor() {
 }
 
 #[test]
-fn a_smaller_prev_seq_is_no_hole_and_a_repetition_is_passed_over() {
+fn a_smaller_prev_seq_is_not_a_hole_and_a_repetition_is_skipped() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(50);
@@ -316,7 +316,7 @@ fn history_rewritten_to_lower_numbers_is_followed() {
 }
 
 #[test]
-fn a_connection_lost_before_the_next_event_is_told_again_and_alerts_once() {
+fn a_repeated_replay_truncated_alerts_once() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -336,7 +336,7 @@ fn a_connection_lost_before_the_next_event_is_told_again_and_alerts_once() {
 }
 
 #[test]
-fn a_key_that_is_not_accepted_ends_the_bot_at_once() {
+fn a_refused_key_ends_the_bot_at_once() {
     for (status, code) in [("401 Unauthorized", "expired_key"), ("403 Forbidden", "revoked_key")] {
         let (feed, place) = (Feed::new(), Place::new());
         let mut bot = place.start(&feed.url, &[]);
@@ -384,7 +384,7 @@ fn a_key_file_is_read_again_before_the_bot_gives_up() {
 }
 
 #[test]
-fn events_that_cannot_be_used_raise_one_alert_each_and_are_passed_over() {
+fn unusable_events_raise_one_alert_each_and_are_skipped() {
     let (feed, place) = (Feed::new(), Place::new());
     let bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(0);
@@ -448,7 +448,7 @@ fn a_fresh_bot_keeps_its_beginning_although_the_broker_is_away() {
 }
 
 #[test]
-fn updates_place_nothing_where_the_order_is_known_or_the_row_is_older_than_the_bot() {
+fn updates_place_nothing_if_the_order_is_known_or_the_row_is_older_than_the_bot() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -547,7 +547,7 @@ fn another_address_of_the_same_log_is_tried_at_once() {
 }
 
 #[test]
-fn the_largest_block_of_a_feed_is_taken_and_a_larger_one_is_told() {
+fn the_largest_block_of_a_feed_is_accepted_and_a_larger_one_is_logged() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);

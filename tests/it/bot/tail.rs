@@ -57,7 +57,7 @@ fn tail_prints_each_event_once_across_a_reconnect_and_ends_after_its_count() {
 }
 
 #[test]
-fn tail_goes_on_after_a_loss_and_says_so_at_its_end() {
+fn tail_continues_after_a_loss_and_exits_1() {
     let (feed, place) = (Feed::new(), Place::new());
     let mut child = tail(&place, &feed.url, &["--cursor", "5", "--count", "1"]);
     let mut stream = feed.open(5);
@@ -69,7 +69,7 @@ fn tail_goes_on_after_a_loss_and_says_so_at_its_end() {
 }
 
 #[test]
-fn tail_ends_with_77_where_the_key_is_not_accepted() {
+fn tail_exits_77_if_the_key_is_refused() {
     let (feed, place) = (Feed::new(), Place::new());
     let mut child = tail(&place, &feed.url, &[]);
     feed.accept().answer("403 Forbidden", "", "{\"error\":\"revoked_key\"}");
@@ -147,7 +147,7 @@ fn tail_follows_an_https_feed_whose_authority_it_is_told_and_gives_its_key_to_no
 }
 
 #[test]
-fn tail_in_a_pipeline_ends_with_its_reader_though_nothing_more_happens() {
+fn tail_exits_when_its_pipe_closes_on_a_quiet_feed() {
     let (feed, place) = (Feed::new(), Place::new());
     std::fs::write(place.path("key"), KEY).unwrap();
     let program = env!("CARGO_BIN_EXE_signal-feed");
@@ -163,7 +163,7 @@ fn tail_in_a_pipeline_ends_with_its_reader_though_nothing_more_happens() {
 }
 
 #[test]
-fn tail_ends_well_with_its_reader_and_with_sigint() {
+fn tail_exits_0_when_its_pipe_closes_and_on_sigint() {
     let (feed, place) = (Feed::new(), Place::new());
     let mut child = tail(&place, &feed.url, &[]);
     let mut stream = feed.open(5);
@@ -184,7 +184,7 @@ fn tail_ends_well_with_its_reader_and_with_sigint() {
 }
 
 #[test]
-fn tail_from_the_earliest_event_takes_a_first_truncation_for_no_loss() {
+fn a_first_truncation_is_not_a_loss_for_tail_from_the_earliest_event() {
     for (start, expected) in [("earliest", 0), ("0", 1)] {
         let (feed, place) = (Feed::new(), Place::new());
         let mut child = tail(&place, &feed.url, &["--cursor", start, "--count", "1"]);
@@ -221,7 +221,7 @@ fn tail_shows_control_characters_and_never_sends_them_to_a_terminal() {
 }
 
 #[test]
-fn tail_reads_its_key_file_again_and_takes_a_proxys_403_for_no_end() {
+fn tail_reads_its_key_file_again_and_retries_after_a_proxys_403() {
     let (feed, place) = (Feed::new(), Place::new());
     let mut child = tail(&place, &feed.url, &[]);
     feed.accept().answer("403 Forbidden", "Content-Type: text/html\r\n", "<html></html>");

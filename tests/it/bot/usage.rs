@@ -70,7 +70,7 @@ fn every_option_is_an_environment_variable_too() {
 }
 
 #[test]
-fn help_and_version_end_well() {
+fn help_and_version_exit_0() {
     for flag in ["--help", "--version"] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_trader-bot")).arg(flag).output().unwrap();
         assert!(output.status.success());
