@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::routes::Request;
+use super::request::Request;
 use crate::db::keys::Key;
 use crate::feed::keys::{Credential, Denied};
 use crate::http::outlet;

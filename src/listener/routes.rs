@@ -1,17 +1,17 @@
 //! The routes of the feed port, and the order in which a request can fail.
 
-use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use super::{cursor, session, stream};
+use super::credential::credential;
+use super::request::{Request, send};
+use super::{cursor, stream};
 use crate::feed::Feed;
 use crate::http::connections::HttpConnection;
-use crate::http::head::{self, Head, HeadError};
+use crate::http::head::{self, HeadError};
 use crate::http::page::Page;
 use crate::http::proxy;
 use crate::http::response::{Code, Response};
-use crate::logging::LIMITED;
 
 static WATCH_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("watch.html")));
 
@@ -31,24 +31,7 @@ pub fn serve(feed: &Arc<Feed>, connection: &HttpConnection) {
     }
 }
 
-/// A request whose head is complete.
-pub(super) struct Request<'a> {
-    pub(super) feed: &'a Arc<Feed>,
-    pub(super) connection: &'a HttpConnection,
-    pub(super) stream: &'a Arc<TcpStream>,
-    /// The client's address, also behind a trusted proxy.
-    pub(super) address: SocketAddr,
-    pub(super) head: Head,
-    pub(super) arrived: Instant,
-}
-
 impl Request<'_> {
-    pub(super) fn answer(&self, response: Response) {
-        let name = session::credential(&self.head).and_then(|credential| self.feed.keys.name_of(&credential));
-        let is_head = self.head.method == "HEAD";
-        send(self.feed, self.connection, self.address, name.as_deref(), response, is_head);
-    }
-
     /// The answer; `None` after a stream, or if nobody is to be answered.
     fn route(&self) -> Option<Response> {
         let allowed: &[&str] = match self.head.path.as_str() {
@@ -79,7 +62,7 @@ impl Request<'_> {
             Ok(asked) => asked,
             Err(message) => return Some(Response::error(Code::BadCursor, message)),
         };
-        match self.authenticate(session::credential(&self.head)) {
+        match self.authenticate(credential(&self.head)) {
             Ok(key) => {
                 stream::run(self, key, asked);
                 None
@@ -95,40 +78,6 @@ impl Request<'_> {
             // The watch page reads this. The status stays 200: the feed itself works.
             (true, false) => text("200 OK", "ready, but capture is off\n"),
         }
-    }
-}
-
-/// Logs, counts and sends a short answer. Nobody is answered after SIGTERM: every client retries a closed connection, but
-/// many give up after a status.
-fn send(
-    feed: &Feed,
-    connection: &HttpConnection,
-    address: SocketAddr,
-    key: Option<&str>,
-    response: Response,
-    is_head: bool,
-) {
-    if feed.health.is_stopping() {
-        return;
-    }
-    log_refusal(&response, address, key);
-    feed.stats.answered(response.status());
-    response.send(&connection.socket, is_head);
-}
-
-/// Three places in the program, so that a flood of one kind does not hide another kind.
-fn log_refusal(response: &Response, address: SocketAddr, key: Option<&str>) {
-    let Some(code) = response.code() else { return };
-    let name = code.status_and_name().1;
-    let key = key.map(|key| format!("key {key:?} from ")).unwrap_or_default();
-    match code {
-        Code::UnknownKey | Code::ExpiredKey | Code::RevokedKey => {
-            log::warn!(target: LIMITED, "refused: {name}: {key}{address}")
-        }
-        Code::TooManyStreams | Code::Degraded | Code::AtCapacity => {
-            log::warn!(target: LIMITED, "refused: {name}: {key}{address}")
-        }
-        _ => log::info!(target: LIMITED, "refused: {name}: {key}{address}"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use super::routes::Request;
+use super::request::Request;
 use crate::db::keys::Key;
 use crate::feed::Feed;
 use crate::feed::client::{Client, Full, Limits};
