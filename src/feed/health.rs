@@ -1,4 +1,4 @@
-//! Whether delivery works: proven by what the threads `listen` and `reader` report, never assumed.
+//! Whether delivery works, as the threads `listen` and `reader` report it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -8,7 +8,7 @@ use crossbeam_channel::Sender;
 
 use super::lock;
 
-/// A proof older than this no longer counts, 10 s: the longest that a silent database goes unnoticed.
+/// The feed is ready only if each part was proven to work within this time, 10 s: a silent database is noticed by then.
 const PROOF_LASTS: Duration = Duration::from_secs(10);
 
 /// What delivery needs of the database.
@@ -16,11 +16,11 @@ const PROOF_LASTS: Duration = Duration::from_secs(10);
 pub enum Part {
     /// The log can be read.
     Log,
-    /// Notifications arrive; on a standby, what its primary writes.
+    /// Notifications arrive; on a standby, it streams from a primary.
     Listen,
 }
 
-/// What the feed can say of itself.
+/// What the feed reports about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// No attempt at the database has succeeded yet.
@@ -37,7 +37,7 @@ struct Inner {
     listen_proven: Option<Instant>,
     log_up: bool,
     listen_up: bool,
-    /// Whether an attempt has ended, in whatever way.
+    /// Whether an attempt has ended, successful or not.
     log_tried: bool,
     listen_tried: bool,
     since: Instant,
@@ -49,7 +49,7 @@ pub struct Health {
     inner: Mutex<Inner>,
     changed: Condvar,
     wakes: Mutex<Vec<Sender<()>>>,
-    /// Written under the lock, and read without it: every stream looks at every turn.
+    /// Written under the lock, read without it: every stream reads it at every turn.
     epoch: AtomicU64,
     stopping: AtomicBool,
 }
@@ -75,17 +75,17 @@ impl Default for Health {
 }
 
 impl Health {
-    /// From now on `wake` is sent to at every change of state; it need not have room.
+    /// Sends to `wake` at every change of state from now on, if it has room.
     pub fn wake_on_change(&self, wake: Sender<()>) {
         lock(&self.wakes).push(wake);
     }
 
-    /// Says that a part has just been proven to work.
+    /// Reports that a part has just been proven to work.
     pub fn proven(&self, part: Part) {
         self.report(part, true);
     }
 
-    /// Says that a part was lost.
+    /// Reports that a part was lost.
     pub fn lost(&self, part: Part) {
         self.report(part, false);
     }
@@ -103,16 +103,16 @@ impl Health {
         if live == was_live {
             return;
         }
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+        let changes_before = self.epoch.fetch_add(1, Ordering::AcqRel);
         let lasted = inner.since.elapsed();
         inner.since = Instant::now();
         drop(inner);
-        if live {
-            log::info!("live: the log is read and news arrive (after {:.1} s)", lasted.as_secs_f64());
+        if live && changes_before == 0 {
+            log::info!("live: connected to the database (after {:.1} s)", lasted.as_secs_f64());
+        } else if live {
+            log::info!("live: connected to the database (was away {:.1} s)", lasted.as_secs_f64());
         } else {
-            log::error!(
-                "degraded: the database, or the primary of a standby, was lost; streams stay open, new ones are held"
-            );
+            log::error!("degraded: lost the database connection; open streams stay, new requests wait");
         }
         self.changed.notify_all();
         for wake in lock(&self.wakes).iter() {
@@ -120,12 +120,12 @@ impl Health {
         }
     }
 
-    /// The number of changes so far: odd while live. Whoever looks later can tell from it what has been.
+    /// The number of changes so far: odd while live. A later reader can tell from it what happened meanwhile.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// What the feed can say of itself now.
+    /// The present state.
     pub fn state(&self) -> State {
         match self.epoch() {
             0 => State::Starting,
@@ -144,7 +144,7 @@ impl Health {
         (up, proven.map(|at| at.elapsed()))
     }
 
-    /// Whether both proofs are there and fresh.
+    /// Whether both parts were proven to work recently.
     pub fn is_ready(&self) -> bool {
         let inner = lock(&self.inner);
         let fresh = |proof: Option<Instant>| proof.is_some_and(|at| at.elapsed() < PROOF_LASTS);
@@ -172,7 +172,7 @@ impl Health {
         }
     }
 
-    /// Says that the server ends: everybody who waits here wakes.
+    /// Stops the server: wakes everybody who waits here.
     pub fn stop(&self) {
         let inner = lock(&self.inner);
         self.stopping.store(true, Ordering::Release);
@@ -183,7 +183,7 @@ impl Health {
         }
     }
 
-    /// Whether the server ends.
+    /// Whether the server stops.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
