@@ -185,7 +185,7 @@ fn as_http_11(bytes: &[u8]) -> Cow<'_, [u8]> {
 /// The path and query of a target in absolute form, which a server must accept (RFC 9112 §3.2.2).
 fn without_authority(target: &str) -> &str {
     let Some((scheme, rest)) = target.split_once("://") else { return target };
-    if scheme.contains(['/', '?']) {
+    if scheme.is_empty() || scheme.contains(['/', '?']) {
         return target;
     }
     match rest.find(['/', '?']) {
@@ -229,9 +229,12 @@ mod tests {
 
     #[test]
     fn a_target_in_absolute_form_is_its_path() {
-        for (target, path) in
-            [("http://feed.example/feed?a", "/feed"), ("http://feed.example", "/"), ("/a://b", "/a://b")]
-        {
+        for (target, path) in [
+            ("http://feed.example/feed?a", "/feed"),
+            ("http://feed.example", "/"),
+            ("/a://b", "/a://b"),
+            ("://b", "://b"),
+        ] {
             assert_eq!(parse(&format!("GET {target} HTTP/1.1\r\n\r\n")).unwrap().unwrap().path, path);
         }
     }
