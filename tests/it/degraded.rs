@@ -34,7 +34,7 @@ impl Feed {
 }
 
 #[test]
-fn a_restart_of_the_database_is_told_and_nothing_is_missed() {
+fn clients_are_told_of_a_database_restart_and_miss_nothing() {
     let mut feed = Feed::start(&[]);
     let mut stream = feed.stream();
     feed.database.insert(3);
@@ -201,7 +201,7 @@ fn a_request_is_held_through_a_short_outage_and_then_served() {
 }
 
 #[test]
-fn after_the_hold_everybody_is_told_degraded_and_nobody_that_a_key_is_wrong() {
+fn after_the_hold_every_request_gets_503_and_none_401() {
     let feed = Feed::start(&["--degraded-hold", "2s"]);
     feed.database.sql("update stock_market.signal_feed_api_key set last_used_at = null");
     let began = Instant::now();
@@ -250,7 +250,7 @@ fn a_server_without_its_database_starts_holds_and_recovers_by_itself() {
 }
 
 #[test]
-fn a_database_that_is_not_there_at_start_is_told_after_the_hold() {
+fn a_server_started_without_its_database_answers_503_after_the_hold() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
     let key = database.mint("bot");

@@ -1,4 +1,4 @@
-//! Whoever can reach the port and means harm, or is merely broken, harms nobody else; and what it took is given back.
+//! Hostile or broken clients harm no other client, and the server gives back what they took.
 
 use std::io::{Read, Write};
 use std::process::Command;
@@ -13,7 +13,7 @@ struct Feed {
     database: Database,
     server: Server,
     key: String,
-    /// Somebody with an open stream, who must not notice anything.
+    /// A client with an open stream, which must not notice anything.
     witness: Stream,
 }
 
@@ -76,7 +76,7 @@ impl Feed {
 }
 
 #[test]
-fn lengths_that_are_none_or_without_end_harm_nobody() {
+fn invalid_and_endless_lengths_harm_nobody() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     for length in ["99999999999999", "18446744073709551616", "-1", "-99999999999999", "1e9", "0x10", "", "5, 5"] {
         for method in ["GET", "POST"] {
@@ -97,7 +97,7 @@ fn lengths_that_are_none_or_without_end_harm_nobody() {
 }
 
 #[test]
-fn what_is_no_http_1_is_refused_and_forgotten() {
+fn bytes_that_are_not_http_1_are_refused_and_leave_nothing_behind() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     for bytes in [
         &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..],
@@ -124,7 +124,7 @@ fn what_is_no_http_1_is_refused_and_forgotten() {
 }
 
 #[test]
-fn endless_and_dripping_heads_end_by_themselves() {
+fn endless_and_dripping_heads_are_cut_off() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     let began = Instant::now();
     let mut dripping: Vec<Connection> = (0..50).map(|_| feed.send(b"GET /feed HTTP/1.1\r\n")).collect();
@@ -153,7 +153,7 @@ fn endless_and_dripping_heads_end_by_themselves() {
 }
 
 #[test]
-fn a_client_that_drips_after_its_answer_is_not_listened_to_for_long() {
+fn a_client_that_keeps_sending_after_its_answer_is_soon_disconnected() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     let mut connections: Vec<Connection> = (0..50).map(|_| feed.send(b"GET /nothing HTTP/1.1\r\n\r\n")).collect();
     let began = Instant::now();
@@ -284,7 +284,7 @@ fn a_server_without_free_descriptors_goes_on_and_recovers() {
 }
 
 #[test]
-fn floods_of_header_fields_are_refused_by_their_size_alone() {
+fn header_fields_are_limited_by_their_size_not_by_their_number() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     let answer = |count: usize| {
         let fields = "A:\r\n".repeat(count);
@@ -327,7 +327,7 @@ fn a_flood_of_wrong_keys_costs_a_handful_of_queries_and_delays_nobody() {
 }
 
 #[test]
-fn a_body_that_never_comes_holds_up_nothing() {
+fn a_body_that_never_arrives_delays_nothing() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     let request = format!(
         "POST /session HTTP/1.1\r\nHost: feed\r\nAuthorization: Bearer {}\r\nContent-Length: 1000\r\n\r\n",

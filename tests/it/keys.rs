@@ -351,7 +351,7 @@ fn a_session_ends_with_its_key() {
 }
 
 #[test]
-fn a_forged_session_is_nobodys() {
+fn forged_sessions_are_unknown() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);

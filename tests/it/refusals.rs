@@ -1,4 +1,4 @@
-//! Every answer that is not a stream: its status, its code, its header fields, and the order in which a request can fail.
+//! Every answer but the stream: its status, code and header fields, and the order in which a request can fail.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn raw(server: &Server, bytes: &str) -> Answer {
 }
 
 #[test]
-fn a_path_or_method_that_is_not_there_is_told_to_anybody() {
+fn unknown_paths_and_methods_get_404_and_405_without_a_key() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
     for path in ["/nothing", "/feed/", "/feedx", "/FEED", "/metrics", "/status", "//feed"] {
@@ -45,7 +45,7 @@ fn a_path_or_method_that_is_not_there_is_told_to_anybody() {
 }
 
 #[test]
-fn a_cursor_that_is_none_is_a_bad_cursor() {
+fn invalid_cursors_and_times_are_bad_cursors() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);
@@ -94,13 +94,22 @@ fn a_cursor_that_is_none_is_a_bad_cursor() {
 }
 
 #[test]
-fn what_cannot_be_read_is_a_bad_request_and_another_version_is_named() {
+fn unreadable_requests_get_400_and_other_versions_505() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
-    for bytes in ["GET /feed HTTP/1.1\r\nno colon\r\n\r\n", "\u{1}\u{2}\u{3}\r\n\r\n", "GET\r\n\r\n"] {
+    for bytes in [
+        "GET /feed HTTP/1.1\r\nno colon\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost : a\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+        "GET /healthz HTTP/1.1\rHost: a\r\n\r\n",
+        "GET /healthz\r\n\r\n",
+        "\u{1}\u{2}\u{3}\r\n\r\n",
+        "GET\r\n\r\n",
+    ] {
         assert_eq!(raw(&server, bytes).refusal(), (400, "bad_request".into()), "{bytes:?}");
     }
-    // Whoever can be answered more precisely gets that answer.
+    // 404, 405 and a bad cursor come before a bad head or after it, in the order of the contract.
     for (request, status) in
         [("GET /nothing", 404), ("PUT /feed", 405), ("GET /feed?cursor=x", 400), ("GET /healthz", 400)]
     {
@@ -151,7 +160,7 @@ fn a_later_http_1_is_answered_as_1_1() {
 }
 
 #[test]
-fn a_head_that_is_too_large_or_too_late_is_told_so() {
+fn large_heads_get_431_and_late_ones_408() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
     // 16 KiB with its blank line is just within.
@@ -171,7 +180,7 @@ fn a_head_that_is_too_large_or_too_late_is_told_so() {
 }
 
 #[test]
-fn a_key_that_does_not_open_the_feed_is_told_why() {
+fn a_refused_key_gets_the_reason() {
     let database = Database::migrated();
     let live = database.mint("live");
     let expired = database.mint_with("expired", &["--expires-in", "1ms"]);
@@ -210,7 +219,7 @@ fn a_key_that_does_not_open_the_feed_is_told_why() {
 }
 
 #[test]
-fn a_request_that_is_wrong_in_several_ways_is_told_the_first_in_order() {
+fn a_request_with_several_faults_gets_the_first_answer_in_order() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--max-clients", "1", "--max-clients-per-key", "1"]);
@@ -243,7 +252,7 @@ fn a_request_that_is_wrong_in_several_ways_is_told_the_first_in_order() {
 }
 
 #[test]
-fn a_key_has_so_many_streams_by_its_name_over_a_rotation() {
+fn the_stream_limit_counts_by_key_name_across_a_rotation() {
     let database = Database::migrated();
     let old = database.mint("bot");
     let new = signal_feed(&database.url, &["key", "rotate", "bot"]).ok().trim_end().to_owned();
@@ -273,7 +282,7 @@ fn a_key_has_so_many_streams_by_its_name_over_a_rotation() {
 }
 
 #[test]
-fn a_full_server_says_so_with_a_jittered_wait() {
+fn a_full_server_answers_503_with_a_jittered_wait() {
     let database = Database::migrated();
     let keys = [database.mint("one"), database.mint("two")];
     let server = Server::ready(&database, &["--max-clients", "4"]);

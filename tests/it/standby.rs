@@ -147,7 +147,7 @@ fn a_key_that_a_standby_does_not_know_is_never_called_unknown() {
 }
 
 #[test]
-fn a_cursor_ahead_of_a_standby_waits_and_one_from_another_history_does_not() {
+fn a_cursor_ahead_of_a_standby_waits_and_one_from_another_log_does_not() {
     let (primary, database) = primary();
     let key = database.mint("bot");
     let late = database.mint_with("late", &["--delay", "1s"]);
@@ -239,7 +239,7 @@ fn a_promoted_standby_is_a_primary_to_the_same_server() {
 }
 
 #[test]
-fn a_feed_that_lands_on_a_standby_waits_for_what_it_has_seen_already() {
+fn a_feed_that_moves_to_a_standby_waits_for_events_that_it_has_already_seen() {
     let (primary, database) = primary();
     let key = database.mint("bot");
     let standby = Standby::start(&primary, &[]);
@@ -277,7 +277,7 @@ fn a_feed_that_lands_on_a_standby_waits_for_what_it_has_seen_already() {
 }
 
 #[test]
-fn what_a_standby_cancels_for_its_replay_is_tried_again_and_is_nobodys_fault() {
+fn queries_that_a_standby_cancels_for_its_replay_are_retried() {
     let (primary, database) = primary();
     let key = database.mint("bot");
     // Nothing that is to be replayed waits for a query.
