@@ -371,3 +371,45 @@ fn keyword_value(text: &str) -> Option<(String, &str)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Pieces of a password that is neither encoded nor quoted end up anywhere in the string.
+        #[test]
+        fn an_error_never_holds_a_piece_of_a_password(
+            pieces in proptest::collection::vec(prop_oneof![
+                Just("geheim"), Just("?"), Just("&"), Just("@"), Just("/"), Just("%"), Just(":"), Just("="), Just(" "),
+                Just("'"), Just("\\"), Just(","), Just("["), Just("port="), Just("sslmode="), Just("hostaddr="),
+            ], 1..12),
+        ) {
+            let password = pieces.concat();
+            for string in [
+                format!("postgres://user:{password}@127.0.0.1:5432/db?connect_timeout=1"),
+                format!("postgres://127.0.0.1/db?user=x&password={password}&connect_timeout=1"),
+                format!("host=127.0.0.1 user=x password={password} connect_timeout=1"),
+                format!("host=127.0.0.1 user=x password='{password}' connect_timeout=1"),
+                password.clone(),
+            ] {
+                if let Err(error) = string.parse::<Target>() {
+                    prop_assert!(!error.contains("geheim"), "{string}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_url_and_pairs_say_the_same() {
+        let labels = |string: &str| -> Vec<String> {
+            string.parse::<Target>().unwrap().hosts.into_iter().map(|host| host.label).collect()
+        };
+        assert_eq!(labels("postgres://u:p%40@a:1,[::1]:2/db"), ["a, port 1", "::1, port 2"]);
+        assert_eq!(labels("host=a,::1 port=1,2 password=p@"), ["a, port 1", "::1, port 2"]);
+        assert_eq!(labels("postgres://%2Frun%2Fpg/db"), ["/run/pg/.s.PGSQL.5432"]);
+        assert_eq!(labels("postgres:///db?host=/run/pg&port=7"), ["/run/pg/.s.PGSQL.7"]);
+    }
+}
