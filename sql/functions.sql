@@ -38,7 +38,8 @@ exception
         if before is not distinct from null then
             return null;
         end if;
-        image := stock_market.signal_feed_render(now, null);
+        -- With its type: PostgreSQL would rather call a function of the same name that takes text.
+        image := stock_market.signal_feed_render(now, null::pg_catalog.record);
         -- Two rows that both cannot become jsonb differ unless they are the same bytes, except for updated_at.
         if image is null then
             begin

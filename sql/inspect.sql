@@ -108,7 +108,8 @@
     where not exists (
         select from pg_catalog.pg_index as i join pg_catalog.pg_class as c on c.oid = i.indexrelid
         join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-        where n.nspname = 'stock_market' and c.relname = 'signal_feed_event_event_time_idx' and i.indisvalid)
+        where n.nspname = 'stock_market' and c.relname = 'signal_feed_event_event_time_idx' and i.indisvalid
+            and i.indrelid = pg_catalog.to_regclass('stock_market.signal_feed_event'))
     union all
     select 'installation', pg_catalog.format('a trigger of the sequence era, %I, is on stock_market.signal', t.tgname), false
     from pg_catalog.pg_trigger as t join pg_catalog.pg_proc as p on p.oid = t.tgfoid

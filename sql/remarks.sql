@@ -72,6 +72,10 @@
     ) as a left join pg_catalog.pg_roles as r on r.oid = a.grantee
     where a.privilege_type in ('REFERENCES', 'TRIGGER') and a.grantee <> s.relowner and not coalesce(r.rolsuper, false)
     union all
+    select true, pg_catalog.format('the role %s can log in or has attributes that the feed did not give: alter role %1$I nologin nosuperuser nocreaterole nobypassrls', r.rolname)
+    from pg_catalog.pg_roles as r join wanted_role as w on w.role = r.rolname
+    where r.rolcanlogin or r.rolsuper or r.rolcreaterole or r.rolbypassrls
+    union all
     -- Whoever ran code as one of the feed's roles may have left something behind that keeps its rights.
     select true, pg_catalog.format('%s belongs to %s and the feed did not make it: drop it, unless you know why it is there',
         pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), f.rolname)

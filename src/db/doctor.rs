@@ -211,7 +211,9 @@ fn privileges(connection: &mut Connection, faults: Result<&Vec<Fault>, &Error>) 
     let mut message = verdict.message;
     let powerful = connection.query(
         "select r.rolname::text from pg_catalog.pg_roles as r
-            where r.rolcanlogin and not r.rolsuper and pg_catalog.pg_has_role(r.oid, 'signal_feed_owner', 'member')
+            where r.rolcanlogin and not r.rolsuper and exists (
+                select from unnest(array['signal_feed_owner', 'signal_feed_capture', 'signal_feed_render', 'signal_feed_signal'])
+                    as o (role) where pg_catalog.pg_has_role(r.oid, o.role, 'member'))
             order by 1",
         &[],
     )?;

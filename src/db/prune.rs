@@ -64,7 +64,7 @@ pub fn plan(connection: &mut Connection, older_than: Duration, replay_window: Du
 /// Where the database refuses or is lost; then what is left goes with the next prune.
 pub fn run(connection: &mut Connection, plan: &Plan, so_far: &mut dyn FnMut(u64)) -> Result<u64, Error> {
     if let Some(through) = plan.through {
-        connection.query("select stock_market.signal_feed_prune_to($1)", &[&through])?;
+        connection.query("select stock_market.signal_feed_prune_to($1::bigint)", &[&through])?;
     }
     let mut removed = 0;
     // Where the last batch ended: the dead rows below it need not be looked at again.

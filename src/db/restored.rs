@@ -10,7 +10,7 @@ use super::{Connection, Error};
 /// Where the database refuses (no right, nothing to skip, beyond 2^53) or is lost.
 pub fn skip(connection: &mut Connection, skip: i64) -> Result<(i64, i64), Error> {
     let row = connection
-        .query_one("select r.from_seq, r.to_seq from stock_market.signal_feed_restored($1) as r", &[&skip])?;
+        .query_one("select r.from_seq, r.to_seq from stock_market.signal_feed_restored($1::bigint) as r", &[&skip])?;
     Ok((row.get(0), row.get(1)))
 }
 

@@ -7,6 +7,8 @@ notifies (it leaves holes), and the feed with signal_inserted off and on. Prints
     cargo build --release
     python3 tests/bench/producer.py [--seconds 4] [--rounds 3] [--only single,multi,slow,cpu,bulk,wait,snapshot,million]
 
+--against PROGRAM measures the schema of another build of signal-feed in the same run ("other").
+
 Needs the PostgreSQL server programs, pgbench and psql; works as root too (PostgreSQL then runs as another user).
 """
 
@@ -23,6 +25,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VARIANTS = ["none", "sequence", "feed", "feed+inserted"]
+# Another build of signal-feed, or none.
+AGAINST = None
 
 TABLE = """
 create schema stock_market;
@@ -129,19 +133,24 @@ def install(cluster, program, variant, database):
         cluster.psql(database, SEQUENCE)
     if variant.startswith("feed"):
         mode = "on" if variant == "feed+inserted" else "off"
+    if variant == "other":
+        program, mode = AGAINST, "off"
+    if variant.startswith("feed") or variant == "other":
         subprocess.run([program, "migrate", "--database-url", cluster.url(database), "--signal-inserted", mode],
                        check=True, stdout=subprocess.DEVNULL)
 
 
 def table(title, rows):
     print(f"\n### {title}\n")
-    print("| | " + " | ".join(VARIANTS) + " | feed/none | feed/sequence | on/sequence |")
-    print("|---|" + "---|" * (len(VARIANTS) + 3))
+    ratios = [("feed", "none"), ("feed", "sequence"), ("feed+inserted", "sequence")]
+    ratios += [("feed", "other")] if AGAINST else []
+    print("| | " + " | ".join(VARIANTS) + " | " + " | ".join(f"{a}/{b}" for a, b in ratios) + " |")
+    print("|---|" + "---|" * (len(VARIANTS) + len(ratios)))
     for name, values in rows:
         median = {variant: statistics.median(values[variant]) for variant in VARIANTS}
         ratio = lambda a, b: statistics.median(x / y for x, y in zip(values[a], values[b]))
         cells = [f"{median[variant]:,.0f}" if median[variant] >= 20 else f"{median[variant]:.2f}" for variant in VARIANTS]
-        cells += [f"{ratio('feed', 'none'):.2f}", f"{ratio('feed', 'sequence'):.2f}", f"{ratio('feed+inserted', 'sequence'):.2f}"]
+        cells += [f"{ratio(a, b):.2f}" for a, b in ratios]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -324,7 +333,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--program", default=str(ROOT / "target/release/signal-feed"))
     parser.add_argument("--only", default="single,multi,slow,cpu,bulk,wait,snapshot,million")
+    parser.add_argument("--against")
     args = parser.parse_args()
+    global AGAINST
+    AGAINST = args.against
+    if AGAINST:
+        VARIANTS.append("other")
     wanted = args.only.split(",")
     # A disk whose flush takes a millisecond, played by commit_delay.
     for name, delay in (("as the disk is", "0"), ("a flush takes 1 ms more", "1000")):

@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::Database;
+use crate::support::program::signal_feed;
 use crate::support::server::Server;
 use crate::support::wait::until;
 
@@ -43,6 +44,17 @@ fn a_pooler_of_transactions_is_named_at_the_start_and_nobody_is_served() {
     let server = Server::spawn(Server::command(&url, "127.0.0.1:0"));
     server.wait_log(&["ERROR", "listen for notifications", "PgBouncer in transaction mode"]);
     assert!(!server.is_ready());
+}
+
+#[test]
+fn doctor_fails_through_a_pooler_of_transactions() {
+    let cluster = PrivatePostgres::start(&[("fsync", "on")]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let (_pooler, url) = pooler(&cluster, &database, "transaction");
+    let doctor = signal_feed(&url, &["doctor"]);
+    assert_eq!(doctor.code, 1);
+    assert!(doctor.stdout.contains("a notification did not reach another session"), "{}", doctor.stdout);
+    signal_feed(&database.url, &["doctor"]).ok();
 }
 
 #[test]

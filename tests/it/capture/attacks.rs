@@ -172,6 +172,64 @@ fn a_cast_that_leaves_a_search_path_behind_replaces_no_operator_and_no_function_
 }
 
 #[test]
+fn a_function_of_the_same_name_with_other_arguments_is_never_called() {
+    let screener = Screener::new(
+        "create table stock_market.signal (id int, raw json); grant create on schema stock_market to SCREENER;
+         create table public.ran (who text); grant all on public.ran to public",
+    );
+    let mut client = screener.connect();
+    client
+        .batch_execute(
+            "create function stock_market.signal_feed_render(record, text) returns jsonb language plpgsql as
+                $$ begin insert into public.ran values (current_user); return '1'; end $$;
+             create function stock_market.signal_feed_restored(text, out from_seq bigint, out to_seq bigint) language plpgsql as
+                $$ begin insert into public.ran values (current_user); from_seq := 1; to_seq := 1; end $$;
+             create function stock_market.signal_feed_prune_to(text) returns bigint language plpgsql as
+                $$ begin insert into public.ran values (current_user); return 1; end $$;
+             insert into stock_market.signal values (1, '\"\\u0000\"');
+             update stock_market.signal set id = 2",
+        )
+        .unwrap();
+    let database = &screener.database;
+    assert_eq!(database.number("select count(*) from stock_market.signal_feed_event where signal is null"), 2);
+    database.sql(
+        "alter table stock_market.signal_feed_event disable trigger all;
+         update stock_market.signal_feed_event set event_time = now() - interval '100 hours';
+         alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_row;
+         alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_statement",
+    );
+    signal_feed(&database.url, &["prune", "--older-than", "72h"]).ok();
+    signal_feed(&database.url, &["restored"]).ok();
+    assert_eq!(database.number("select count(*) from public.ran"), 0);
+    assert!(signal_feed(&database.url, &["migrate"]).failed(1).contains("signal_feed_render(record, text)"));
+}
+
+#[test]
+fn doctor_names_a_stranger_who_locks_the_log_by_a_trigger_that_cannot_be_made() {
+    let screener = Screener::new("create schema evil authorization SCREENER");
+    let mut holder = screener.connect();
+    holder.batch_execute("create table evil.mine (i int)").unwrap();
+    holder.batch_execute("begin; lock table evil.mine in access exclusive mode").unwrap();
+    let mut stranger = screener.connect();
+    let pid: i32 = stranger.query_one("select pg_backend_pid()", &[]).unwrap().get(0);
+    let attack = thread::spawn(move || {
+        let _ = stranger.batch_execute(
+            "create constraint trigger t after insert on stock_market.signal_feed_event from evil.mine
+                for each row execute function suppress_redundant_updates_trigger()",
+        );
+    });
+    let held =
+        format!("select count(*) from pg_locks where pid = {pid} and mode = 'ShareRowExclusiveLock' and granted");
+    until("the log is locked", || (screener.database.number(&held) == 1).then_some(()));
+    let (ok, text) = doctor(&screener.database, "lock");
+    assert!(!ok && text.contains(&format!("pg_terminate_backend({pid})")) && text.contains(&screener.name), "{text}");
+    screener.database.sql(&format!("select pg_terminate_backend({pid})"));
+    attack.join().unwrap();
+    holder.batch_execute("commit").unwrap();
+    screener.connect().batch_execute(SIGNAL).unwrap();
+}
+
+#[test]
 fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
     for (planted, name) in [
         (
@@ -238,9 +296,8 @@ fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
 fn nobody_who_may_use_the_schema_can_hold_the_feeds_lock() {
     let screener = Screener::new("create schema evil authorization SCREENER");
     let mut holder = screener.connect();
-    holder
-        .batch_execute("create table evil.mine (i int); begin; lock table evil.mine in access exclusive mode")
-        .unwrap();
+    holder.batch_execute("create table evil.mine (i int)").unwrap();
+    holder.batch_execute("begin; lock table evil.mine in access exclusive mode").unwrap();
     let mut superuser = screener.database.connect();
     for private in ["signal_feed_lock", "signal_feed_outbox", "signal_feed_first", "signal_feed_session_secret"] {
         for attempt in [

@@ -62,6 +62,28 @@ fn rows_that_a_subscription_applies_are_captured_in_commit_order() {
 }
 
 #[test]
+fn a_subscription_with_two_phase_is_named_by_migrate_and_doctor() {
+    let (publisher, subscriber) = (logical(), logical());
+    let source = Database::migrated_in(&publisher);
+    if source.number("select current_setting('server_version_num')::bigint") < 150_000 {
+        return;
+    }
+    source.sql("create publication signals for table stock_market.signal");
+    let target = Database::migrated_in(&subscriber);
+    let mut client = target.connect();
+    let to = connection_to(&publisher, &source);
+    client
+        .batch_execute(&format!(
+            "create subscription s connection '{to}' publication signals with (two_phase = true, copy_data = false)"
+        ))
+        .unwrap();
+    assert!(target.migrate().contains("the subscription s has two_phase"));
+    let doctor = signal_feed(&target.url, &["doctor"]);
+    assert!(doctor.code == 1 && doctor.stdout.contains("the subscription s has two_phase"), "{}", doctor.stdout);
+    client.batch_execute("drop subscription s").unwrap();
+}
+
+#[test]
 fn a_publication_for_all_tables_lets_commits_succeed_and_carries_the_log_to_where_nobody_numbers() {
     let (publisher, subscriber) = (logical(), logical());
     let source = Database::migrated_in(&publisher);
