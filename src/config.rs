@@ -1,4 +1,4 @@
-//! What `serve` is told to do.
+//! The options of `serve`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-/// What `serve` is told to do; the defaults are those of the command line.
+/// The options of `serve`, with the defaults of the command line.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
     /// Addresses of the feed listener. Default 127.0.0.1:8080.
@@ -15,7 +15,7 @@ pub struct ServeOptions {
     pub ops_listen: Option<SocketAddr>,
     /// How far back a consumer can replay. Default 72 h.
     pub replay_window: Duration,
-    /// Events that a client's queue holds. Default 1024.
+    /// Events that wait for one stalled client. Default 1024.
     pub queue_capacity: usize,
     /// Longest silence on a stream. Default 15 s.
     pub heartbeat: Duration,
@@ -23,20 +23,20 @@ pub struct ServeOptions {
     pub max_clients: usize,
     /// Streams of one key's name. Default 16.
     pub max_clients_per_key: usize,
-    /// A client that takes nothing for so long is cut off. Default 20 s.
+    /// A client that takes nothing for this long is cut off. Default 20 s.
     pub write_timeout: Duration,
-    /// A stream ends at a random 80–100 % of it; `None` for never. Default 24 h.
+    /// A stream ends at a random 80–100 % of this; `None` for never. Default 24 h.
     pub max_stream_age: Option<Duration>,
-    /// The log is read so often also without a notification. Default 1 s.
+    /// How often the log is read when no notification arrives. Default 1 s.
     pub poll_interval: Duration,
     /// Connections for replay. Default 4.
     pub replay_connections: usize,
-    /// How long requests are held in an outage before they are told of it. Default 5 s.
+    /// How long a new request waits in an outage before it gets 503. Default 5 s.
     pub degraded_hold: Duration,
     /// Longest time for streams to end after SIGTERM. Default 5 s.
     pub shutdown_grace: Duration,
     /// Program that is run for each alert, with one JSON line on its input. Default none.
     pub alert_command: Option<PathBuf>,
-    /// Reverse proxies whose word about a client is taken. Default none.
+    /// Reverse proxies whose headers about a client are trusted. Default none.
     pub trusted_proxies: Vec<IpNet>,
 }

@@ -1,8 +1,7 @@
-//! What the service manager is told (sd_notify(3)), where there is one: that the server is ready, what its state is, and that
-//! it lives.
+//! Reports to the service manager, if there is one (sd_notify(3)): that the server is ready, its state, and the watchdog.
 //!
-//! It lives while the loop of the thread `reader` turns, whatever it finds there: an outage of the database is no reason to
-//! be killed, a reader that hangs for good is.
+//! The loop of the thread `reader` feeds the watchdog, in a database outage too. So an outage never makes systemd kill the
+//! server, but a reader that hangs does.
 
 use std::time::Duration;
 
@@ -11,10 +10,10 @@ use sd_notify::NotifyState;
 use crate::feed::Feed;
 use crate::feed::health::State;
 
-/// How often the service manager is told, and the reader looked at, when nothing happens.
+/// How often to report, and to look at the reader, when nothing happens.
 pub(crate) const TURN_EVERY: Duration = Duration::from_secs(1);
 
-/// The service manager, which may be missing: then nothing is told.
+/// The service manager. Without one, nothing is sent.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceManager {
     is_told: bool,
@@ -24,7 +23,7 @@ pub(crate) struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that `NOTIFY_SOCKET` and `WATCHDOG_USEC` tell of.
+    /// The one that `NOTIFY_SOCKET` and `WATCHDOG_USEC` name.
     pub(crate) fn from_env() -> Self {
         Self {
             is_told: std::env::var_os("NOTIFY_SOCKET").is_some(),
@@ -33,13 +32,13 @@ impl ServiceManager {
         }
     }
 
-    /// Says that connections are accepted.
+    /// Reports that the server accepts connections.
     pub(crate) fn ready(&mut self, feed: &Feed) {
         self.tell(&[NotifyState::Ready]);
         self.turn(feed);
     }
 
-    /// Says what has changed, and that the reader has turned where it has. To be called at least every [`TURN_EVERY`].
+    /// Reports a changed state, and feeds the watchdog if the reader has turned. Call it at least every [`TURN_EVERY`].
     pub(crate) fn turn(&mut self, feed: &Feed) {
         let status = status(feed);
         if status != self.status {
@@ -53,7 +52,7 @@ impl ServiceManager {
         }
     }
 
-    /// Says that the server ends.
+    /// Reports that the server stops.
     pub(crate) fn stopping(&mut self, feed: &Feed) {
         let status = format!("stopping: streams {}", feed.clients.count());
         self.tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);

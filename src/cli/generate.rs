@@ -25,13 +25,13 @@ const MANUAL: &str = "share/man/man1";
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "Write the manual pages and shell completions of both programs\n\n\
-        Below the directory they lie where man, bash, zsh and fish look for them: share/man/man1, \
+        Writes them where man, bash, zsh and fish look for them below DIRECTORY: share/man/man1, \
         share/bash-completion/completions, share/zsh/site-functions and share/fish/vendor_completions.d. \
-        What is there already is replaced. (A package brings them; this is for a program installed by hand.)",
-    after_help = "Examples:\n  sudo signal-feed generate /usr/local    # for everybody\n  signal-feed generate ~/.local           # for oneself"
+        Replaces files that exist. The Debian package has them already.",
+    after_help = "Examples:\n  sudo signal-feed generate /usr/local    # for all users\n  signal-feed generate ~/.local           # for one user"
 )]
 pub(super) struct Args {
-    /// The prefix, such as /usr/local; made where it is missing
+    /// Where to write them, such as /usr/local; created if missing
     #[arg(value_name = "DIRECTORY")]
     directory: PathBuf,
 }
