@@ -46,6 +46,13 @@ struct Status {
     last_event_at: Option<Timestamp>,
     keys: Vec<Key>,
     clients: Vec<Client>,
+    database: Database,
+}
+
+#[derive(Debug, Deserialize)]
+struct Database {
+    another_cluster: bool,
+    unsettled_quarantined_events: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,31 +134,43 @@ fn show(status: &Status) -> Result<(), Error> {
         ["streams", &status.clients.len().to_string()],
     ];
     output_rows(&rows.map(|row| row.map(str::to_owned)))?;
-
-    let away: Vec<&Key> = status.keys.iter().filter(|key| key.streams == 0).collect();
-    output("")?;
-    if away.is_empty() {
-        output(format_args!("Every key has a stream ({} keys).", status.keys.len()))?;
-    } else {
-        output(format_args!("Keys without a stream ({} of {}):", away.len(), status.keys.len()))?;
-        let mut rows = vec![["NAME", "LAST USED", "EXPIRES (UTC)"].map(str::to_owned)];
-        rows.extend(away.iter().map(|key| {
-            [
-                key.name.clone(),
-                key.last_used_at.map_or("never".into(), ago),
-                key.expires_at.map_or("never".into(), |at| format!("{at:.0}")),
-            ]
-        }));
-        output_rows(&rows)?;
+    if status.database.another_cluster {
+        output("The database was restored or failed over: run \"signal-feed restored\".")?;
     }
-
-    let mut behind: Vec<&Client> = status.clients.iter().filter(|client| client.lag > 0).collect();
-    behind.sort_by_key(|client| std::cmp::Reverse(client.lag));
+    match status.database.unsettled_quarantined_events {
+        0 => {}
+        count => output(format_args!("Quarantined and not settled: {count}; see \"signal-feed quarantine list\"."))?,
+    }
     output("")?;
+    show_away(&status.keys, ago)?;
+    output("")?;
+    show_behind(&status.clients)
+}
+
+fn show_away(keys: &[Key], ago: impl Fn(Timestamp) -> String + Copy) -> Result<(), Error> {
+    let away: Vec<&Key> = keys.iter().filter(|key| key.streams == 0).collect();
+    if away.is_empty() {
+        return output(format_args!("Every key has a stream ({} keys).", keys.len()));
+    }
+    output(format_args!("Keys without a stream ({} of {}):", away.len(), keys.len()))?;
+    let mut rows = vec![["NAME", "LAST USED", "EXPIRES (UTC)"].map(str::to_owned)];
+    rows.extend(away.iter().map(|key| {
+        [
+            key.name.clone(),
+            key.last_used_at.map_or("never".into(), ago),
+            key.expires_at.map_or("never".into(), |at| format!("{at:.0}")),
+        ]
+    }));
+    output_rows(&rows)
+}
+
+fn show_behind(clients: &[Client]) -> Result<(), Error> {
+    let mut behind: Vec<&Client> = clients.iter().filter(|client| client.lag > 0).collect();
+    behind.sort_by_key(|client| std::cmp::Reverse(client.lag));
     if behind.is_empty() {
         return output("No stream is behind.");
     }
-    output(format_args!("Streams furthest behind ({} of {}):", behind.len().min(MOST_STREAMS), status.clients.len()))?;
+    output(format_args!("Streams furthest behind ({} of {}):", behind.len().min(MOST_STREAMS), clients.len()))?;
     let mut rows = vec![["KEY", "ADDRESS", "BEHIND", "QUEUED", "DROPPED"].map(str::to_owned)];
     rows.extend(behind.iter().take(MOST_STREAMS).map(|client| {
         [

@@ -41,6 +41,16 @@ pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSe
     rows.iter().map(|row| Ok(FeedSeq(row.try_get(0)?))).collect()
 }
 
+/// How many recorded events nobody has settled.
+///
+/// # Errors
+/// See [`Error`].
+pub fn count_unsettled(connection: &mut Connection) -> Result<u64, Error> {
+    let query = "select count(*) from stock_market.signal_feed_quarantine where settled_at is null";
+    let count: i64 = connection.query_one(query, &[])?.try_get(0)?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
 /// Reads the whole record, ascending.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ pub mod upkeep;
 pub mod window;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,7 @@ pub struct Feed {
     started: Instant,
     capture_on: AtomicBool,
     another_cluster: AtomicBool,
+    unsettled_events: AtomicU64,
     feed_id: Mutex<String>,
     /// The counter's value, and the ranges that `restored` skipped (both ends included), as last read.
     counter: AtomicI64,
@@ -133,6 +134,7 @@ impl Feed {
             started: Instant::now(),
             capture_on: AtomicBool::new(true),
             another_cluster: AtomicBool::new(false),
+            unsettled_events: AtomicU64::new(0),
             feed_id: Mutex::default(),
             counter: AtomicI64::new(0),
             log_head: AtomicI64::new(0),
@@ -194,6 +196,11 @@ impl Feed {
     /// Whether the database is another cluster, or on another timeline, than was recorded, as last checked.
     pub fn is_another_cluster(&self) -> bool {
         self.another_cluster.load(Ordering::Relaxed)
+    }
+
+    /// How many quarantined events nobody has settled, as last checked.
+    pub fn unsettled_events(&self) -> u64 {
+        self.unsettled_events.load(Ordering::Relaxed)
     }
 
     /// Whether the counter is not behind the log, as last read: a number would be given twice, which PostgreSQL refuses.

@@ -181,7 +181,9 @@ fn announce(
 
 /// Whether what is written to `signal` reaches the log: nobody else would notice that it does not.
 fn check_capture(feed: &Feed, connection: &mut Option<Connection>, settings: &Settings) -> Result<(), db::Error> {
-    let fault = db::capture::capture_fault(connected(connection, settings)?)?;
+    let connection = connected(connection, settings)?;
+    feed.unsettled_events.store(db::quarantine::count_unsettled(connection)?, Ordering::Relaxed);
+    let fault = db::capture::capture_fault(connection)?;
     let was_on = feed.capture_on.swap(fault.is_none(), Ordering::Relaxed);
     match fault {
         Some(fault) => log::error!(

@@ -67,6 +67,8 @@ impl Admitted<'_> {
 
     fn leave(&self, end: End) {
         self.feed.clients.leave(self.client);
+        // Last used is when its last stream ended, not when that began.
+        self.feed.key_used(self.client);
         self.feed.stats.ended(end);
         log::info!(
             "stream ended: {}: key {:?} from {}, at event {}, {} delivered, {} dropped",

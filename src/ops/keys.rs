@@ -14,7 +14,7 @@ pub(super) struct KeyStatus {
     pub(super) name: String,
     /// Its open streams.
     pub(super) streams: usize,
-    /// When a stream was last opened with it, as far as the database knows.
+    /// When a stream of it last began or ended, as far as the database knows.
     last_used_at: Option<EventTime>,
     /// When it expires; `None` for never.
     expires_at: Option<EventTime>,

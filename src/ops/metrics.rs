@@ -41,6 +41,7 @@ pub struct Gauges {
     clients_most: IntGauge,
     lag_most: IntGauge,
     queued: IntGauge,
+    unsettled: IntGauge,
     key_streams: IntGaugeVec,
     last_event: Gauge,
     replay_connections: IntGauge,
@@ -87,6 +88,10 @@ impl Gauges {
             clients_most: int("signal_feed_clients_limit", "Streams that there may be (--max-clients)"),
             lag_most: int("signal_feed_client_lag_max_events", "Events that the client furthest behind has to come"),
             queued: int("signal_feed_queued_events", "Events in all clients' queues"),
+            unsettled: int(
+                "signal_feed_unsettled_quarantined_events",
+                "Quarantined events that nobody has settled, as last checked",
+            ),
             key_streams: by("signal_feed_key_streams", "Open streams of every live key; 0: its bot is away", "key"),
             last_event: float(
                 "signal_feed_last_event_timestamp_seconds",
@@ -123,6 +128,7 @@ impl Gauges {
         }
         self.look_at_clients(feed);
         self.look_at_keys(feed);
+        self.unsettled.set(count(feed.unsettled_events()));
         self.replay_connections.set(count(feed.replay.size()));
         self.replay_in_use.set(count(feed.replay.in_use()));
         self.replay_waiting.set(count(feed.replay.waiting()));

@@ -68,6 +68,7 @@ struct Database {
     outage_seconds: Option<f64>,
     counter: FeedSeq,
     another_cluster: bool,
+    unsettled_quarantined_events: u64,
 }
 
 /// What only grows, from the start of the server.
@@ -193,6 +194,7 @@ fn database(feed: &Feed) -> Database {
         outage_seconds: feed.health.outage().map(|outage| outage.as_secs_f64()),
         counter: feed.counter(),
         another_cluster: feed.is_another_cluster(),
+        unsettled_quarantined_events: feed.unsettled_events(),
     }
 }
 

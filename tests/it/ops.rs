@@ -284,6 +284,13 @@ fn status_and_metrics_show_the_streams_of_every_live_key_and_the_time_of_the_new
     assert!(!metrics(&server).contains(r#"key="gone""#));
     let seconds = written.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_microsecond() as f64 / 1e6;
     assert_eq!(metric(&server, "signal_feed_last_event_timestamp_seconds"), seconds);
+    // Last used is when the last stream ended.
+    let opened = status["keys"][1]["last_used_at"].clone();
+    drop(streams);
+    until("the end of the streams is recorded", || {
+        let key = server.status()["keys"][1].clone();
+        (key["streams"] == 0 && key["last_used_at"] != opened).then_some(())
+    });
     signal_feed(&database.url, &["key", "revoke", "bot"]).ok();
     until("the revoked key is gone", || (!metrics(&server).contains(r#"key="bot""#)).then_some(()));
 }
@@ -354,4 +361,19 @@ fn history_is_there_for_a_page_that_was_just_opened() {
     assert!(history[0]["at"].as_str() < history[1]["at"].as_str(), "{history}");
     let bounds = server.status()["latency"]["commit_to_broadcast_seconds"]["upper_bounds"].as_array().unwrap().len();
     assert_eq!(history[1]["commit_to_broadcast"].as_array().unwrap().len(), bounds);
+}
+
+#[test]
+fn quarantined_event_counts_until_somebody_settles_it() {
+    let database = Database::migrated();
+    let server = Server::ready(&database, &OPS);
+    let name = "signal_feed_unsettled_quarantined_events";
+    assert_eq!(metric(&server, name), 0.0);
+    database.log_row(1, "now()", "null");
+    until("it counts", || (metric(&server, name) == 1.0).then_some(()));
+    let said = signal_feed("", &["status", "--url", &format!("http://{}", server.ops_address())]).ok();
+    assert!(said.contains("Quarantined and not settled: 1;"), "{said}");
+    signal_feed(&database.url, &["quarantine", "settle", "1"]).ok();
+    until("it counts no more", || (metric(&server, name) == 0.0).then_some(()));
+    assert_eq!(server.status()["database"]["unsettled_quarantined_events"], 0);
 }
