@@ -1,7 +1,8 @@
 //! The README's Python broker, as it is printed there.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use super::feed::{Feed, Open, row, row_of};
@@ -89,4 +90,44 @@ fn the_python_broker_places_each_order_once_even_if_answers_are_lost() {
     assert_eq!(place.count_alerts("exit_rejected"), 1);
     bot.kill().unwrap();
     bot.wait().unwrap();
+}
+
+/// Runs the program for one line; gives its exit code.
+fn run(place: &Place, address: SocketAddr, line: &str) -> Option<i32> {
+    let mut command = Command::new("python3");
+    command.arg(place.path("broker.py")).env("BROKER_URL", format!("http://{address}"));
+    let mut program = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let _ = program.stdin.take().unwrap().write_all(line.as_bytes());
+    program.wait().unwrap().code()
+}
+
+#[test]
+fn the_python_broker_places_and_looks_up_orders_of_rows_that_python_cannot_parse() {
+    let place = Place::new();
+    place.program("broker.py", &readme::block("#!/usr/bin/env python3"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let book = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&book);
+    std::thread::spawn(move || serve(listener, shared));
+    let deep = format!("{{\"meta\":{}{}}}", "[".repeat(1_200), "]".repeat(1_200));
+    let many_digits = format!("1{}", "0".repeat(4_999));
+    for (number, (quantity, row)) in
+        [("100", deep.as_str()), (&many_digits, "{}"), ("1e999999999999999999999", "{}")].into_iter().enumerate()
+    {
+        let line = |kind: &str| {
+            format!(
+                "{{\"type\":\"{kind}\",\"order_ref\":\"sf-{number}-exit\",\"signal_id\":{number},\"action\":\"exit\",\
+                 \"symbol\":\"ACME\",\"side\":\"SELL\",\"quantity\":{quantity},\"price\":12.50,\"feed_seq\":1,\
+                 \"event_time\":\"2026-11-20T12:00:00Z\",\"signal\":{row}}}\n"
+            )
+        };
+        assert_eq!(run(&place, address, &line("lookup")), Some(66), "{number}");
+        // A number beyond what Python can hold is rejected, and never stops the bot.
+        let (placed, known) = if number < 2 { (Some(0), Some(0)) } else { (Some(65), Some(66)) };
+        assert_eq!(run(&place, address, &line("order")), placed, "{number}");
+        assert_eq!(run(&place, address, &line("lookup")), known, "{number}");
+        // Cut off: the bot was killed while it wrote.
+        assert_eq!(run(&place, address, line("order").trim_end()), Some(1), "{number}");
+    }
 }
