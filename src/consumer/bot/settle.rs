@@ -1,6 +1,6 @@
 //! Settling with the broker: before anything is sent or consumed, no order's outcome is open and the broker is there.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::alert::{Level, Reason};
 use super::super::backoff::Backoff;
@@ -14,6 +14,8 @@ use crate::logging::LIMITED;
 
 /// A broker that is away is asked again after this at the latest, whatever the feed's back-off.
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// With an order of unknown outcome, a broker that is away for longer is a CRITICAL alert.
+const AWAY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the bot waits for, and why.
 #[derive(Debug)]
@@ -26,6 +28,11 @@ impl Wait {
     /// The broker is away.
     pub(super) fn away(why: String) -> Self {
         Self { reason: Reason::BrokerAway, why }
+    }
+
+    /// Whatever the reason, what matters is that an order's outcome is unknown.
+    fn unknown(self) -> Self {
+        Self { reason: Reason::OutcomeUnknown, ..self }
     }
 }
 
@@ -57,6 +64,7 @@ impl Bot<'_> {
         let mut told: Vec<Reason> = Vec::new();
         let mut last_why = String::new();
         let mut sent_again = false;
+        let began = Instant::now();
         loop {
             if self.stop.is_asked() {
                 return Err(Halt::Stopped);
@@ -79,7 +87,10 @@ impl Bot<'_> {
                 // The question itself shows whether the broker is there.
                 Some(intent) if !intent.unsent => {
                     // A program may always fail in this way: from the second time on there is a wait, and one alert.
-                    self.ask(&intent)?.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
+                    let answer = self.ask(&intent)?;
+                    // After a while an unknown order is more than a broker that is away.
+                    let answer = answer.map(|wait| if began.elapsed() < AWAY_PATIENCE { wait } else { wait.unknown() });
+                    answer.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
                 }
                 open => match (self.broker.connected(), open) {
                     (Err(why), _) => Some(Wait::away(why)),

@@ -25,9 +25,9 @@ impl IbkrBroker {
         let mut ended = Vec::new();
         for (&order_id, followed) in &self.followed {
             match self.heard.get(&order_id).map_or(Verdict::Open, |heard| heard.verdict()) {
-                Verdict::Filled => ended.push((order_id, Ended::Filled("whole".to_owned()))),
+                Verdict::Filled => ended.push((order_id, Ended::Filled("the gateway says so".to_owned()))),
                 Verdict::Ended { filled, .. } if filled >= followed.quantity => {
-                    ended.push((order_id, Ended::Filled("whole".to_owned())));
+                    ended.push((order_id, Ended::Filled("the gateway says so".to_owned())));
                 }
                 Verdict::Ended { status, filled, refusal } => {
                     ended.push((order_id, Ended::Unfilled(end_text(&status, filled, refusal.as_ref()))));
@@ -94,7 +94,7 @@ impl IbkrBroker {
                 return;
             }
             Found::Executed(_, quantity) if *quantity >= followed.quantity => {
-                return self.end(order_id, Ended::Filled("whole".to_owned()));
+                return self.end(order_id, Ended::Filled("the gateway's lists say so".to_owned()));
             }
             Found::Dead(how) => {
                 let why = heard.refusal().map_or(String::new(), |refusal| format!("{}; ", refusal.why()));

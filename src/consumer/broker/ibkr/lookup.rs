@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use jiff::tz::Offset;
 
 use super::IbkrBroker;
+use super::connection::Connection;
 use super::follow::LOOK_APART;
 use super::heard::{Verdict, end_text};
 use super::lists::{Found, Scope};
@@ -41,7 +42,8 @@ impl IbkrBroker {
             Err(why) => {
                 self.missing = None;
                 self.leave_unless_silent();
-                return unknown(why);
+                let is_away = self.connection.as_ref().is_some_and(|connection| connection.trouble.is_some());
+                return if is_away { Lookup::Away(why) } else { unknown(why) };
             }
         };
         match lists.find(&order.order_ref, attempt.order_id) {
@@ -129,8 +131,8 @@ impl IbkrBroker {
         is_silent && sent.broke
     }
 
-    /// Leaves a connection whose answers cannot be trusted any more; not one that a silent order was sent on, whose end
-    /// would tell something.
+    /// Leaves a connection whose answers cannot be trusted any more. It keeps one whose trouble is known, and one that a
+    /// silent order was sent on: its end would tell something.
     pub(super) fn leave_unless_silent(&mut self) {
         let holds_silent = |number: u64| {
             self.sent.is_some_and(|sent| {
@@ -138,7 +140,8 @@ impl IbkrBroker {
                 sent.connection == number && is_silent
             })
         };
-        if self.connection.as_ref().is_some_and(|connection| !holds_silent(connection.number)) {
+        let is_useless = |connection: &Connection| connection.trouble.is_none() && !holds_silent(connection.number);
+        if self.connection.as_ref().is_some_and(is_useless) {
             log::warn!("the gateway does not answer: connecting anew");
             self.connection = None;
         }

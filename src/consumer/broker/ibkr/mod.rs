@@ -154,7 +154,12 @@ impl Broker for IbkrBroker {
     }
 
     fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup {
-        self.try_lookup(order, attempt)
+        let lookup = self.try_lookup(order, attempt);
+        if matches!(lookup, Lookup::Has(_)) {
+            // It may have ended long ago.
+            self.look_at = Some(Instant::now());
+        }
+        lookup
     }
 
     fn follow(&mut self, order_id: i64, order: &Order) {

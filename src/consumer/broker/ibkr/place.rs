@@ -87,6 +87,8 @@ impl IbkrBroker {
         let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
         let found = self.lists(Scope::Own, deadline).map(|lists| lists.find(&order.order_ref, Some(order_id)));
         if matches!(found, Ok(Found::Open(_) | Found::Executed(..))) {
+            // The lists may be all that tells of its end.
+            self.look_at = Some(Instant::now());
             return Placing::Placed;
         }
         self.hear(Duration::ZERO);

@@ -44,6 +44,25 @@ fn a_read_only_gateway_is_waited_for_and_named() {
 }
 
 #[test]
+fn a_gateway_that_became_read_only_keeps_an_unknown_order_waiting() {
+    let world = World::new();
+    let bot = world.start();
+    world.trade(1, "exit");
+    world.gateway.script(&[Step::Take("Submitted")]);
+    let cursor = world.send(2, "exit");
+    world.wait_sent(&["sf-1-exit", "sf-2-exit"]);
+    bot.kill();
+    world.gateway.state().read_only = true;
+    let _bot = world.start();
+    assert!(world.alert("broker_away").contains("Read-Only mode"));
+    world.gateway.state().read_only = false;
+    world.place.wait_cursor(cursor);
+    world.trade(3, "exit");
+    assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit", "sf-3-exit"]);
+    assert_eq!(world.place.alerts(), [("WARNING".to_owned(), "broker_away".to_owned())]);
+}
+
+#[test]
 fn a_client_id_in_use_is_waited_for_and_named_without_a_critical_alert() {
     let world = World::new();
     let bot = world.start();

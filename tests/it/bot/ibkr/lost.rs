@@ -29,6 +29,9 @@ fn an_order_that_the_gateway_has_when_the_connection_breaks_is_found() {
         assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit"]);
         assert!(world.gateway.state().connections > 1);
         assert!(world.place.journal_has("placed", 1));
+        if filled > 0 {
+            world.wait_journal("filled", 1);
+        }
     }
 }
 
