@@ -3,50 +3,87 @@
 //! # The way of one event
 //!
 //! ```text
-//! INSERT/UPDATE signal → triggers (sql/): outbox, numbered at commit → signal_feed_event + NOTIFY
-//!   → thread `listen`     feed::listen     a notification becomes a wake-up (bounded(1), try_send)
-//!   → thread `reader`     feed::reader     reads rows above the head in pages (feed::pages, db::event_log),
-//!                                          renders each once (feed::render) into batches (feed::batch)
-//!   → broadcast           feed::broadcast  into memory (feed::tail), and to every client: a small batch into the socket of
-//!                                          a stream that sleeps (feed::loan), else into its queue (feed::queue), oldest dropped
-//!   → thread `client`     feed::stream     catches up, registers, then queue → socket (http::outlet)
+//! INSERT or UPDATE of signal
+//!   → triggers (sql/)      put the row into an outbox; at COMMIT number it, append it to signal_feed_event, NOTIFY
+//!   → thread `listen`      feed::listen    receives the notification, wakes the reader (bounded(1), try_send)
+//!   → thread `reader`      feed::reader    reads the new rows, one page at a time (feed::pages, db::event_log);
+//!                                          renders each row once (feed::render) into a batch (feed::batch);
+//!                                          adds the batch to the tail, the newest part of the log in memory (feed::tail);
+//!                                          offers it to every client (feed::client)
+//!   → thread `client`      feed::stream    writes what follows its cursor to one socket (feed::writer)
 //! ```
+//!
+//! A client's thread runs one loop. What follows its cursor is in the tail, or in an older page of the log, or not there
+//! yet. In the last case the thread waits on its channel, which holds batches, and drops the oldest when it is full. The
+//! thread subscribes to the channel before it reads anything, so no event can fall between replay and live events. If a
+//! batch does not follow the cursor, the thread looks into the tail again.
+//!
+//! Waking a thread costs more than writing a small batch. So the reader writes a small batch directly to the socket of a
+//! client that waits: it tries the lock of the client's writer, and never waits for it. What the socket does not take
+//! stays in the writer, and the channel wakes the client's thread.
+//!
+//! A key with a delay uses the same loop with another head: the newest event that is old enough.
 //!
 //! # Threads
 //!
-//! | thread | module | owns | woken by |
+//! | thread | module | owns | wakes for |
 //! |---|---|---|---|
-//! | `accept` | [`http::accept`] | the feed's listening sockets | connections, a pipe that closes when the server stops |
-//! | `ops` | [`http::accept`] for [`ops`] | the operator's listening socket | the same, but to the very end |
-//! | `client`, one a connection | [`listener`], [`feed::stream`], [`ops::routes`] | one socket | its queue's bell, the heartbeat |
-//! | `listen` | [`feed::listen`] | the LISTEN connection | notifications, its own probe; on a standby a timer |
-//! | `reader` | [`feed::reader`] | the live head, one connection | `listen`, `--poll-interval` and, on a standby, far sooner |
-//! | `replay-…`, one a replay connection | [`feed::ahead`] | nothing | streams that read the log page by page |
-//! | `tier-…`, one a delay in use | [`feed::delayed`] | a delayed head | what is due |
-//! | `keys` | [`feed::keys`] | one connection | notifications, requests with unknown keys, a timer |
-//! | `upkeep` | [`feed::upkeep`] | one connection, which may be missing | what is to be recorded, a timer |
+//! | `accept` | [`http::accept`] | the feed's listening sockets | a connection, the stop |
+//! | `ops` | [`http::accept`] for [`ops`] | the operator's listening socket | a connection, the stop |
+//! | `listen` | [`feed::listen`] | the LISTEN connection | a notification, its own probe; on a standby a timer |
+//! | `reader` | [`feed::reader`] | the tail, one connection | `listen`, `--poll-interval`; on a standby a short timer |
+//! | `alerts` | [`ops::alerts`] | the runs of `--alert-command` | a second; only if that option is given |
+//! | `upkeep` | [`feed::upkeep`], [`feed::keys`] | one connection | a key that is not known, an event to record, a timer |
+//! | `client`, one a connection | [`listener`], [`feed::stream`], [`ops::routes`] | one socket | its channel, the heartbeat |
 //!
-//! [`serve`] starts them; a core thread (all but `client`) that ends before the server does ends the process with an error.
-//! Its own thread then waits for a signal, and meanwhile tells the service manager how things are (`service`) and lets the
-//! log tell of floods (`logging`).
+//! [`serve`] starts the threads and joins them. If a core thread (any but `client`) ends before the server stops, the
+//! process ends with an error that names it. If a `client` thread panics, one stream ends. The main thread waits for a
+//! signal, reports to the service manager (`service`), and writes the summaries of repeated log lines (`logging`).
 //!
 //! # Shutdown
 //!
-//! A signal: the listening sockets close; nobody is answered any more; every stream gets its last block, `closing`; the
-//! process ends when the last of them is written, at the latest after `--shutdown-grace`.
+//! At a signal the server closes its listening sockets, so that clients retry a refused connection and see no error
+//! status. Every stream gets a last block, `closing`. The process ends when the last one is written, at the latest after
+//! `--shutdown-grace`.
+//!
+//! # Locks
+//!
+//! No lock is held over a database call, a system call that can block, or another lock. Each lock guards data and a few
+//! lines of code; the comment beside it says for what. The most important ones:
+//!
+//! | lock | guards |
+//! |---|---|
+//! | `Feed::tail` | the tail and its head: to add a batch, or to take some |
+//! | `Client::writer` | one socket and what it has not taken: to write once, without blocking |
+//! | `Clients::list` | the streams that are open, and their limits |
+//! | `KeyRing::known` | the keys as they were last read |
+//! | `ReplayPool::idle` | the replay connections that nobody uses |
 //!
 //! # Invariants
 //!
-//! * A batch goes to a tier's clients, and its head moves, under one lock ([`feed::tier`]), so registering is atomic: up to
-//!   the head that the client is told, the log is its own to read; above it everything comes by its queue.
-//! * Every batch names the row before it. Whoever writes one checks it against its own cursor: there is no other proof of
-//!   completeness, and no other is needed.
-//! * One at a time writes to a socket: the stream's thread, or, while that sleeps and has lent it, the reader.
-//! * No thread that serves many ever waits for one: the reader never blocks on a queue or a socket, a replay never holds a database
-//!   connection while its socket blocks.
-//! * Every call to the database has a deadline ([`db::Connection`]); a connection that missed one is never used again.
-//! * Nobody is refused (401, 403) from knowledge older than the request, nor while the database is away.
-//! * [`consumer`] imports nothing of the server; `db` and `http` know nothing of threads.
+//! * The reader adds a batch to the tail before it offers it. So what a client's channel drops, the client finds in the
+//!   tail or in the log.
+//! * Every batch carries the number of the row before it. Whoever writes a batch compares that number with the client's
+//!   cursor. This comparison alone proves that nothing is missing.
+//! * The reader never waits for a client. A client never holds a replay connection while its socket blocks.
+//! * A replaced log (a restore) is a new generation of the tail. A client whose cursor belongs to an older generation
+//!   checks its last event before it continues.
+//! * A page of the log is bounded by bytes, for replay and for live events. One row may exceed the bound alone.
+//! * Every database call has a deadline ([`db::Connection`]). A connection that missed one is never used again.
+//! * The server refuses a key (401, 403) only after it has asked the database since the request came, and never while the
+//!   database is away.
+//! * What a delayed key receives, and when, depends on nothing that is not due for it yet.
+//!
+//! # Layers
+//!
+//! Each layer uses only those to its right.
+//!
+//! ```text
+//! cli, demo → serve → ops, listener → feed → db, http → event, config, error, logging
+//! trader_bot → consumer → db (for recovery only) → event, config, error, logging
+//! ```
+//!
+//! [`http`] knows requests, responses and limits, and nothing of the feed. [`consumer`] uses nothing of the server.
 
 mod alert;
 pub mod cli;
