@@ -12,7 +12,7 @@ const LEAST_AGE: Duration = Duration::from_secs(3600);
 /// What a prune would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The age from which events go: what was asked for, lengthened where that was shorter than clients may replay.
+    /// Events older than this are removed: as asked for, or longer if clients may replay further back.
     pub older_than: Duration,
     /// The longest delay of a live key.
     pub longest_delay: Duration,
