@@ -14,7 +14,7 @@ use crate::error::{Doing, Error};
 use crate::feed::reader::Reader;
 use crate::feed::reason::End;
 use crate::feed::threads::{self, CoreThread};
-use crate::feed::{Feed, ahead, keys, listen, upkeep};
+use crate::feed::{Feed, keys, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, HttpConnection};
 use crate::listener::routes;
@@ -71,14 +71,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     running.push(threads::start(&feed, "reader", move |feed| {
         Reader::new(feed, &database, woken).run();
     })?);
-    for number in 1..=feed.options.replay_connections {
-        let requests = inlets.pages.clone();
-        running.push(threads::start(&feed, format!("replay-{number}"), move |feed| ahead::run(feed, &requests))?);
-    }
     let database = settings.clone();
     running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database, &wake))?);
-    let database = settings.clone();
-    running.push(threads::start(&feed, "keys", move |feed| keys::run(feed, &database))?);
     running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, &settings, &inlets.records))?);
     if let Some(program) = feed.options.alert_command.clone() {
         let quarantined = inlets.alerts;
@@ -109,7 +103,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     };
 
     manager.stopping(&feed);
-    log::info!("stopping: {} streams are told", feed.clients.count());
+    log::info!("stopping: closing {} streams", feed.clients.count());
     let began = Instant::now();
     feed.stop();
     drop(stop_accept);

@@ -69,7 +69,7 @@ impl ServiceManager {
 }
 
 fn status(feed: &Feed) -> String {
-    let figures = format!("streams {}, head {}", feed.clients.count(), feed.live.head());
+    let figures = format!("streams {}, head {}", feed.clients.count(), feed.head());
     let outage = feed.health.outage().unwrap_or_default().as_secs();
     match feed.health.state() {
         State::Starting => format!("starting: no answer from the database for {outage} s; {figures}"),

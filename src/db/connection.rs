@@ -32,6 +32,12 @@ const SESSION: &str = "set search_path = pg_catalog, pg_temp; set timezone = 'UT
     select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
     ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'transaction_timeout')";
 
+/// How often a [`Watch`] is asked while a call waits.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+
+/// Asked while a call waits: whether to go on. It must not block.
+pub type Watch = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Where and how to connect.
 #[derive(Clone)]
 pub struct Settings {
@@ -131,6 +137,7 @@ pub struct Connection {
     notifications: VecDeque<Notification>,
     statements: HashMap<String, Statement>,
     deadline: Duration,
+    watch: Option<Watch>,
     lost: bool,
 }
 
@@ -143,13 +150,25 @@ impl Connection {
     /// # Errors
     /// The server's own error, or [`Error::Unreachable`] with everything that was tried.
     pub fn open(settings: &Settings, name: &str) -> Result<Self, Error> {
+        Self::open_watched(settings, name, None)
+    }
+
+    /// Like [`open`](Self::open), with a [`Watch`] for it and for the calls that follow.
+    ///
+    /// # Errors
+    /// As for `open`, and [`Error::GivenUp`].
+    pub fn open_watched(settings: &Settings, name: &str, watch: Option<Watch>) -> Result<Self, Error> {
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
             .map_err(|error| Error::Settings(format!("set up a connection: {error}")))?;
         let deadline = settings.deadline;
-        let (client, driver) = match runtime.block_on(dial(settings, name)) {
+        let (client, driver) = match runtime.block_on(async {
+            let dialled = pin!(dial(settings, name));
+            // The dialler keeps the deadline itself, and says more about it.
+            watched(dialled, deadline * 2, watch.as_ref()).await?
+        }) {
             Ok(pair) => pair,
             Err(error) => {
                 // A name look-up may still hang in a thread of the runtime.
@@ -164,6 +183,7 @@ impl Connection {
             notifications: VecDeque::new(),
             statements: HashMap::new(),
             deadline,
+            watch,
             lost: false,
         };
         connection.batch(&format!("set statement_timeout = {}; {SESSION}", deadline.as_millis()))?;
@@ -178,6 +198,12 @@ impl Connection {
     /// Sets another deadline for the calls that follow; the server's `statement_timeout` stays as it is.
     pub fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
+    }
+
+    /// From now on every call asks `watch`, ten times a second, whether to go on. A call that is given up fails with
+    /// [`Error::GivenUp`] and loses the connection. `None` ends this.
+    pub fn watch(&mut self, watch: Option<Watch>) {
+        self.watch = watch;
     }
 
     /// Runs statements without parameters, several separated by semicolons.
@@ -277,12 +303,12 @@ impl Connection {
         if self.is_lost() {
             return Err(Error::Closed);
         }
-        let Self { runtime, client, driver, notifications, statements, deadline, .. } = self;
+        let Self { runtime, client, driver, notifications, statements, deadline, watch, .. } = self;
         let runtime = runtime.as_ref().ok_or(Error::Closed)?;
         let mut ended: Option<Error> = None;
         let outcome = runtime.block_on(async {
             let mut operation = pin!(operation(client, statements));
-            let both = poll_fn(|cx| {
+            let both = pin!(poll_fn(|cx| {
                 // The driver first: it moves the bytes that the operation waits for.
                 while ended.is_none() {
                     match driver.poll_message(cx) {
@@ -298,8 +324,8 @@ impl Connection {
                     Poll::Pending if ended.is_some() => Poll::Ready(None),
                     Poll::Pending => Poll::Pending,
                 }
-            });
-            tokio::time::timeout(*deadline, both).await
+            }));
+            watched(both, *deadline, watch.as_ref()).await
         });
         self.lost = ended.is_some();
         match outcome {
@@ -312,9 +338,9 @@ impl Connection {
                 Err(if error.is_statement_error() { error } else { ended.unwrap_or(error) })
             }
             Ok(None) => Err(ended.unwrap_or(Error::Closed)),
-            Err(_) => {
+            Err(error) => {
                 self.lost = true;
-                Err(Error::TimedOut(self.deadline))
+                Err(error)
             }
         }
     }
@@ -339,6 +365,28 @@ async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error
             None => Err(error),
         },
         session => session,
+    }
+}
+
+/// Waits for a future, at most for `deadline`, and asks `watch` meanwhile whether to go on.
+async fn watched<F: Future>(
+    mut future: std::pin::Pin<&mut F>,
+    deadline: Duration,
+    watch: Option<&Watch>,
+) -> Result<F::Output, Error> {
+    let began = Instant::now();
+    loop {
+        let left = deadline.saturating_sub(began.elapsed());
+        let slice = if watch.is_some() { left.min(WATCH_EVERY) } else { left };
+        if let Ok(output) = tokio::time::timeout(slice, future.as_mut()).await {
+            return Ok(output);
+        }
+        if began.elapsed() >= deadline {
+            return Err(Error::TimedOut(deadline));
+        }
+        if watch.is_some_and(|watch| !watch()) {
+            return Err(Error::GivenUp);
+        }
     }
 }
 

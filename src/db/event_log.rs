@@ -1,21 +1,23 @@
-//! Reading the log: pages of rows, where it stands, what lies before a cursor.
+//! Reading the log: pages of rows, its state, its head for delayed keys, and the start of the replay window.
 
 use std::borrow::Cow;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::{Connection, Error};
 use crate::event::{EventTime, FeedSeq, LARGEST_BLOCK_BYTES, LogRow, Poison};
 
-/// A row whose stored value is larger is read alone, 16 KiB: compressed values grow, and a page must not.
+/// A row whose value is larger than this, 16 KiB, as it is stored or as text, is read by a statement of its own. So the
+/// first statement of a page never returns more than this for each of its rows, however well the values are compressed.
 const LARGE_ROW_BYTES: i32 = 16 * 1024;
 
-/// Where the log stands, read in one snapshot.
+/// The state of the log in one snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogState {
-    /// The highest number the log ever held; 0 for a log that never held any.
+    /// The highest number that the log ever held; 0 if it never held any.
     pub head: FeedSeq,
-    /// The time of the row with that number, where the log still has it.
+    /// The time of the row with that number, if the log still has it.
     pub head_time: Option<EventTime>,
     /// The highest number that prune has removed; 0 for none.
     pub pruned_through: FeedSeq,
@@ -25,24 +27,11 @@ pub struct LogState {
     pub now: EventTime,
     /// Whether the database is a hot standby.
     pub is_standby: bool,
-    /// The time of the row that was asked for, where the log has it.
+    /// The time of the row that was asked for, if the log has it.
     pub known_time: Option<EventTime>,
 }
 
-/// What the log says of a cursor, read in one snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CursorPlace {
-    /// The number of the last row at or below the cursor, pruned ones included; 0 where there is none.
-    pub row_at_or_below: FeedSeq,
-    /// The time of the row with the cursor's very number, where the log has it.
-    pub time: Option<EventTime>,
-    /// The end of the skipped range that the cursor lies in (`signal-feed restored`).
-    pub skipped_to: Option<FeedSeq>,
-    /// Whether prune has removed everything up to the cursor.
-    pub is_pruned: bool,
-}
-
-/// Text as the server sent it, whether or not it is UTF-8.
+/// Text as the server sent it, UTF-8 or not.
 struct RawText<'a>(&'a [u8]);
 
 impl<'a> FromSql<'a> for RawText<'a> {
@@ -55,7 +44,17 @@ impl<'a> FromSql<'a> for RawText<'a> {
     }
 }
 
-/// Reads where the log stands, and the time of the row `known`, whose absence or change tells of another history.
+/// Makes a connection read the log by its indexes alone, whatever the planner expects of a log that grows and is pruned.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_by_index(connection: &mut Connection) -> Result<(), Error> {
+    connection.batch(
+        "set enable_seqscan = off; set enable_bitmapscan = off; set jit = off; set max_parallel_workers_per_gather = 0",
+    )
+}
+
+/// Reads the state of the log, and the time of the row `known`: if it changed, the log was replaced.
 ///
 /// # Errors
 /// See [`Error`].
@@ -82,14 +81,17 @@ pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogStat
     })
 }
 
-/// Finds where the newest `events` rows begin, fewer where they hold more than `bytes`: the number before the first of them.
+/// Finds where the newest `events` rows begin, fewer if they take more than `bytes` as they are stored: the number before
+/// the first of them. A row that is stored in more than 16 KiB counts sixteen times, because it may be compressed.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn read_recent_start(connection: &mut Connection, events: i64, bytes: i64) -> Result<Option<FeedSeq>, Error> {
     let row = connection.query_one(
         "select min(recent.feed_seq) - 1 \
-         from (select feed_seq, sum(pg_column_size(signal)) over (order by feed_seq desc) as bytes \
+         from (select feed_seq, \
+                      sum(pg_column_size(signal) * case when pg_column_size(signal) > 16384 then 16 else 1 end) \
+                          over (order by feed_seq desc) as bytes \
                from stock_market.signal_feed_event order by feed_seq desc limit $1) as recent \
          where recent.bytes <= $2",
         &[&events, &bytes],
@@ -105,97 +107,136 @@ pub fn read_clock(connection: &mut Connection) -> Result<EventTime, Error> {
     Ok(connection.query_one("select clock_timestamp()", &[])?.try_get(0)?)
 }
 
-/// Reads the time of one row; `None` where the log does not have it.
+/// Reads the time of one row; `None` if the log does not have it, or prune counts it as gone.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Option<EventTime>, Error> {
-    let row =
-        connection.query_opt("select event_time from stock_market.signal_feed_event where feed_seq = $1", &[&seq.0])?;
+    let row = connection.query_opt(
+        "select event_time from stock_market.signal_feed_event \
+         where feed_seq = $1 and feed_seq > (select max(pruned_through) from stock_market.signal_feed_pruned)",
+        &[&seq.0],
+    )?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Reads what the log says of a cursor.
+/// Reads the number of the last row at or below `cursor`, pruned rows included; 0 if there is none.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn read_place(connection: &mut Connection, cursor: FeedSeq) -> Result<CursorPlace, Error> {
+pub fn read_row_at_or_below(connection: &mut Connection, cursor: FeedSeq) -> Result<FeedSeq, Error> {
     let row = connection.query_one(
         "select greatest( \
                     (select max(feed_seq) from stock_market.signal_feed_event where feed_seq <= $1), \
-                    (select least(max(pruned_through), $1) from stock_market.signal_feed_pruned), 0), \
-                (select event_time from stock_market.signal_feed_event \
-                 where feed_seq = $1 and feed_seq > (select max(pruned_through) from stock_market.signal_feed_pruned)), \
-                (select max(to_seq) from stock_market.signal_feed_skipped where $1 between from_seq and to_seq), \
-                coalesce((select max(pruned_through) >= $1 from stock_market.signal_feed_pruned), false)",
+                    (select least(max(pruned_through), $1) from stock_market.signal_feed_pruned), 0)",
         &[&cursor.0],
     )?;
-    Ok(CursorPlace {
-        row_at_or_below: FeedSeq(row.try_get(0)?),
-        time: row.try_get(1)?,
-        skipped_to: row.try_get::<_, Option<i64>>(2)?.map(FeedSeq),
-        is_pruned: row.try_get(3)?,
-    })
+    Ok(FeedSeq(row.try_get(0)?))
 }
 
-/// Rows of the log above a cursor.
+/// Which rows a page is to hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Range {
+    /// The rows above this number.
+    pub after: FeedSeq,
+    /// And not above this one.
+    pub upto: FeedSeq,
+    /// For a delayed key: the row `upto` must have a usable time that is not later than this.
+    pub due: EventTime,
+}
+
+impl Range {
+    /// Every row above a number.
+    pub fn after(after: FeedSeq) -> Self {
+        Self { after, upto: FeedSeq(i64::MAX), due: EventTime(i64::MAX) }
+    }
+}
+
+/// Rows of the log, read in one snapshot.
 #[derive(Debug)]
 pub struct Page {
     /// The rows, ascending.
     pub rows: Vec<LogRow>,
-    /// Whether the log may have more rows above the last.
-    pub full: bool,
-    /// The highest number that prune has removed; meaningless where there are no rows.
+    /// Whether the log may have more rows in the range.
+    pub is_full: bool,
+    /// The number of the log row before the first row, pruned rows included; 0 if there is none.
+    pub prev: FeedSeq,
+    /// The highest number that prune has removed; 0 for none.
     pub pruned_through: FeedSeq,
-    /// The time of the row that the page was read after, where the log has it; meaningless where there are no rows.
-    pub anchor: Option<EventTime>,
+    /// The time of the row with the number after which the page was read, if the log has it.
+    pub time_after: Option<EventTime>,
+    /// Whether the log has the last row of the range, with a usable time that is not later than [`Range::due`].
+    pub is_due: bool,
 }
 
-impl Page {
-    fn empty() -> Self {
-        Self { rows: Vec::new(), full: false, pruned_through: FeedSeq(0), anchor: None }
-    }
-}
-
-/// Reads at most `limit` rows above `after` and not above `upto`. Rows that prune counts as gone are not read.
+/// Reads at most `most_rows` rows of a range, and stops when their text passes `most_bytes`; one row may pass it alone.
 ///
 /// # Errors
-/// See [`Error`]. Where it [is a fault of the data](Error::is_fault_of_data), one row of the page is to blame: read fewer at a time.
-pub fn read_page(connection: &mut Connection, after: FeedSeq, upto: FeedSeq, limit: i64) -> Result<Page, Error> {
+/// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page is to blame: read fewer rows.
+pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
+    // The first row describes the log, so that an empty page does too.
     let found = connection.query(
-        "select feed_seq, event_time, op, \
-                case when pg_column_size(signal) <= $4 then signal::text end, signal is null, \
-                (select max(pruned_through) from stock_market.signal_feed_pruned), \
-                (select event_time from stock_market.signal_feed_event where feed_seq = $1) \
-         from stock_market.signal_feed_event \
-         where feed_seq > greatest($1, (select max(pruned_through) from stock_market.signal_feed_pruned)) \
-           and feed_seq <= $2 \
-         order by feed_seq limit $3",
-        &[&after.0, &upto.0, &limit, &LARGE_ROW_BYTES],
+        "with pruned as materialized \
+             (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned) \
+         select greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq <= $1), \
+                         (select through from pruned)), \
+                (select event_time from stock_market.signal_feed_event where feed_seq = $1), \
+                (select through::text from pruned), null, \
+                (select event_time <= $5 and event_time >= '0001-01-01 00:00:00+00' \
+                 from stock_market.signal_feed_event where feed_seq = $2) \
+         union all \
+         select feed_seq, event_time, op, case when octet_length(text) <= $4 then text end, is_null \
+         from (select feed_seq, event_time, op, signal is null as is_null, \
+                      case when pg_column_size(signal) <= $4 then signal::text end as text \
+               from stock_market.signal_feed_event \
+               where feed_seq > greatest($1, (select through from pruned)) and feed_seq <= $2 \
+               order by feed_seq limit $3) as page",
+        &[&range.after.0, &range.upto.0, &most_rows, &LARGE_ROW_BYTES, &range.due],
     )?;
-    let mut page = Page::empty();
-    let mut rows = Vec::with_capacity(found.len());
-    for row in &found {
-        let seq = FeedSeq(row.try_get(0)?);
+    let mut page = described_by(&found)?;
+    let mut bytes = 0;
+    for row in &found[1..] {
+        if bytes >= most_bytes && !page.rows.is_empty() {
+            page.is_full = true;
+            break;
+        }
+        let (seq, time) = (FeedSeq(row.try_get(0)?), row.try_get(1)?);
         let text: Option<RawText<'_>> = row.try_get(3)?;
         let signal = match text {
             Some(text) => Ok(text.0.to_vec()),
             None if row.try_get(4)? => Err(Poison::NullSignal),
-            None => read_large_row(connection, seq)?,
+            None => match read_large_row(connection, seq, time)? {
+                Some(signal) => signal,
+                // Removed or replaced since the first statement: the next page finds out.
+                None => {
+                    page.is_full = true;
+                    break;
+                }
+            },
         };
-        rows.push(LogRow { seq, time: row.try_get(1)?, op: operation(row.try_get(2)?), signal });
+        bytes += signal.as_ref().map_or(0, Vec::len);
+        page.rows.push(LogRow { seq, time, op: operation(row.try_get(2)?), signal });
     }
-    if let Some(any) = found.last() {
-        page.pruned_through = FeedSeq(any.try_get::<_, Option<i64>>(5)?.unwrap_or(0));
-        page.anchor = any.try_get(6)?;
-    }
-    recall_quarantine(connection, &mut rows)?;
-    page.full = i64::try_from(rows.len()) == Ok(limit);
-    page.rows = rows;
+    page.is_full |= i64::try_from(found.len() - 1) == Ok(most_rows);
+    recall_quarantine(connection, &mut page.rows)?;
     Ok(page)
 }
 
-/// Without an allocation for the two that there are; a log of the sequence era may say anything.
+/// The page without its rows.
+fn described_by(found: &[Row]) -> Result<Page, Error> {
+    let first = found.first().ok_or(Error::Closed)?;
+    let pruned_through: &str = first.try_get(2)?;
+    Ok(Page {
+        rows: Vec::with_capacity(found.len() - 1),
+        is_full: false,
+        prev: FeedSeq(first.try_get(0)?),
+        pruned_through: FeedSeq(pruned_through.parse().unwrap_or(0)),
+        time_after: first.try_get(1)?,
+        is_due: first.try_get::<_, Option<bool>>(4)?.unwrap_or(false),
+    })
+}
+
+/// Allocates nothing for the two usual operations; a log of the sequence era may hold any text.
 fn operation(op: RawText<'_>) -> Cow<'static, str> {
     match op.0 {
         b"INSERT" => Cow::Borrowed("INSERT"),
@@ -204,56 +245,64 @@ fn operation(op: RawText<'_>) -> Cow<'static, str> {
     }
 }
 
-/// Reads one row by itself; whatever of it cannot be read is its poison.
+/// Reads one row; whatever makes it unreadable becomes its poison.
 ///
 /// # Errors
-/// See [`Error`]: the connection's faults, and those of the data that are not the row's own.
-pub fn read_single(connection: &mut Connection, after: FeedSeq, upto: FeedSeq) -> Result<Page, Error> {
-    let error = match read_page(connection, after, upto, 1) {
+/// See [`Error`]: faults of the connection, and faults of the data that are not the row's own.
+pub fn read_single(connection: &mut Connection, range: Range) -> Result<Page, Error> {
+    let error = match read_page(connection, range, 1, 0) {
         Err(error) if error.is_fault_of_data() => error,
         outcome => return outcome,
     };
     let sql_state = error.sql_state().map_or("unknown", |state| state.code()).to_owned();
-    // Everything but the row itself must be readable, or it is not this event's fault.
-    let found = connection.query_opt(
-        "select feed_seq, event_time, (select max(pruned_through) from stock_market.signal_feed_pruned), \
-                (select event_time from stock_market.signal_feed_event where feed_seq = $1) \
-         from stock_market.signal_feed_event \
-         where feed_seq > greatest($1, (select max(pruned_through) from stock_market.signal_feed_pruned)) \
-           and feed_seq <= $2 \
-         order by feed_seq limit 1",
-        &[&after.0, &upto.0],
+    // Everything but the signal must be readable, or it is not this event's fault.
+    let found = connection.query(
+        "with pruned as materialized \
+             (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned) \
+         select greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq <= $1), \
+                         (select through from pruned)), \
+                (select event_time from stock_market.signal_feed_event where feed_seq = $1), \
+                (select through::text from pruned), null, \
+                (select event_time <= $3 and event_time >= '0001-01-01 00:00:00+00' \
+                 from stock_market.signal_feed_event where feed_seq = $2) \
+         union all \
+         (select feed_seq, event_time, null, null, null from stock_market.signal_feed_event \
+          where feed_seq > greatest($1, (select through from pruned)) and feed_seq <= $2 order by feed_seq limit 1)",
+        &[&range.after.0, &range.upto.0, &range.due],
     )?;
-    let Some(row) = found else { return Ok(Page::empty()) };
-    let poisoned = LogRow {
-        seq: FeedSeq(row.try_get(0)?),
-        time: row.try_get(1)?,
-        op: Cow::Borrowed(""),
-        signal: Err(Poison::Unreadable { sql_state }),
-    };
-    Ok(Page {
-        rows: vec![poisoned],
-        full: true,
-        pruned_through: FeedSeq(row.try_get::<_, Option<i64>>(2)?.unwrap_or(0)),
-        anchor: row.try_get(3)?,
-    })
+    let mut page = described_by(&found)?;
+    for row in &found[1..] {
+        page.rows.push(LogRow {
+            seq: FeedSeq(row.try_get(0)?),
+            time: row.try_get(1)?,
+            op: Cow::Borrowed(""),
+            signal: Err(Poison::Unreadable { sql_state: sql_state.clone() }),
+        });
+        page.is_full = true;
+    }
+    Ok(page)
 }
 
-fn read_large_row(connection: &mut Connection, seq: FeedSeq) -> Result<Result<Vec<u8>, Poison>, Error> {
+/// Reads the signal of a row that is still there with this time.
+fn read_large_row(
+    connection: &mut Connection,
+    seq: FeedSeq,
+    time: EventTime,
+) -> Result<Option<Result<Vec<u8>, Poison>>, Error> {
     let limit = i64::try_from(LARGEST_BLOCK_BYTES).unwrap_or(i64::MAX);
     let row = connection.query_opt(
         "select octet_length(rendered.signal)::bigint, \
                 case when octet_length(rendered.signal) <= $2::bigint then rendered.signal end \
-         from (select signal::text as signal from stock_market.signal_feed_event where feed_seq = $1 offset 0) as rendered",
-        &[&seq.0, &limit],
+         from (select signal::text as signal from stock_market.signal_feed_event \
+               where feed_seq = $1 and event_time = $3 offset 0) as rendered",
+        &[&seq.0, &limit, &time],
     )?;
-    // Pruned since the page was read: its number is still part of the page's chain.
-    let Some(row) = row else { return Ok(Err(Poison::Recorded("the row was removed by prune".into()))) };
+    let Some(row) = row else { return Ok(None) };
     let text: Option<RawText<'_>> = row.try_get(1)?;
-    Ok(match text {
+    Ok(Some(match text {
         Some(text) => Ok(text.0.to_vec()),
         None => Err(Poison::TooLarge { bytes: u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0) }),
-    })
+    }))
 }
 
 /// Rows without a signal may have a reason on record (`capture was off`), which consumers are told.
@@ -275,20 +324,6 @@ fn recall_quarantine(connection: &mut Connection, rows: &mut [LogRow]) -> Result
     Ok(())
 }
 
-/// Reads number and time of at most `limit` rows above `after`, ascending.
-///
-/// # Errors
-/// See [`Error`].
-pub fn read_times(connection: &mut Connection, after: FeedSeq, limit: i64) -> Result<Vec<(FeedSeq, EventTime)>, Error> {
-    let rows = connection.query(
-        "select feed_seq, event_time from stock_market.signal_feed_event \
-         where feed_seq > greatest($1, (select max(pruned_through) from stock_market.signal_feed_pruned)) \
-         order by feed_seq limit $2",
-        &[&after.0, &limit],
-    )?;
-    rows.iter().map(|row| Ok((FeedSeq(row.try_get(0)?), row.try_get(1)?))).collect()
-}
-
 /// Reads the ranges of numbers that `restored` skipped, both ends included.
 ///
 /// # Errors
@@ -298,26 +333,122 @@ pub fn read_skipped(connection: &mut Connection) -> Result<Vec<(FeedSeq, FeedSeq
     rows.iter().map(|row| Ok((FeedSeq(row.try_get(0)?), FeedSeq(row.try_get(1)?)))).collect()
 }
 
-/// Reads the head of a delayed tier: the highest number whose usable time is not later than `due`, or that prune has
-/// removed, and its time where the log has it. Reads back over the rows of the delay.
+/// The head of a delayed key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueHead {
+    /// The highest number with a usable time that is due, or that prune has removed; 0 for none.
+    pub seq: FeedSeq,
+    /// Its time, if the log has it.
+    pub time: Option<EventTime>,
+    /// The earliest time that is not due yet, if there is one.
+    pub next_due: Option<EventTime>,
+}
+
+/// Reads the head at the time `due`. Looks at the newest thousand rows that are due and at the row `known`: a row with an
+/// older time and a higher number than all of those exists only if the clock was set back.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn read_due_head(connection: &mut Connection, due: EventTime) -> Result<(FeedSeq, Option<EventTime>), Error> {
+pub fn read_due_head(connection: &mut Connection, due: EventTime, known: FeedSeq) -> Result<DueHead, Error> {
     let row = connection.query_one(
-        "select pruned.pruned_through, top.feed_seq, top.event_time \
-         from (select max(pruned_through) as pruned_through from stock_market.signal_feed_pruned) as pruned \
-         left join lateral (select feed_seq, event_time from stock_market.signal_feed_event \
-                            where feed_seq > pruned.pruned_through and event_time <= $1 \
-                              and event_time >= timestamptz '0001-01-01 00:00:00+00' \
+        "with newest as materialized \
+             ((select feed_seq, event_time from stock_market.signal_feed_event \
+               where event_time <= $1 and event_time >= '0001-01-01 00:00:00+00' order by event_time desc limit 1000) \
+              union all \
+              (select feed_seq, event_time from stock_market.signal_feed_event \
+               where feed_seq = $2 and event_time <= $1 and event_time >= '0001-01-01 00:00:00+00')) \
+         select pruned.through, top.feed_seq, top.event_time, \
+                (select event_time from stock_market.signal_feed_event \
+                 where event_time > $1 and event_time < '10000-01-01 00:00:00+00' order by event_time limit 1) \
+         from (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned) as pruned \
+         left join lateral (select feed_seq, event_time from newest where feed_seq > pruned.through \
                             order by feed_seq desc limit 1) as top on true",
-        &[&due],
+        &[&due, &known.0],
     )?;
-    let pruned_through = FeedSeq(row.try_get::<_, Option<i64>>(0)?.unwrap_or(0));
-    match row.try_get::<_, Option<i64>>(1)? {
-        Some(seq) => Ok((FeedSeq(seq), row.try_get(2)?)),
-        None => Ok((pruned_through, None)),
-    }
+    let pruned_through = FeedSeq(row.try_get(0)?);
+    let (seq, time) = match row.try_get::<_, Option<i64>>(1)? {
+        Some(seq) => (FeedSeq(seq), row.try_get(2)?),
+        None => (pruned_through, None),
+    };
+    Ok(DueHead { seq, time, next_due: row.try_get(3)? })
+}
+
+/// The row at which the replay window begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowStart {
+    /// Its number.
+    pub seq: FeedSeq,
+    /// The number of the log row before it, pruned rows included; 0 if there is none.
+    pub prev: FeedSeq,
+}
+
+/// Finds the row with the earliest usable time from `begin` on; of rows with equal times the one with the lowest number.
+/// `None` if there is no such row.
+///
+/// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes the
+/// lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_window_start(connection: &mut Connection, begin: EventTime) -> Result<Option<WindowStart>, Error> {
+    let row = connection.query_opt(
+        "with pruned as materialized \
+             (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned), \
+         first as materialized \
+             (select event_time from stock_market.signal_feed_event \
+              where event_time >= $1 and event_time < '10000-01-01 00:00:00+00' \
+                and feed_seq > (select through from pruned) order by event_time limit 1), \
+         lowest as materialized \
+             (select min(feed_seq) as seq from (select feed_seq from stock_market.signal_feed_event \
+              where event_time = (select event_time from first) and feed_seq > (select through from pruned) \
+              order by event_time limit 100) as equal), \
+         before as materialized \
+             (select greatest(max(feed_seq), (select through from pruned)) as seq \
+              from (select feed_seq from stock_market.signal_feed_event \
+                    where event_time < $1 order by event_time desc limit 100) as older), \
+         start as materialized \
+             (select coalesce((select feed_seq from stock_market.signal_feed_event \
+                               where feed_seq > before.seq and feed_seq < lowest.seq \
+                                 and event_time is not distinct from (select event_time from first) \
+                               order by feed_seq limit 1), lowest.seq) as seq from lowest, before) \
+         select start.seq, greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq < start.seq), \
+                                    (select through from pruned)) \
+         from start where start.seq is not null",
+        &[&begin],
+    )?;
+    row.map(|row| Ok(WindowStart { seq: FeedSeq(row.try_get(0)?), prev: FeedSeq(row.try_get(1)?) })).transpose()
+}
+
+/// The events that a client lost because its queue overflowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overflow {
+    /// How many.
+    pub events: i64,
+    /// The number of the first.
+    pub from: FeedSeq,
+    /// The number of the last.
+    pub to: FeedSeq,
+}
+
+/// Which events above `cursor` do not fit into a queue for the newest `capacity` events up to `head`; `None` if all do.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_overflow(
+    connection: &mut Connection,
+    cursor: FeedSeq,
+    head: FeedSeq,
+    capacity: i64,
+) -> Result<Option<Overflow>, Error> {
+    let row = connection.query_one(
+        "select count(*), min(feed_seq), max(feed_seq) from stock_market.signal_feed_event \
+         where feed_seq > $1 and feed_seq <= (select feed_seq from stock_market.signal_feed_event \
+                                              where feed_seq > $1 and feed_seq <= $2 \
+                                              order by feed_seq desc offset $3 limit 1)",
+        &[&cursor.0, &head.0, &capacity],
+    )?;
+    let Some(from) = row.try_get::<_, Option<i64>>(1)? else { return Ok(None) };
+    Ok(Some(Overflow { events: row.try_get(0)?, from: FeedSeq(from), to: FeedSeq(row.try_get(2)?) }))
 }
 
 /// Reads this log's identity.

@@ -20,4 +20,4 @@ pub mod standby;
 mod tls;
 
 pub use crate::error::DatabaseError as Error;
-pub use connection::{Connection, Notification, Settings};
+pub use connection::{Connection, Notification, Settings, Watch};

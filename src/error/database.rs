@@ -15,6 +15,8 @@ pub enum DatabaseError {
     Unreachable(String),
     /// The call was not answered in time; what the server made of it is unknown.
     TimedOut(Duration),
+    /// Whoever waited for the call gave it up; see [`Connection::watch`](super::Connection::watch).
+    GivenUp,
     /// An earlier call lost this connection.
     Closed,
     /// The server, or the connection to it, said no.
@@ -67,6 +69,7 @@ impl fmt::Display for DatabaseError {
             Self::TimedOut(after) => {
                 write!(f, "no answer from PostgreSQL within {}", crate::text::duration(*after))
             }
+            Self::GivenUp => f.write_str("the call was given up"),
             Self::Closed => f.write_str("the connection was lost in an earlier call"),
             Self::Postgres(error) => match error.as_db_error() {
                 // The driver's own text is only "db error".

@@ -29,8 +29,8 @@ pub struct Batch {
     framed: Vec<u8>,
     framed_from: usize,
     entries: Vec<Entry>,
-    /// How many events the reader had broadcast before this batch: two batches' difference counts events, whatever their numbers.
-    ordinal: u64,
+    /// Which log it was read from; see [`super::tail::Tail`].
+    generation: u64,
     finished: Instant,
 }
 
@@ -58,9 +58,9 @@ impl Batch {
         &self.entries
     }
 
-    /// How many events came before this batch since the server started.
-    pub fn ordinal(&self) -> u64 {
-        self.ordinal
+    /// Which log it was read from.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// How long ago it was finished, which is just before it is broadcast.
@@ -73,26 +73,31 @@ impl Batch {
         self.framed.capacity() + self.entries.capacity() * size_of::<Entry>() + size_of::<Self>()
     }
 
-    /// The whole batch as one HTTP chunk.
-    pub fn as_chunk(&self) -> &[u8] {
-        &self.framed[self.framed_from..]
-    }
-
     /// The bytes of the whole batch, as one HTTP chunk or without framing.
     pub fn whole(&self, is_chunked: bool) -> &[u8] {
-        if is_chunked { self.as_chunk() } else { self.blocks_after(self.prev) }
+        if is_chunked { &self.framed[self.framed_from..] } else { self.blocks_between(self.prev, self.last()) }
     }
 
-    /// The blocks of the events above `cursor`, without HTTP framing.
-    pub fn blocks_after(&self, cursor: FeedSeq) -> &[u8] {
-        let skipped = self.entries.partition_point(|entry| entry.seq <= cursor);
-        let from = if skipped == 0 { 0 } else { self.entries[skipped - 1].end as usize };
-        &self.framed[CHUNK_HEAD_ROOM + from..self.framed.len() - 2]
+    /// The blocks of the events above `after` and not above `upto`, without HTTP framing.
+    pub fn blocks_between(&self, after: FeedSeq, upto: FeedSeq) -> &[u8] {
+        let (from, to) = (self.end_of_blocks(after), self.end_of_blocks(upto));
+        &self.framed[CHUNK_HEAD_ROOM + from..CHUNK_HEAD_ROOM + to.max(from)]
     }
 
-    /// How many events lie above `cursor`.
-    pub fn count_after(&self, cursor: FeedSeq) -> usize {
-        self.entries.len() - self.entries.partition_point(|entry| entry.seq <= cursor)
+    /// Where the block of the last event at or below `seq` ends.
+    fn end_of_blocks(&self, seq: FeedSeq) -> usize {
+        let count = self.count_through(seq);
+        if count == 0 { 0 } else { self.entries[count - 1].end as usize }
+    }
+
+    /// How many events lie at or below `seq`.
+    pub fn count_through(&self, seq: FeedSeq) -> usize {
+        self.entries.partition_point(|entry| entry.seq <= seq)
+    }
+
+    /// The last event at or below `seq`.
+    pub fn last_through(&self, seq: FeedSeq) -> Option<&Entry> {
+        self.entries[..self.count_through(seq)].last()
     }
 }
 
@@ -100,15 +105,15 @@ impl Batch {
 #[derive(Debug)]
 pub struct BatchBuilder {
     prev: FeedSeq,
-    ordinal: u64,
+    generation: u64,
     framed: Vec<u8>,
     entries: Vec<Entry>,
 }
 
 impl BatchBuilder {
     /// Begins a batch whose first event follows the log row `prev`.
-    pub fn new(prev: FeedSeq, ordinal: u64) -> Self {
-        Self { prev, ordinal, framed: vec![0; CHUNK_HEAD_ROOM], entries: Vec::new() }
+    pub fn new(prev: FeedSeq, generation: u64) -> Self {
+        Self { prev, generation, framed: vec![0; CHUNK_HEAD_ROOM], entries: Vec::new() }
     }
 
     /// The number of the last event so far, or of the row before the first.
@@ -171,7 +176,7 @@ impl BatchBuilder {
             framed: self.framed,
             framed_from,
             entries: self.entries,
-            ordinal: self.ordinal,
+            generation: self.generation,
             finished: Instant::now(),
         }
     }
@@ -197,16 +202,19 @@ mod tests {
 
     #[test]
     fn a_whole_batch_is_one_chunk() {
-        assert_eq!(batch(4, &[5, 6]).as_chunk(), b"e\r\nid: 5\n\nid: 6\n\n\r\n");
+        assert_eq!(batch(4, &[5, 6]).whole(true), b"e\r\nid: 5\n\nid: 6\n\n\r\n");
     }
 
     #[test]
     fn a_cursor_within_a_batch_leaves_the_blocks_above_it() {
         let batch = batch(4, &[5, 7, 9]);
-        assert_eq!(batch.blocks_after(FeedSeq(4)), b"id: 5\n\nid: 7\n\nid: 9\n\n");
-        assert_eq!(batch.blocks_after(FeedSeq(7)), b"id: 9\n\n");
-        assert_eq!(batch.blocks_after(FeedSeq(8)), b"id: 9\n\n");
-        assert_eq!(batch.count_after(FeedSeq(6)), 2);
+        let between = |after, upto| batch.blocks_between(FeedSeq(after), FeedSeq(upto));
+        assert_eq!(between(4, 9), b"id: 5\n\nid: 7\n\nid: 9\n\n");
+        assert_eq!(between(7, 10), b"id: 9\n\n");
+        assert_eq!(between(8, 9), b"id: 9\n\n");
+        assert_eq!(between(4, 7), b"id: 5\n\nid: 7\n\n");
+        assert_eq!(between(5, 8), b"id: 7\n\n");
+        assert_eq!(between(4, 4), b"");
         assert_eq!((batch.prev(), batch.last()), (FeedSeq(4), FeedSeq(9)));
     }
 
@@ -222,17 +230,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_cursor_exactly_what_lies_above_it_is_left(
+        fn exactly_the_events_between_two_numbers_are_written(
             gaps in prop::collection::vec(1_i64..4, 1..30),
-            cursor in 0_i64..130,
+            after in 0_i64..130,
+            upto in 0_i64..130,
         ) {
             let seqs: Vec<i64> = gaps.iter().scan(4, |seq, gap| { *seq += gap; Some(*seq) }).collect();
             let batch = batch(4, &seqs);
-            let above: Vec<i64> = seqs.iter().copied().filter(|&seq| seq > cursor).collect();
-            let expected: String = above.iter().map(|seq| format!("id: {seq}\n\n")).collect();
-            prop_assert_eq!(batch.blocks_after(FeedSeq(cursor)), expected.as_bytes());
-            prop_assert_eq!(batch.count_after(FeedSeq(cursor)), above.len());
-            prop_assert_eq!(batch.whole(false), batch.blocks_after(batch.prev()));
+            let expected: String =
+                seqs.iter().filter(|&&seq| seq > after && seq <= upto).map(|seq| format!("id: {seq}\n\n")).collect();
+            prop_assert_eq!(batch.blocks_between(FeedSeq(after), FeedSeq(upto)), expected.as_bytes());
+            prop_assert_eq!(batch.whole(false), batch.blocks_between(batch.prev(), batch.last()));
         }
     }
 }

@@ -1,22 +1,34 @@
 //! What is known of each stream, and the list of all of them with its limits.
+//!
+//! A stream is subscribed while it is on the list, which is before it reads anything: every batch that the reader adds to
+//! the tail afterwards is offered to it.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use super::batch::SharedBatch;
 use super::lock;
-use super::queue::Queue;
 use super::reason::End;
 use super::stats::Stats;
+use super::writer::{Broken, Direct, SseWriter, Written};
 use crate::db::keys::Key;
 use crate::event::{EventTime, FeedSeq};
-use crate::http::outlet;
+use crate::http::socket;
 
+/// The batches that wait in a stream's channel. If there are more, the stream reads the tail.
+const CHANNEL_SLOTS: usize = 64;
+/// A larger batch, 256 KiB, is not put into channels: the stream takes it from the tail. So all channels together keep no
+/// more than 16 MiB in memory.
+const LARGEST_OFFERED_BYTES: usize = 256 * 1024;
 /// No expiry, in [`Client::expires_at`].
 const NEVER: i64 = i64::MAX;
 
-/// One stream: shared by its own thread, the reader that feeds it, and whoever looks at it.
+/// One stream: shared by its own thread, the reader, and everybody who looks at it.
 #[derive(Debug)]
 pub struct Client {
     /// Counts up from the start of the server.
@@ -25,17 +37,24 @@ pub struct Client {
     pub key: Arc<Key>,
     /// Where it comes from.
     pub address: SocketAddr,
-    /// Its thread's, which alone keeps it open.
-    socket: Weak<TcpStream>,
     /// When it was admitted, by the database's clock.
     pub since: EventTime,
-    /// What the reader has sent and the client not yet taken.
-    pub queue: Queue,
+    /// When it ends because of its age; `None` for never.
+    pub ends_at: Option<Instant>,
+    /// Its socket, to be looked at. It is written by `writer` alone.
+    pub socket: Arc<TcpStream>,
+    /// Locked for one write that does not block. Only the stream's own thread waits for this lock; the reader tries it.
+    pub writer: Mutex<SseWriter>,
+    /// New batches; `None` asks the thread to look at what has changed.
+    sender: Sender<Option<SharedBatch>>,
+    /// Both ends are here: the reader drops the oldest batch of a full channel.
+    receiver: Receiver<Option<SharedBatch>>,
     cursor: AtomicI64,
     delivered: AtomicU64,
     dropped: AtomicU64,
     expires_at: AtomicI64,
     end: AtomicU8,
+    told_epoch: AtomicU64,
 }
 
 impl Client {
@@ -44,16 +63,9 @@ impl Client {
         FeedSeq(self.cursor.load(Ordering::Relaxed))
     }
 
-    /// Notes that everything up to `cursor` was written to its socket, or is not to be.
-    pub fn stands_at(&self, cursor: FeedSeq) {
+    /// Notes that everything up to `cursor` was written, or is not to be.
+    pub fn set_cursor(&self, cursor: FeedSeq) {
         self.cursor.store(cursor.0, Ordering::Relaxed);
-    }
-
-    /// Notes so many events, up to `cursor`, that were written to its socket.
-    pub fn delivered(&self, cursor: FeedSeq, events: usize, stats: &Stats) {
-        self.stands_at(cursor);
-        self.delivered.fetch_add(events as u64, Ordering::Relaxed);
-        stats.deliveries.inc_by(events as u64);
     }
 
     /// How many events were written to its socket.
@@ -61,41 +73,105 @@ impl Client {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// Notes that its queue dropped events.
-    pub fn dropped(&self, events: usize) {
-        self.dropped.fetch_add(events as u64, Ordering::Relaxed);
-    }
-
-    /// How many events its queue has dropped.
+    /// How many events it was told that it lost.
     pub fn dropped_events(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it was told so.
+    pub fn dropped(&self, events: u64) {
+        self.dropped.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Writes what is pending, as much as the socket takes. Does not block.
+    ///
+    /// # Errors
+    /// If the connection is broken.
+    pub fn write_pending(&self, stats: &Stats) -> Result<Written, Broken> {
+        let mut writer = lock(&self.writer);
+        let written = writer.write_pending()?;
+        if let Some(position) = writer.position() {
+            self.delivered(position.cursor, written.events, stats);
+        }
+        Ok(written)
+    }
+
+    /// Called with the writer locked, or an older cursor could be noted after a newer one.
+    fn delivered(&self, cursor: FeedSeq, events: usize, stats: &Stats) {
+        self.set_cursor(cursor);
+        if events > 0 {
+            self.delivered.fetch_add(events as u64, Ordering::Relaxed);
+            stats.deliveries.inc_by(events as u64);
+        }
+    }
+
+    /// For the reader: writes a new batch if it is small and nothing else is to be written, else passes it to the stream's
+    /// thread. Returns whether it was written. Does not block.
+    pub fn offer(&self, batch: &SharedBatch, now: Instant, stats: &Stats) -> bool {
+        let mut direct = Direct::Not;
+        if let Ok(mut writer) = self.writer.try_lock() {
+            direct = writer.write_direct(batch, now);
+            if direct == Direct::Written {
+                self.delivered(batch.last(), batch.entries().len(), stats);
+            }
+        }
+        match direct {
+            Direct::Written => {}
+            Direct::Not if batch.memory_bytes() <= LARGEST_OFFERED_BYTES => self.send(Some(batch.clone())),
+            Direct::Partly | Direct::Not => self.wake(),
+        }
+        direct == Direct::Written
+    }
+
+    fn send(&self, mut message: Option<SharedBatch>) {
+        while let Err(TrySendError::Full(back)) = self.sender.try_send(message) {
+            let _ = self.receiver.try_recv();
+            message = back;
+        }
+    }
+
+    /// Asks its thread to look at what has changed. Does not block.
+    pub fn wake(&self) {
+        // If the channel is full, the thread wakes anyway.
+        let _ = self.sender.try_send(None);
+    }
+
+    /// For its thread: waits for a batch, at most `patience`. `None` means that there is something else to look at.
+    pub fn wait(&self, patience: Duration) -> Option<SharedBatch> {
+        self.receiver.recv_timeout(patience).ok().flatten()
     }
 
     /// Asks its thread to end; the first reason stays.
     pub fn end(&self, reason: End) {
         let _ = self.end.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Relaxed);
-        self.queue.ring();
+        self.wake();
     }
 
-    /// Why it is to end, where somebody asked.
+    /// Why it is to end, if somebody asked for it.
     pub fn ending(&self) -> Option<End> {
         End::from_number(self.end.load(Ordering::Acquire))
     }
 
-    /// Whether the other side has closed the connection, as far as can be seen without waiting.
-    fn has_left(&self) -> bool {
-        self.socket.upgrade().is_none_or(|socket| outlet::is_closed(&socket))
+    /// The health epoch that comes next of those up to `epoch` that it was not told about. Two changes bring back the same
+    /// state, so it is told of the last two at most.
+    pub fn next_epoch(&self, epoch: u64) -> Option<u64> {
+        let told = self.told_epoch.load(Ordering::Relaxed).max(epoch.saturating_sub(2));
+        if told >= epoch {
+            return None;
+        }
+        self.told_epoch.store(told + 1, Ordering::Relaxed);
+        Some(told + 1)
     }
 
-    /// Notes when its key ends by itself, which can change (`key rotate`).
+    /// Notes when its key expires, which can change (`key rotate`).
     pub fn set_expiry(&self, expires_at: Option<EventTime>) {
         let new = expires_at.map_or(NEVER, |at| at.0);
         if self.expires_at.swap(new, Ordering::AcqRel) != new {
-            self.queue.ring();
+            self.wake();
         }
     }
 
-    /// When its key ends by itself.
+    /// When its key expires.
     pub fn expires_at(&self) -> Option<EventTime> {
         match self.expires_at.load(Ordering::Acquire) {
             NEVER => None,
@@ -113,24 +189,32 @@ pub enum Full {
     Server,
 }
 
-/// Whether these are as many as there may be. Who has left does not count: its thread would notice only when it next writes,
-/// and a bot that reconnects must not be refused for the sake of its own dead streams.
-fn is_full<'a>(clients: impl Iterator<Item = &'a Arc<Client>> + Clone, most: usize) -> bool {
-    if clients.clone().count() < most {
-        return false;
-    }
-    let (left, here): (Vec<_>, Vec<_>) = clients.partition(|client| client.has_left());
-    for client in left {
-        client.end(End::ClientGone);
-    }
-    here.len() >= most
+/// A stream that asks to be admitted.
+#[derive(Debug)]
+pub struct Opening {
+    /// The key that opens it.
+    pub key: Arc<Key>,
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// What it is written to.
+    pub socket: Arc<TcpStream>,
+    /// Whether blocks are framed as chunks (HTTP/1.1).
+    pub is_chunked: bool,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    by_id: HashMap<u64, Arc<Client>>,
+    /// Changes whenever the list does.
+    version: u64,
+    last_id: u64,
 }
 
 /// All streams.
 #[derive(Debug, Default)]
 pub struct Clients {
-    list: Mutex<HashMap<u64, Arc<Client>>>,
-    last_id: AtomicU64,
+    /// Locked to change or to copy the list. Sockets are looked at under it, which does not block.
+    list: Mutex<List>,
     count: AtomicUsize,
 }
 
@@ -141,59 +225,99 @@ pub struct Limits {
     pub clients: usize,
     /// Of one key's name.
     pub clients_per_key: usize,
-    /// Events that a queue may hold.
-    pub queue_events: usize,
+}
+
+/// Those of them whose client has not disconnected. The others are asked to end: their threads would notice only when
+/// they next write, and a bot that reconnects must not be refused because of its own dead streams.
+fn present<'a>(clients: impl Iterator<Item = &'a Arc<Client>>) -> Vec<Arc<Client>> {
+    let (gone, present): (Vec<_>, Vec<_>) = clients.cloned().partition(|client| socket::is_closed(&client.socket));
+    for client in gone {
+        client.end(End::ClientGone);
+    }
+    present
+}
+
+fn is_full<'a>(clients: impl Iterator<Item = &'a Arc<Client>> + Clone, most: usize) -> bool {
+    clients.clone().count() >= most && present(clients).len() >= most
 }
 
 impl Clients {
-    /// Adds a stream of a key, unless a limit is reached.
+    /// Adds a stream, unless a limit is reached.
     ///
     /// # Errors
     /// The limit that is reached; the key's own comes first.
     pub fn admit(
         &self,
-        key: Arc<Key>,
-        address: SocketAddr,
-        socket: &Arc<TcpStream>,
-        since: EventTime,
+        opening: Opening,
         limits: Limits,
+        since: EventTime,
+        ends_at: Option<Instant>,
+        epoch: u64,
+        stats: &Stats,
     ) -> Result<Arc<Client>, Full> {
+        let Opening { key, address, socket, is_chunked } = opening;
+        let (sender, receiver) = bounded(CHANNEL_SLOTS);
         let mut list = lock(&self.list);
         // By name: both lives of a rotated key count together.
-        if is_full(list.values().filter(|client| client.key.name == key.name), limits.clients_per_key) {
+        if is_full(list.by_id.values().filter(|client| client.key.name == key.name), limits.clients_per_key) {
             return Err(Full::Key);
         }
-        if is_full(list.values(), limits.clients) {
+        if is_full(list.by_id.values(), limits.clients) {
             return Err(Full::Server);
         }
+        list.last_id += 1;
         let client = Arc::new(Client {
-            id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
+            id: list.last_id,
             expires_at: AtomicI64::new(key.expires_at.map_or(NEVER, |at| at.0)),
             key,
             address,
-            socket: Arc::downgrade(socket),
             since,
-            queue: Queue::new(limits.queue_events),
+            ends_at,
+            writer: Mutex::new(SseWriter::new(socket.clone(), is_chunked, stats.bytes.clone())),
+            socket,
+            sender,
+            receiver,
             cursor: AtomicI64::new(0),
             delivered: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             end: AtomicU8::new(0),
+            told_epoch: AtomicU64::new(epoch),
         });
-        list.insert(client.id, client.clone());
-        self.count.store(list.len(), Ordering::Relaxed);
+        list.by_id.insert(client.id, client.clone());
+        self.changed(list);
         Ok(client)
     }
 
     /// Takes a stream off the list.
     pub fn leave(&self, client: &Client) {
         let mut list = lock(&self.list);
-        list.remove(&client.id);
-        self.count.store(list.len(), Ordering::Relaxed);
+        list.by_id.remove(&client.id);
+        self.changed(list);
+    }
+
+    fn changed(&self, mut list: std::sync::MutexGuard<'_, List>) {
+        list.version += 1;
+        self.count.store(list.by_id.len(), Ordering::Relaxed);
     }
 
     /// All streams now.
     pub fn all(&self) -> Vec<Arc<Client>> {
-        lock(&self.list).values().cloned().collect()
+        lock(&self.list).by_id.values().cloned().collect()
+    }
+
+    /// All streams whose client has not disconnected, as far as the system knows.
+    pub fn present(&self) -> Vec<Arc<Client>> {
+        present(self.all().iter())
+    }
+
+    /// Copies the list to `copy`, if it is another version than `version`.
+    pub fn refresh(&self, copy: &mut Vec<Arc<Client>>, version: &mut u64) {
+        let list = lock(&self.list);
+        if *version != list.version {
+            copy.clear();
+            copy.extend(list.by_id.values().cloned());
+            *version = list.version;
+        }
     }
 
     /// How many there are.

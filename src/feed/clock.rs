@@ -1,4 +1,4 @@
-//! The database's clock, known between two looks at it.
+//! The database's clock, known between two readings of it.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -6,26 +6,28 @@ use std::time::Instant;
 use super::lock;
 use crate::event::EventTime;
 
-/// The database's clock as it was last read, carried on by this machine's monotonic one.
+/// The database's clock as it was last read, carried on by this machine's monotonic clock. It is never ahead of the
+/// database's: a reading counts from when its answer arrived.
 #[derive(Debug)]
 pub struct DatabaseClock {
+    /// Locked to copy a reading in or out.
     read: Mutex<(EventTime, Instant)>,
 }
 
 impl Default for DatabaseClock {
-    /// Until it is first read, a time so early that no key has ended and no event is due.
+    /// Until it is first read, a time so early that no key has expired and no event is due.
     fn default() -> Self {
         Self { read: Mutex::new((EventTime(i64::MIN / 2), Instant::now())) }
     }
 }
 
 impl DatabaseClock {
-    /// Takes over a reading that was asked for at `asked` and has just arrived. Its error is less than the time between.
-    pub fn set(&self, time: EventTime, asked: Instant) {
-        *lock(&self.read) = (time, asked);
+    /// Takes over a reading whose answer has just arrived.
+    pub fn set(&self, time: EventTime) {
+        *lock(&self.read) = (time, Instant::now());
     }
 
-    /// The database's time now.
+    /// The database's time now, or a little earlier.
     pub fn now(&self) -> EventTime {
         let (time, at) = *lock(&self.read);
         time.plus(at.elapsed())

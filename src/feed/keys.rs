@@ -1,7 +1,4 @@
-//! API keys in memory, and the thread `keys` that keeps them fresh.
-//!
-//! The thread owns one connection. It is rung by a notification of the key table, by a request with a key that memory
-//! does not know, and by a timer; it sends nothing, but marks the streams whose key has ended. It ends when the server stops.
+//! API keys in memory, which the thread `upkeep` keeps fresh.
 //!
 //! Nobody is refused from stale knowledge: a key that is not known to be live waits for a refresh that began after its
 //! request arrived. All that wait share one, and refreshes have a least distance, so a flood of wrong keys costs ten
@@ -23,15 +20,15 @@ use super::clock::DatabaseClock;
 use super::reason::End;
 use super::{Feed, lock};
 use crate::db::keys::{Key, KeyHash, KeyState};
-use crate::db::{self, Connection, Settings};
+use crate::db::{self, Connection};
 use crate::error::Error;
 use crate::event::EventTime;
 
 /// Least time between the beginnings of two refreshes.
 const LEAST_DISTANCE: Duration = Duration::from_millis(100);
-/// A refresh happens at least this often, whether or not anything rang.
+/// A refresh happens at least this often, whether or not anybody asks.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// The same on a standby, where nothing rings when a key is revoked.
+/// The same on a standby, where nothing notifies when a key is revoked.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(400);
 /// After a refresh that failed, the next comes so soon.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
@@ -56,8 +53,9 @@ struct Known {
 pub struct KeyRing {
     known: Mutex<Known>,
     refreshed: Condvar,
-    bell: Sender<()>,
-    rung: Receiver<()>,
+    wake: Sender<()>,
+    /// For the thread `upkeep`: somebody asks for a refresh.
+    pub(super) woken: Receiver<()>,
 }
 
 /// What a request shows to be let in.
@@ -102,8 +100,8 @@ impl Denial {
 
 impl Default for KeyRing {
     fn default() -> Self {
-        let (bell, rung) = bounded(1);
-        Self { known: Mutex::default(), refreshed: Condvar::new(), bell, rung }
+        let (wake, woken) = bounded(1);
+        Self { known: Mutex::default(), refreshed: Condvar::new(), wake, woken }
     }
 }
 
@@ -116,8 +114,8 @@ impl Credential {
 
 impl KeyRing {
     /// Asks for a refresh; returns at once.
-    pub fn ring(&self) {
-        let _ = self.bell.try_send(());
+    pub fn ask_refresh(&self) {
+        let _ = self.wake.try_send(());
     }
 
     /// Whether memory has ever been filled.
@@ -164,7 +162,7 @@ impl KeyRing {
     /// Asks for a refresh, and waits for it, at most `patience`.
     pub fn wait_refreshed(&self, patience: Duration) {
         let known = lock(&self.known);
-        self.ring();
+        self.ask_refresh();
         let _unused = self.refreshed.wait_timeout(known, patience);
     }
 
@@ -236,7 +234,7 @@ pub fn fill(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
 fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> {
     let began = Instant::now();
     let reading = db::standby::read(connection)?;
-    feed.clock.set(reading.now, began);
+    feed.clock.set(reading.now);
     let is_standby = reading.standby.is_some();
     let (keys, _) = db::keys::read_all(connection)?;
     let secret = db::keys::read_session_secret(connection)?;
@@ -247,47 +245,59 @@ fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> 
     Ok(is_standby)
 }
 
-/// The thread `keys`.
-pub fn run(feed: &Feed, settings: &Settings) {
-    let mut connection = None;
-    let mut last: Option<Instant> = None;
-    let mut failing = false;
-    let mut is_standby = false;
-    while !feed.health.is_stopping() {
-        let interval = match (failing, is_standby) {
-            (true, _) => RETRY_EVERY,
-            (false, true) => STANDBY_INTERVAL,
-            (false, false) => INTERVAL,
-        };
-        let rung = feed.keys.rung.recv_timeout(interval);
-        if feed.health.is_stopping() {
-            return;
-        }
-        if rung.is_ok()
-            && let Some(wait) = last.and_then(|last| LEAST_DISTANCE.checked_sub(last.elapsed()))
-        {
-            feed.health.pause(wait);
-        }
-        last = Some(Instant::now());
-        let outcome = match &mut connection {
-            Some(connection) => refresh(feed, connection),
-            none => Connection::open(settings, "signal-feed keys").and_then(|new| refresh(feed, none.insert(new))),
-        };
-        match outcome {
-            Ok(on_standby) => {
-                is_standby = on_standby;
-                failing = false;
+/// When the keys are next read.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    last: Instant,
+    is_asked: bool,
+    is_failing: bool,
+    is_standby: bool,
+}
+
+impl Schedule {
+    /// The first refresh is due soon: nobody knows whether the keys were read when the server started.
+    pub(super) fn new() -> Self {
+        Self { last: Instant::now(), is_asked: false, is_failing: true, is_standby: false }
+    }
+
+    /// Somebody asked for a refresh.
+    pub(super) fn ask(&mut self) {
+        self.is_asked = true;
+    }
+
+    /// When the next refresh is due.
+    pub(super) fn due(&self) -> Instant {
+        self.last
+            + match self.is_standby {
+                _ if self.is_failing => RETRY_EVERY,
+                _ if self.is_asked => LEAST_DISTANCE,
+                true => STANDBY_INTERVAL,
+                false => INTERVAL,
             }
-            Err(error) => {
-                if error.is_conflict() {
-                    feed.stats.replay_conflicts.inc();
-                } else if !failing {
-                    log::warn!("read the keys: {error}");
-                }
-                connection = None;
-                failing = true;
-            }
+    }
+
+    /// Reads the keys. Blocks for a few queries.
+    ///
+    /// # Errors
+    /// What the queries failed with.
+    pub(super) fn refresh(
+        &mut self,
+        feed: &Feed,
+        connection: impl FnOnce() -> Result<Connection, db::Error>,
+    ) -> Result<Connection, db::Error> {
+        self.last = Instant::now();
+        self.is_asked = false;
+        let outcome = connection().and_then(|mut connection| {
+            self.is_standby = refresh(feed, &mut connection)?;
+            Ok(connection)
+        });
+        match &outcome {
+            Err(error) if error.is_conflict() => feed.stats.replay_conflicts.inc(),
+            Err(error) if !self.is_failing => log::warn!("read the keys: {error}"),
+            _ => {}
         }
+        self.is_failing = outcome.is_err();
+        outcome
     }
 }
 

@@ -3,7 +3,7 @@
 //! It owns the LISTEN connection, which never sits in a transaction, and a second one that notifies it at intervals: only
 //! a notification of another session that arrives proves that others would. (One's own comes back with the answer, also
 //! through a proxy that pools transactions and loses all others.) It sends at most one wake-up at a time to `reader`, and
-//! rings `keys`. A hot standby refuses LISTEN: there `reader` and `keys` poll, and what this thread proves is that the
+//! has the keys refreshed. A hot standby refuses LISTEN: there `reader` and `upkeep` poll, and what this thread proves is that the
 //! standby hears from its primary. It ends when the server stops.
 
 use std::time::{Duration, Instant};
@@ -135,7 +135,7 @@ fn listen(
             "signal_feed" => {
                 let _ = reader.try_send(());
             }
-            "signal_feed_key" => feed.keys.ring(),
+            "signal_feed_key" => feed.keys.ask_refresh(),
             _ => {
                 if let Some(sent) = probe_sent.take() {
                     feed.stats.listen_probe.set(sent.elapsed().as_secs_f64());

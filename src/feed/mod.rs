@@ -1,21 +1,16 @@
-//! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `broadcast`
-//! (`tail`, `queue`, `loan`) → `stream` (`place`), which writes to one client's socket. Beside it what they share: `tier`, `window`,
-//! `health`, `clock`, `standby`, `keys`, `client`, `upkeep`; and for replay `pool` and `ahead`.
+//! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `tail` and the channels of
+//! the `client`s → `stream`, which writes with its `writer` to one client's socket. Beside it what they share: `head`,
+//! `window`, `pool`, `health`, `clock`, `standby`, `keys`, `upkeep`, `stats`.
 
-pub mod ahead;
 pub mod batch;
-pub mod broadcast;
 pub mod client;
 pub mod clock;
-pub mod delayed;
+pub mod head;
 pub mod health;
 pub mod keys;
 pub mod listen;
-pub mod loan;
 pub mod pages;
-pub mod place;
 pub mod pool;
-pub mod queue;
 pub mod reader;
 pub mod reason;
 pub mod render;
@@ -24,13 +19,13 @@ pub mod stats;
 pub mod stream;
 pub mod tail;
 pub mod threads;
-pub mod tier;
 pub mod upkeep;
 pub mod window;
+pub mod writer;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -38,13 +33,15 @@ use jiff::Timestamp;
 
 use self::client::{Client, Clients};
 use self::clock::DatabaseClock;
+use self::head::DelayedHeads;
 use self::health::Health;
 use self::keys::KeyRing;
 use self::pool::ReplayPool;
 use self::standby::{Replication, Role};
 use self::stats::Stats;
-use self::tier::Tier;
+use self::tail::Tail;
 use self::upkeep::Record;
+use self::window::Windows;
 use crate::config::ServeOptions;
 use crate::db::Settings;
 use crate::db::event_log::LogState;
@@ -52,8 +49,6 @@ use crate::event::{EventTime, FeedSeq, LogRow, Poison};
 pub(crate) use crate::random::{random_between, random_u64};
 pub(crate) use crate::sync::lock;
 
-/// What the tail of the live tier may take, 16 MiB: some ten thousands of usual events.
-pub const LIVE_TAIL_BYTES: usize = 16 * 1024 * 1024;
 /// How many quarantined numbers are remembered, so that each is logged once.
 const REMEMBERED_POISON: usize = 10_000;
 
@@ -72,14 +67,14 @@ pub struct Feed {
     pub keys: KeyRing,
     /// All streams.
     pub clients: Clients,
-    /// The tier without a delay.
-    pub live: Arc<Tier>,
-    /// The tiers of delayed keys, made when first needed.
-    tiers: Mutex<HashMap<Duration, Arc<Tier>>>,
+    /// The newest part of the log. Locked to read or add batches, never while anything is written or asked.
+    pub tail: Mutex<Tail>,
+    /// The heads of delayed keys.
+    delayed_heads: DelayedHeads,
+    /// Where the replay window begins.
+    windows: Windows,
     /// Connections for replay.
     pub replay: ReplayPool,
-    /// Who reads pages ahead for streams that replay.
-    pub ahead: ahead::Readers,
     /// What is counted.
     pub stats: Stats,
     /// When the server started, by this machine's clock.
@@ -104,8 +99,6 @@ pub struct Feed {
 /// The receiving ends of the feed's channels, for the threads that own them.
 #[derive(Debug)]
 pub struct Inlets {
-    /// For `replay-…`: pages to be read ahead.
-    pub pages: Receiver<ahead::Request>,
     /// For `upkeep`: what is to be written.
     pub records: Receiver<Record>,
     /// For `alerts`: what was newly quarantined. Nobody needs to read it.
@@ -115,19 +108,17 @@ pub struct Inlets {
 impl Feed {
     /// A feed that has not begun.
     pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
-        let live = Tier::new(Duration::ZERO, options.replay_window, LIVE_TAIL_BYTES);
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
         let (alerts_sender, alerts) = bounded(upkeep::RECORD_SLOTS);
-        let (ahead, pages) = ahead::Readers::new();
         let feed = Self {
             clock: DatabaseClock::default(),
             health: Health::default(),
             replication: Replication::default(),
             keys: KeyRing::default(),
             clients: Clients::default(),
-            live,
-            tiers: Mutex::default(),
-            ahead,
+            tail: Mutex::new(Tail::new(0, FeedSeq(0), None)),
+            delayed_heads: DelayedHeads::default(),
+            windows: Windows::default(),
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
             started_at: Timestamp::now(),
@@ -145,7 +136,7 @@ impl Feed {
             poisoned: Mutex::default(),
             options,
         };
-        (feed, Inlets { pages, records, alerts })
+        (feed, Inlets { records, alerts })
     }
 
     /// The identity of the log.
@@ -210,25 +201,29 @@ impl Feed {
 
     /// The time of the newest event; `None` before the first one, and where it has no usable time.
     pub fn last_event_at(&self) -> Option<EventTime> {
-        lock(&self.live.tail).head_time().filter(|time| time.is_usable())
+        lock(&self.tail).head_time().filter(|time| time.is_usable())
     }
 
     /// How many numbers the log had, when it was last read, above what has been broadcast by now.
     pub fn log_lag_events(&self) -> u64 {
-        let ahead = self.log_head.load(Ordering::Relaxed).saturating_sub(self.live.head().0);
+        let ahead = self.log_head.load(Ordering::Relaxed).saturating_sub(self.head().0);
         u64::try_from(ahead).unwrap_or(0)
+    }
+
+    /// The highest number that was broadcast.
+    pub fn head(&self) -> FeedSeq {
+        lock(&self.tail).head()
     }
 
     /// How many events a client has still to be sent.
     pub fn lag_events(&self, client: &Client) -> u64 {
-        let delay = client.key.delay;
-        let delayed = (!delay.is_zero()).then(|| lock(&self.tiers).get(&delay).cloned());
-        match delayed {
-            None => lock(&self.live.tail).count_after(client.cursor()),
-            Some(Some(tier)) => lock(&tier.tail).count_after(client.cursor()),
-            // The tier's head is not known yet.
-            Some(None) => 0,
-        }
+        let Some(head) = self.recall_head(client.key.delay) else { return 0 };
+        lock(&self.tail).count_between(client.cursor(), head.seq)
+    }
+
+    /// How many of them its queue holds, which has room for `--queue-capacity` events.
+    pub fn queued_events(&self, client: &Client) -> u64 {
+        self.lag_events(client).min(self.options.queue_capacity as u64)
     }
 
     /// Ends the server with an error: it cannot do its work, and only somebody else can help.
@@ -239,8 +234,7 @@ impl Feed {
     /// Tells every thread that the server ends.
     pub fn stop(&self) {
         self.health.stop();
-        self.keys.ring();
-        let _ = self.records.try_send(Record::Stop);
+        self.keys.ask_refresh();
     }
 
     /// Notes that a row cannot be delivered: a count once, and `upkeep` logs and records it.

@@ -1,37 +1,78 @@
-//! The connections for replay: few, made when first needed, lent out for one page at a time.
+//! The connections for replay: few, opened when first needed, each lent for one piece of work.
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::lock;
-use crate::db::{Connection, Error, Settings};
+use crate::db::{Connection, Error, Settings, Watch, event_log};
 
-/// Longest wait for a connection; then the page is tried again.
+/// Longest wait for a connection; then the work is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often whoever waits for a connection is asked whether to go on.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
 
-/// At most `--replay-connections` connections. Who waits longest is served first, and with the connection that was used
-/// last: its backend has the log's pages, and what it knows of the tables, in its processor's caches.
+/// Permissions for a piece of work that only so many threads may do at once.
+#[derive(Debug)]
+pub(super) struct Permits {
+    returned: Sender<()>,
+    free: Receiver<()>,
+}
+
+/// One of them. It goes back when it is dropped, also if the work panics.
+pub(super) struct Permit<'a>(&'a Permits);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.returned.send(());
+    }
+}
+
+impl Permits {
+    pub(super) fn new(count: usize) -> Self {
+        let (returned, free) = bounded(count);
+        for _ in 0..count {
+            let _ = returned.send(());
+        }
+        Self { returned, free }
+    }
+
+    /// Blocks until one is free, and asks `watch` meanwhile, ten times a second, whether to go on.
+    pub(super) fn wait(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if self.free.recv_timeout(WATCH_EVERY).is_ok() {
+                return Ok(Permit(self));
+            }
+            if !watch() {
+                return Err(Error::GivenUp);
+            }
+            if Instant::now() >= until {
+                return Err(Error::TimedOut(PATIENCE));
+            }
+        }
+    }
+}
+
+/// At most `--replay-connections` connections. The one that was used last is lent first: its backend has the log's pages in
+/// its processor's caches.
 #[derive(Debug)]
 pub struct ReplayPool {
     settings: Settings,
-    /// Leaves to use a connection, which may have to be made.
-    returned: Sender<()>,
-    free: Receiver<()>,
+    permits: Permits,
+    /// Locked to take a connection out or to put it back, never while one is used.
     idle: Mutex<Vec<Connection>>,
     size: usize,
     waiting: AtomicUsize,
 }
 
 impl ReplayPool {
-    /// A pool of at most `connections` connections, none of them made yet.
+    /// A pool of at most `connections` connections. None of them is open yet.
     pub fn new(settings: Settings, connections: usize) -> Self {
-        let (returned, free) = bounded(connections);
-        for _ in 0..connections {
-            let _ = returned.send(());
-        }
-        Self { settings, returned, free, idle: Mutex::default(), size: connections, waiting: AtomicUsize::new(0) }
+        let permits = Permits::new(connections);
+        Self { settings, permits, idle: Mutex::default(), size: connections, waiting: AtomicUsize::new(0) }
     }
 
     /// How many connections it may have.
@@ -39,57 +80,86 @@ impl ReplayPool {
         self.size
     }
 
-    /// How many are lent out.
+    /// How many are lent.
     pub fn in_use(&self) -> usize {
-        self.size.saturating_sub(self.free.len())
+        self.size.saturating_sub(self.permits.free.len())
     }
 
-    /// How many threads wait for one, or have just been given one.
+    /// How many threads wait for one.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Lends a connection for one piece of work. Blocks until one is free, and while the work is done: never while a socket blocks.
+    /// Lends a connection for one piece of work. Blocks until one is free and the work is done; meanwhile asks `watch` ten
+    /// times a second whether to go on.
     ///
     /// # Errors
-    /// What the work failed with; a connection that was lost while it lay idle is replaced once.
-    pub fn with<T>(&self, mut work: impl FnMut(&mut Connection) -> Result<T, Error>) -> Result<T, Error> {
+    /// What the work failed with; [`Error::GivenUp`] if `watch` said so. A connection that was lost while it was idle is
+    /// replaced once.
+    pub fn with<T>(
+        &self,
+        watch: &Watch,
+        mut work: impl FnMut(&mut Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let lent = self.free.recv_timeout(PATIENCE);
+        let permit = self.permits.wait(watch);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        if lent.is_err() {
-            return Err(Error::TimedOut(PATIENCE));
+        let _permit = permit?;
+        let idle = lock(&self.idle).pop();
+        if let Some(connection) = idle {
+            match self.attempt(connection, watch, &mut work) {
+                (Err(error), is_lost) if is_lost && !matches!(error, Error::TimedOut(_) | Error::GivenUp) => {}
+                (outcome, _) => return outcome,
+            }
         }
-        let mut slot = lock(&self.idle).pop();
-        let was_idle = slot.is_some();
-        let mut outcome = self.attempt(&mut slot, &mut work);
-        if was_idle && slot.is_none() && !matches!(outcome, Ok(_) | Err(Error::TimedOut(_))) {
-            outcome = self.attempt(&mut slot, &mut work);
-        }
-        if let Some(connection) = slot {
-            lock(&self.idle).push(connection);
-        }
-        let _ = self.returned.send(());
-        outcome
+        let mut connection = Connection::open_watched(&self.settings, "signal-feed replay", Some(watch.clone()))?;
+        event_log::read_by_index(&mut connection)?;
+        self.attempt(connection, watch, &mut work).0
     }
 
+    /// Does the work, and keeps the connection if it can still be used. Says whether it was lost.
     fn attempt<T>(
         &self,
-        slot: &mut Option<Connection>,
+        mut connection: Connection,
+        watch: &Watch,
         work: &mut impl FnMut(&mut Connection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut connection = match slot.take() {
-            Some(connection) => connection,
-            None => Connection::open(&self.settings, "signal-feed replay")?,
-        };
+    ) -> (Result<T, Error>, bool) {
+        connection.watch(Some(watch.clone()));
         let outcome = work(&mut connection);
-        let usable = match &outcome {
-            Ok(_) => true,
-            Err(error) => error.is_statement_error(),
-        };
-        if usable && !connection.is_lost() {
-            *slot = Some(connection);
+        connection.watch(None);
+        let is_lost = connection.is_lost() || outcome.as_ref().is_err_and(|error| !error.is_statement_error());
+        if !is_lost {
+            lock(&self.idle).push(connection);
         }
-        outcome
+        (outcome, is_lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_under_a_permit_costs_no_permit() {
+        let permits = Permits::new(1);
+        let watch: Watch = Arc::new(|| true);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _permit = permits.wait(&watch).unwrap();
+            panic!("as if by a fault of its own")
+        }));
+        assert!(panicked.is_err());
+        assert!(permits.wait(&watch).is_ok());
+    }
+
+    #[test]
+    fn whoever_waits_for_a_permit_gives_up_when_it_is_asked_to() {
+        let permits = Permits::new(1);
+        let go_on: Watch = Arc::new(|| true);
+        let _permit = permits.wait(&go_on).unwrap();
+        let give_up: Watch = Arc::new(|| false);
+        assert!(matches!(permits.wait(&give_up), Err(Error::GivenUp)));
     }
 }

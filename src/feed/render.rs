@@ -100,7 +100,7 @@ mod tests {
     fn rendered(row: &LogRow) -> (String, Option<Poison>) {
         let mut batch = BatchBuilder::new(FeedSeq(5), 0);
         let poison = push_row(&mut batch, row);
-        (String::from_utf8(batch.finish().blocks_after(FeedSeq(0)).to_vec()).unwrap(), poison)
+        (String::from_utf8(batch.finish().whole(false).to_vec()).unwrap(), poison)
     }
 
     #[test]
@@ -138,7 +138,7 @@ mod tests {
             panic!("as if by a fault of its own")
         });
         assert_eq!(poison, Some(Poison::Panicked));
-        let block = String::from_utf8(batch.finish().blocks_after(FeedSeq(0)).to_vec()).unwrap();
+        let block = String::from_utf8(batch.finish().whole(false).to_vec()).unwrap();
         assert!(block.starts_with("id: 7\nevent: system\n") && block.ends_with("}\n\n"), "{block}");
     }
 

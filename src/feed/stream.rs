@@ -1,39 +1,44 @@
-//! One client's stream: replay, hand-over, then queue → socket. Runs on the client's own thread and ends with it.
+//! One client's stream, on the client's own thread: replay and live in one loop.
 //!
-//! A stream is always in one of two modes. Catching up, it reads above its cursor, from memory where it can and else page
-//! by page from the log, until it stands at the head and registers with its tier. Live, it writes what its queue holds.
-//! A hole in the queue (`prev` above the cursor) leads back to catching up, or to the end for a client that stood still.
-//! While it sleeps, the reader writes to its socket (see `loan`); it wakes for whatever the reader cannot do.
+//! The stream is on the list of clients before it reads anything, so every new batch reaches its channel, its socket or, if
+//! the channel was full, only the tail. The loop looks for what follows its position: first in the tail, then in the log; at
+//! the head it waits on its channel. A batch that does not follow the position is not written; the loop looks again. The
+//! predecessor's number that every batch carries is the only proof of completeness.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ahead::Ahead;
-use super::batch::SharedBatch;
-use super::client::Client;
-use super::loan::Loan;
+use super::client::{Client, Full, Limits, Opening};
+use super::head::Head;
 use super::pages::{self, PageReader};
-use super::place::Place;
 use super::reason::End;
 use super::standby::Role;
 use super::tail::TailRead;
-use super::tier::{Reached, Tier};
-use super::window::Earliest;
-use super::{Feed, delayed, lock, random_between, seconds};
-use crate::db::{self, event_log};
+use super::writer::{Broken, Position};
+use super::{Feed, lock, random_between, seconds};
+use crate::db::event_log::{self, Range, WindowStart};
+use crate::db::{self, Watch};
 use crate::event::{FeedSeq, WrittenTime};
-use crate::http::outlet::{Blocked, Outlet};
 
-/// How much is written at once, and so how long an end or a notice may wait for a slow client.
+use crate::http::socket;
+
+/// How much is taken from the tail at once, 256 KiB.
 const WRITE_BYTES: usize = 256 * 1024;
-/// How long a cursor that is ahead of a primary's log may be so before it is said: another feed may have seen more.
+/// How long a cursor may be ahead of a primary's log before the client is told: another feed may have seen more.
 const AHEAD_GRACE: Duration = Duration::from_secs(5);
-/// How often it is looked at meanwhile, and how long a failed look into the database is followed by the next.
+/// How soon something that failed, or was not there yet, is tried again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Bounds of `retry:`, by which a client waits before it reconnects.
+/// How often a blocked write is looked at.
+const WRITE_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A client that takes nothing for this long is stalled; before that it is slow.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// A blocked write is given up so long after the stream's key has ended.
+const BLOCKED_AT_END: Duration = Duration::from_millis(500);
+/// Bounds of `retry:`, the time that a client waits before it reconnects.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2000), Duration::from_millis(5000));
-/// A key's end is acted upon within a second also where a write is stuck.
-const STUCK_AT_END: Duration = Duration::from_millis(500);
+/// Least and longest sleep of a delayed stream. Events that become due within the least sleep go out together; events that
+/// come with a time of the past are noticed after the longest.
+const DELAYED_SLEEP: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// What the request asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,64 +49,125 @@ pub struct Asked {
     pub time: Option<WrittenTime>,
 }
 
-/// One client's stream.
-pub struct Stream<'a, 'o> {
-    feed: &'a Arc<Feed>,
+/// Admits a stream and runs it to its end: writes the response's `head`, and then blocks. Returns why it ended.
+///
+/// # Errors
+/// The limit that is reached. Then nothing was written.
+pub fn serve(feed: &Arc<Feed>, opening: Opening, head: Vec<u8>, asked: Asked) -> Result<End, Full> {
+    let options = &feed.options;
+    let limits = Limits { clients: options.max_clients, clients_per_key: options.max_clients_per_key };
+    let age = options.max_stream_age.map(|most| random_between(most * 4 / 5, most));
+    let ends_at = age.and_then(|age| Instant::now().checked_add(age));
+    let client = feed.clients.admit(opening, limits, feed.clock.now(), ends_at, feed.health.epoch(), &feed.stats)?;
+    let admitted = Admitted { feed, client: &client };
+    // The server may have begun to stop before the stream was on the list: nobody else would end it.
+    if feed.health.is_stopping() {
+        return Ok(End::Shutdown);
+    }
+    // And the key may have ended after it was checked: the next refresh would find the stream only later.
+    feed.keys.tell(&client, feed.clock.now());
+    feed.key_used(&client);
+    let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
+    log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
+    feed.stats.answered("200");
+    lock(&client.writer).push_raw(head);
+    let end = Stream::new(feed, &client, asked).run();
+    admitted.finish(end);
+    Ok(end)
+}
+
+/// Takes a stream off the list when it ends, also when its thread panics.
+struct Admitted<'a> {
+    feed: &'a Feed,
     client: &'a Arc<Client>,
-    tier: Arc<Tier>,
-    outlet: &'a mut Outlet<'o>,
-    at: Place,
-    history: u64,
-    told_epoch: u64,
-    ends_at: Option<Instant>,
-    pages: PageReader,
-    /// The next page, where it is being read already.
-    ahead: Option<Ahead>,
+}
+
+impl Admitted<'_> {
+    fn finish(self, end: End) {
+        self.leave(end);
+        std::mem::forget(self);
+    }
+
+    fn leave(&self, end: End) {
+        self.feed.clients.leave(self.client);
+        // Last used is when its last stream ended, not when that began.
+        self.feed.key_used(self.client);
+        self.feed.stats.ended(end);
+        log::info!(
+            "stream ended: {}: key {:?} from {}, at event {}, {} delivered, {} dropped",
+            end.name(),
+            self.client.key.name,
+            self.client.address,
+            self.client.cursor(),
+            self.client.delivered_events(),
+            self.client.dropped_events(),
+        );
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.leave(if std::thread::panicking() { End::Panicked } else { End::Shutdown });
+    }
 }
 
 /// Why a stream left its loop.
 enum Stop {
-    /// In order, between two blocks: more can be written.
+    /// Between two blocks: more can be written.
     Between(End),
-    /// Within a block, or with the connection broken: nothing more can be written.
-    Within(Blocked),
+    /// Within a block, or the connection is broken: nothing more can be written.
+    Within(End),
 }
 
-impl From<Blocked> for Stop {
-    fn from(blocked: Blocked) -> Self {
-        Self::Within(blocked)
+impl From<Broken> for Stop {
+    fn from(_: Broken) -> Self {
+        Self::Within(End::ClientGone)
     }
 }
 
 type Step<T = ()> = Result<T, Stop>;
 
-impl<'a, 'o> Stream<'a, 'o> {
-    /// A stream that has not begun. The response's head is written already.
-    pub fn new(feed: &'a Arc<Feed>, client: &'a Arc<Client>, outlet: &'a mut Outlet<'o>) -> Self {
-        let age = feed.options.max_stream_age.map(|most| random_between(most * 4 / 5, most));
+struct Stream<'a> {
+    feed: &'a Arc<Feed>,
+    client: &'a Arc<Client>,
+    asked: Asked,
+    delay: Duration,
+    /// Asked while the database works for this stream: writes the heartbeat, and ends the work with the stream.
+    watch: Watch,
+    pages: PageReader,
+    /// The client took nothing for a second since the stream last looked whether its queue overflowed.
+    is_stalled: bool,
+    /// It reads the log to catch up.
+    is_replaying: bool,
+    /// When it last looked, more events waited for it than its queue holds. A queue that overflowed while the client took
+    /// bytes is no loss: the stream catches up from the log.
+    was_overflowed: bool,
+}
+
+impl<'a> Stream<'a> {
+    fn new(feed: &'a Arc<Feed>, client: &'a Arc<Client>, asked: Asked) -> Self {
+        let (watched_feed, watched_client) = (feed.clone(), client.clone());
         Self {
             feed,
             client,
-            tier: feed.live.clone(),
-            outlet,
-            at: Place::at(FeedSeq(0)),
-            history: feed.live.history(),
-            told_epoch: feed.health.epoch(),
-            ends_at: age.and_then(|age| Instant::now().checked_add(age)),
+            asked,
+            delay: client.key.delay,
+            watch: Arc::new(move || {
+                attend(&watched_feed, &watched_client).is_ok() && !is_connected_overdue(&watched_feed, &watched_client)
+            }),
             pages: PageReader::default(),
-            ahead: None,
+            is_stalled: false,
+            is_replaying: false,
+            was_overflowed: true,
         }
     }
 
-    /// Streams until something ends it, and says what. Blocks for as long as that takes.
-    pub fn run(mut self, asked: Asked) -> End {
-        let Err(stop) = self.stream(asked);
+    fn run(mut self) -> End {
+        let Err(stop) = self.begin().and_then(|()| self.follow());
         match stop {
-            Stop::Within(Blocked::Gone) => End::ClientGone,
-            Stop::Within(Blocked::TimedOut) => End::WriteTimeout,
-            Stop::Within(Blocked::Asked) => self.client.ending().unwrap_or(End::KeyRevoked),
+            Stop::Within(end) => end,
             Stop::Between(end) => {
-                // Whether or not the client still takes it, the stream ends.
+                // The stream ends whether or not the client takes its last block.
                 let _ = self.close(end);
                 end
             }
@@ -110,89 +176,80 @@ impl<'a, 'o> Stream<'a, 'o> {
 
     fn close(&mut self, end: End) -> Step {
         if end.is_told() {
-            // So that a stuck write is given up for a key's end that nobody asked for too.
+            // Also if nobody asked for this end: a blocked write is given up for it.
             self.client.end(end);
-            self.system(&serde_json::json!({"reason": "closing", "cause": end.name()}))?;
+            self.connect_at_end();
+            self.system(&serde_json::json!({"reason": "closing", "cause": end.name()}));
         }
-        let asked = self.stuck_end();
-        Ok(self.outlet.finish(asked)?)
+        lock(&self.client.writer).push_end();
+        self.flush()
     }
 
-    fn stream(&mut self, asked: Asked) -> Step<std::convert::Infallible> {
-        self.enter_tier()?;
-        match asked.cursor {
-            None => self.begin_now()?,
-            Some(cursor) => self.begin_at(cursor, asked.time)?,
-        }
-        loop {
-            self.live()?;
-            self.feed.stats.catch_ups.inc();
-            self.catch_up()?;
-        }
+    fn is_delayed(&self) -> bool {
+        !self.delay.is_zero()
     }
 
-    /// Finds the tier of the stream's key, which a delayed key may be the first to need.
-    fn enter_tier(&mut self) -> Step {
-        let delay = self.client.key.delay;
-        if delay.is_zero() {
-            return Ok(());
-        }
-        loop {
-            match delayed::tier(self.feed, delay) {
-                Ok(tier) => {
-                    self.history = tier.history();
-                    self.tier = tier;
-                    return Ok(());
-                }
-                Err(error) => self.retry_later(&error)?,
-            }
+    // The beginning.
+
+    fn begin(&mut self) -> Step {
+        match self.asked.cursor {
+            None => self.begin_now(),
+            Some(cursor) => self.begin_at(cursor),
         }
     }
 
-    /// A fresh consumer: registers first, so that its cursor is the head at that moment.
     fn begin_now(&mut self) -> Step {
-        self.register();
-        let cursor = self.at.cursor;
-        self.connected(cursor)
+        let head = self.head()?;
+        let earliest = self.earliest_at_once(head)?;
+        // Again, for a head of this moment.
+        let head = self.head()?;
+        let position = Position { cursor: head.seq, time: head.time, generation: head.generation };
+        self.client.set_cursor(head.seq);
+        self.connected(head.seq, head.seq, earliest);
+        lock(&self.client.writer).set_position(position);
+        Ok(())
     }
 
-    fn begin_at(&mut self, cursor: FeedSeq, time: Option<WrittenTime>) -> Step {
-        self.at = Place::at(cursor);
-        self.client.stands_at(cursor);
-        self.connected(cursor)?;
-        // Nothing that a delayed key is told may depend on what its tier has not reached.
-        let is_skipped = |stream: &Self| stream.feed.is_skipped(cursor);
-        if (self.is_live_tier() && is_skipped(self)) || !self.is_in_log(cursor)? || is_skipped(self) {
-            return self.rewritten();
+    fn begin_at(&mut self, cursor: FeedSeq) -> Step {
+        self.client.set_cursor(cursor);
+        let head = self.head()?;
+        let earliest = self.earliest_at_once(head)?;
+        self.connected(cursor, head.seq, earliest);
+        self.flush()?;
+        // A delayed key may learn nothing that depends on numbers above its head.
+        let is_skipped = || self.feed.is_skipped(cursor);
+        if (!self.is_delayed() && is_skipped()) || !self.is_in_log(cursor)? || self.feed.is_skipped(cursor) {
+            return self.rewritten(cursor);
         }
-        self.find_place(cursor)?;
-        if let (Some(asked), Some(known)) = (time, self.at.time)
+        let position = self.find(cursor)?;
+        if let (Some(asked), Some(known)) = (self.asked.time, position.time)
             && !asked.is(known)
         {
-            return self.rewritten();
-        }
-        let earliest = self.earliest()?;
-        if earliest.prev > cursor {
-            self.truncated(earliest)?;
+            return self.rewritten(cursor);
         }
         self.feed.stats.catch_ups.inc();
-        self.catch_up()
+        let earliest = self.earliest()?;
+        if earliest.prev > cursor {
+            self.truncated(cursor, earliest, position.generation);
+        } else {
+            lock(&self.client.writer).set_position(position);
+        }
+        Ok(())
     }
 
-    /// Whether the cursor is not ahead of the log; waits a little where it is.
+    /// Whether the cursor is not ahead of the log; waits a little if it is.
     fn is_in_log(&mut self, cursor: FeedSeq) -> Step<bool> {
         let mut until = Instant::now() + AHEAD_GRACE;
         loop {
-            // What a standby has not got may be on its way, however long that takes: only a primary knows that it is not.
+            // A standby may still receive what it does not have: only a primary knows that a number is not there.
             if self.feed.role() == Role::Standby {
                 until = Instant::now() + AHEAD_GRACE;
             }
-            let head = self.tier.head();
-            if cursor <= head {
+            if cursor <= self.head()?.seq || (self.is_delayed() && cursor <= self.read_head(cursor)?.seq) {
                 return Ok(true);
             }
             // Between the head and the counter it counts as the head.
-            if self.is_live_tier() && cursor <= self.feed.counter() {
+            if !self.is_delayed() && cursor <= self.feed.counter() {
                 return Ok(true);
             }
             if Instant::now() >= until && self.feed.health.outage().is_none() {
@@ -202,368 +259,217 @@ impl<'a, 'o> Stream<'a, 'o> {
         }
     }
 
-    /// Finds the last row at or below the cursor, and the time of the cursor's own.
-    fn find_place(&mut self, cursor: FeedSeq) -> Step<FeedSeq> {
-        {
-            let tail = lock(&self.tier.tail);
-            if cursor >= tail.head() {
-                self.at.time = tail.time_of(cursor);
-                self.at.row = Some(tail.head());
-                return Ok(tail.head());
-            }
-            if tail.covers(cursor)
-                && let Some(time) = tail.time_of(cursor)
-            {
-                self.at.time = Some(time);
-                self.at.row = Some(cursor);
-                return Ok(cursor);
-            }
-        }
-        let place = self.query(|connection| event_log::read_place(connection, cursor))?;
-        self.at.time = place.time;
-        self.at.row = Some(place.row_at_or_below);
-        Ok(place.row_at_or_below)
+    /// The position at a cursor, with the time of its event if the log has it.
+    fn find(&mut self, cursor: FeedSeq) -> Step<Position> {
+        let (generation, known, is_in_tail) = {
+            let tail = lock(&self.feed.tail);
+            (tail.generation(), tail.time_of(cursor), cursor >= tail.head())
+        };
+        let time = if known.is_some() || is_in_tail {
+            known
+        } else {
+            self.query(|connection| event_log::read_time(connection, cursor))?
+        };
+        Ok(Position { cursor, time, generation })
     }
 
-    fn is_live_tier(&self) -> bool {
-        self.tier.delay().is_zero()
-    }
+    // The loop.
 
-    fn earliest(&mut self) -> Step<Earliest> {
-        loop {
-            match self.tier.earliest(&self.feed.clock, &self.feed.replay) {
-                Ok(earliest) => return Ok(earliest),
-                Err(error) => self.retry_later(&error)?,
-            }
-        }
-    }
-
-    /// Registers with the tier: from now on everything above the head comes by the queue.
-    fn register(&mut self) {
-        self.history = self.tier.history();
-        let Reached { head, head_time, ordinal } = self.tier.register(self.client);
-        self.at = Place { cursor: head, time: head_time, row: Some(head), ordinal };
-        self.client.stands_at(head);
-    }
-
-    /// Reads everything above the cursor, and registers when it stands at the head.
-    fn catch_up(&mut self) -> Step {
-        let mut registered = false;
+    fn follow(&mut self) -> Step<std::convert::Infallible> {
         loop {
             self.attend()?;
-            // Under one lock: a tail of another log must not be read with a cursor of this one.
-            let (history, read) = {
-                let tail = lock(&self.tier.tail);
-                (self.tier.history(), tail.after(self.at.cursor, WRITE_BYTES))
+            self.flush()?;
+            let position = self.position();
+            let head = self.head()?;
+            self.end_if_overflowed(position, head)?;
+            let (generation, read) = {
+                let tail = lock(&self.feed.tail);
+                (tail.generation(), tail.read(position.cursor, head.seq, WRITE_BYTES))
             };
-            if self.history != history {
-                registered = false;
-                self.check_history()?;
+            if position.generation != generation {
+                self.check_generation(position, generation)?;
                 continue;
             }
             match read {
-                TailRead::Batches(batches) => self.write_batches(&batches)?,
-                TailRead::TooOld => self.write_page()?,
-                TailRead::AtHead if registered => {
-                    self.ahead = None;
-                    self.outlet.forget_standstill();
-                    return Ok(());
-                }
-                TailRead::AtHead => {
-                    let cursor = self.at;
-                    self.register();
-                    registered = true;
-                    if cursor.cursor < self.at.cursor {
-                        // Something came between: it is in the tail, and not in the queue.
-                        self.at = cursor;
-                    } else if cursor.cursor > self.at.cursor {
-                        self.at.cursor = cursor.cursor;
-                        self.client.stands_at(cursor.cursor);
+                _ if head.generation != generation => {}
+                TailRead::Batches(batches) => {
+                    let mut writer = lock(&self.client.writer);
+                    for batch in batches {
+                        writer.push_batch(batch, head.seq);
                     }
+                }
+                TailRead::TooOld => self.write_page(position, head)?,
+                TailRead::AtHead => {
+                    self.is_replaying = false;
+                    self.wait(position, head)?;
                 }
             }
         }
+    }
+
+    fn position(&self) -> Position {
+        lock(&self.client.writer).position().unwrap_or(Position {
+            cursor: self.client.cursor(),
+            time: None,
+            generation: 0,
+        })
     }
 
     /// Reads one page of the log and writes it.
-    fn write_page(&mut self) -> Step {
-        let (after, upto) = (self.at.cursor, self.tier.head());
-        let row = match self.at.row {
-            Some(row) => row,
-            None => self.find_place(after)?,
-        };
-        let ahead = self.ahead.take().and_then(|ahead| ahead.wait(after, self.history));
-        let page = match ahead {
-            Some((pages, page)) => {
-                self.pages = pages;
-                page
-            }
-            None => {
-                let mut pages = self.pages;
-                let page = self.query(|connection| pages.read(connection, after, upto));
-                self.pages = pages;
-                page?
-            }
-        };
+    fn write_page(&mut self, position: Position, head: Head) -> Step {
+        if !std::mem::replace(&mut self.is_replaying, true) {
+            self.feed.stats.catch_ups.inc();
+        }
+        let range = Range { after: position.cursor, upto: head.seq, due: head.due };
+        let mut pages = self.pages;
+        let page = self.query(|connection| pages.read(connection, range));
+        self.pages = pages;
+        let page = page?;
         self.feed.stats.replay_pages.inc();
+        if self.is_delayed() && !page.is_due && head.time.is_some() {
+            // This log does not have the head that was found: it was replaced, or the head was pruned.
+            self.feed.forget_head(self.delay);
+            if page.pruned_through < head.seq {
+                return self.pause(LOOK_AGAIN);
+            }
+        }
+        let is_gone = page.pruned_through > position.cursor;
+        if !is_gone && position.time.is_some() && page.time_after != position.time {
+            return self.rewritten(position.cursor);
+        }
         let Some(first) = page.rows.first() else {
-            // Everything up to the tier's head was pruned, or the log is another one: the reader finds out which. Or this is
-            // a standby that has yet to replay what another database had.
-            let place = self.query(|connection| event_log::read_place(connection, upto))?;
-            if place.is_pruned {
-                self.truncated(Earliest { seq: upto.next(), prev: place.row_at_or_below })?;
-            } else {
-                self.pause(LOOK_AGAIN)?;
+            if page.pruned_through < head.seq {
+                // The log was replaced, which the reader will find. Or a standby has yet to receive what another database had.
+                return self.pause(LOOK_AGAIN);
             }
+            let earliest = WindowStart { seq: head.seq.next(), prev: head.seq };
+            self.truncated(position.cursor, earliest, position.generation);
             return Ok(());
         };
-        if after > page.pruned_through && self.at.time.is_some() && page.anchor != self.at.time {
-            return self.rewritten();
+        if is_gone {
+            let earliest = WindowStart { seq: first.seq, prev: page.prev };
+            self.truncated(position.cursor, earliest, position.generation);
         }
-        if page.pruned_through > after {
-            self.truncated(Earliest { seq: first.seq, prev: page.pruned_through })?;
-        }
-        if page.full
-            && let Some(last) = page.rows.last()
-            && !lock(&self.tier.tail).covers(last.seq)
-        {
-            self.ahead = self.feed.ahead.ask(self.pages, last.seq, self.tier.head(), self.history);
-        }
-        let prev = row.max(page.pruned_through);
-        let batches = pages::render(&page.rows, prev, 0, usize::MAX, |row, poison| self.feed.quarantine(row, poison));
-        drop(page);
-        for batch in batches {
+        let poisoned = |row: &_, poison: &_| self.feed.quarantine(row, poison);
+        for batch in pages::render(page.rows, page.prev, position.generation, poisoned) {
+            lock(&self.client.writer).push_batch(Arc::new(batch), head.seq);
             self.attend()?;
-            self.write_batches(&[Arc::new(batch)])?;
+            self.flush()?;
         }
         Ok(())
     }
 
-    /// Writes what the queue holds until there is a hole in it.
-    fn live(&mut self) -> Step {
-        let mut batches: Vec<SharedBatch> = Vec::new();
-        loop {
-            self.attend()?;
-            if self.history != self.tier.history() {
-                return Ok(());
-            }
-            self.client.queue.take(WRITE_BYTES, &mut batches);
-            // What was broadcast while this stream was still catching up was read from the tail already.
-            batches.retain(|batch| batch.last() > self.at.cursor);
-            let Some(first) = batches.first() else {
-                self.outlet.forget_standstill();
-                self.wait()?;
+    /// Waits at the head for a batch, or until something else is due.
+    fn wait(&mut self, position: Position, head: Head) -> Step {
+        let options = &self.feed.options;
+        let (silent, unanswered) = {
+            let mut writer = lock(&self.client.writer);
+            (writer.silent_for(), writer.unanswered_for().unwrap_or_default())
+        };
+        if unanswered >= options.write_timeout {
+            return Err(Stop::Within(End::WriteTimeout));
+        }
+        let mut patience = options.heartbeat.saturating_sub(silent).min(options.write_timeout - unanswered);
+        if let Some(at) = self.client.ends_at {
+            patience = patience.min(at.saturating_duration_since(Instant::now()));
+        }
+        if let Some(at) = self.client.expires_at() {
+            patience = patience.min(at.since(self.feed.clock.now()));
+        }
+        if self.is_delayed() {
+            let (least, longest) = DELAYED_SLEEP;
+            let next = head.next_due.map_or(longest, |next| next.since(self.feed.due(self.delay)));
+            patience = patience.min(next.max(least).min(longest).min(self.delay.max(least)));
+        }
+        // A little late rather than a little early: who wakes too early waits again for nothing.
+        let until = Instant::now() + patience + Duration::from_millis(1);
+        while let Some(batch) = self.client.wait(until.saturating_duration_since(Instant::now())) {
+            // It may have been read from the tail, or written by the reader, before.
+            if batch.last() <= position.cursor && batch.generation() == position.generation {
                 continue;
-            };
-            // What lies before the first hole is written; the hole itself may be at the very beginning.
-            let whole = match first.prev() > self.at.cursor {
-                true => 0,
-                false => 1 + batches.windows(2).take_while(|pair| pair[1].prev() == pair[0].last()).count(),
-            };
-            self.write_batches(&batches[..whole])?;
-            if let Some(newest) = batches[..whole].last() {
-                self.feed.stats.broadcast_to_written.observe(newest.age().as_secs_f64());
             }
-            if let Some(beyond) = batches.get(whole) {
-                if self.outlet.stood_still() {
-                    return self.dropped(beyond);
-                }
-                self.leave_queue();
-                return Ok(());
+            if !self.is_delayed() {
+                lock(&self.client.writer).push_batch(batch.clone(), batch.last());
+                self.flush()?;
+                self.feed.stats.broadcast_to_written.observe(batch.age().as_secs_f64());
             }
-            batches.clear();
-        }
-    }
-
-    /// Asks for no more batches, and forgets those that wait.
-    fn leave_queue(&self) {
-        self.tier.deregister(self.client);
-        self.client.queue.clear();
-    }
-
-    fn write_batches(&mut self, batches: &[SharedBatch]) -> Step {
-        let mut events = 0;
-        let mut cursor = self.at.cursor;
-        let mut slices = Vec::with_capacity(batches.len());
-        for batch in batches {
-            // Only the first can begin below the cursor, and only a whole batch is framed already.
-            let count = batch.count_after(cursor);
-            events += count;
-            if count < batch.entries().len() || !self.outlet.is_chunked() {
-                let blocks = batch.blocks_after(cursor);
-                if !blocks.is_empty() {
-                    self.write_pieces(&mut slices)?;
-                    self.write_blocks(blocks)?;
-                }
-            } else {
-                slices.push(std::io::IoSlice::new(batch.as_chunk()));
-            }
-            cursor = batch.last();
-        }
-        self.write_pieces(&mut slices)?;
-        if let Some(last) = batches.last() {
-            self.at = Place::after(last);
-            self.client.delivered(self.at.cursor, events, &self.feed.stats);
+            break;
         }
         Ok(())
     }
 
-    fn write_pieces(&mut self, slices: &mut Vec<std::io::IoSlice<'_>>) -> Step {
-        if !slices.is_empty() {
-            let asked = self.stuck_end();
-            self.outlet.write(slices, asked)?;
-            slices.clear();
-        }
-        Ok(())
-    }
-
-    fn write_blocks(&mut self, blocks: &[u8]) -> Step {
-        let asked = self.stuck_end();
-        Ok(self.outlet.write_blocks(blocks, asked)?)
-    }
-
-    /// Whether a stuck write is to be given up because the stream's key has ended.
-    fn stuck_end(&self) -> impl Fn() -> bool + use<'a, 'o> {
-        let (feed, client) = (self.feed, self.client);
-        let asked_at = std::cell::Cell::new(None::<Instant>);
-        move || {
-            // Nobody else watches the time while the write is stuck.
-            if client.expires_at().is_some_and(|at| at <= feed.clock.now()) {
-                client.end(End::KeyExpired);
-            }
-            match client.ending() {
-                Some(End::KeyRevoked | End::KeyExpired) => {
-                    let since = asked_at.get().unwrap_or_else(Instant::now);
-                    asked_at.set(Some(since));
-                    since.elapsed() >= STUCK_AT_END
-                }
-                _ => false,
-            }
-        }
-    }
-
-    /// Ends that were asked for or are due, notices of the database's health, and the heartbeat.
-    fn attend(&mut self) -> Step {
-        if let Some(end) = self.client.ending() {
-            return Err(Stop::Between(end));
-        }
-        if self.feed.health.is_stopping() {
-            return Err(Stop::Between(End::Shutdown));
-        }
-        if self.client.expires_at().is_some_and(|at| at <= self.feed.clock.now()) {
-            return Err(Stop::Between(End::KeyExpired));
-        }
-        if self.ends_at.is_some_and(|at| at <= Instant::now()) {
-            return Err(Stop::Between(End::MaxAge));
-        }
-        let epoch = self.feed.health.epoch();
-        // Two changes bring back the same state: the client is told of both, of older ones not.
-        self.told_epoch = self.told_epoch.max(epoch.saturating_sub(2));
-        while self.told_epoch < epoch {
-            self.told_epoch += 1;
-            let reason = if self.told_epoch.is_multiple_of(2) { "degraded" } else { "recovered" };
-            self.system(&serde_json::json!({"reason": reason}))?;
-        }
-        if self.outlet.silent_for() >= self.feed.options.heartbeat {
-            if self.outlet.is_closed() {
-                return Err(Stop::Between(End::ClientGone));
-            }
-            // No blank line: several clients turn one into an empty event.
-            self.write_blocks(b":ping\n")?;
-        }
-        Ok(())
-    }
-
-    /// Waits for the queue to ring, at most until the next thing is due. Meanwhile the reader writes, where it can.
-    fn wait(&mut self) -> Step {
-        let now = Instant::now();
-        let key_ends = self.client.expires_at().and_then(|at| now.checked_add(at.since(self.feed.clock.now())));
-        let until = self.ends_at.into_iter().chain(key_ends).min();
-        let mut patience = self.feed.options.heartbeat.saturating_sub(self.outlet.silent_for());
-        // Also where nothing is on its way: what the reader writes from now on is looked at in time.
-        patience = patience.min(self.outlet.look()?.unwrap_or(self.feed.options.write_timeout));
-        if let Some(until) = until {
-            patience = patience.min(until.saturating_duration_since(now));
-        }
-        let loan = Loan::new(self.outlet.lend(), self.at, until);
-        // A little later than due rather than a little before: who wakes too early waits again for nothing.
-        let Some(loan) = self.client.queue.wait_lending(loan, patience + Duration::from_millis(1)) else {
+    /// Ends the stream if its queue overflowed while the client was stalled.
+    fn end_if_overflowed(&mut self, position: Position, head: Head) -> Step {
+        let capacity = i64::try_from(self.feed.options.queue_capacity).unwrap_or(i64::MAX);
+        // There are no more events than numbers.
+        let is_overflowed = head.seq.0.saturating_sub(position.cursor.0) > capacity;
+        let was_overflowed = std::mem::replace(&mut self.was_overflowed, is_overflowed);
+        if !std::mem::take(&mut self.is_stalled) || !is_overflowed || was_overflowed {
             return Ok(());
-        };
-        self.at = loan.place();
-        self.outlet.take_back(loan.outlet());
-        if let Some((batch, rest)) = loan.rest() {
-            let asked = self.stuck_end();
-            self.outlet.write(&mut [std::io::IoSlice::new(rest)], asked)?;
-            self.at = Place::after(batch);
-            self.client.delivered(self.at.cursor, batch.entries().len(), &self.feed.stats);
-            self.feed.stats.broadcast_to_written.observe(batch.age().as_secs_f64());
         }
-        Ok(())
+        let read = |connection: &mut _| event_log::read_overflow(connection, position.cursor, head.seq, capacity);
+        let Some(lost) = self.query(read)? else { return Ok(()) };
+        log::warn!(
+            "dropped {} events ({} to {}): key {:?} from {} took nothing for a second and its queue overflowed",
+            lost.events,
+            lost.from,
+            lost.to,
+            self.client.key.name,
+            self.client.address
+        );
+        let events = u64::try_from(lost.events).unwrap_or(0);
+        self.client.dropped(events);
+        self.feed.stats.dropped.inc_by(events);
+        let (dropped, from, to) = (lost.events, lost.from, lost.to);
+        self.system(&serde_json::json!({"reason": "dropped", "dropped": dropped, "from": from, "to": to}));
+        Err(Stop::Between(End::Dropped))
     }
 
-    fn pause(&mut self, time: Duration) -> Step {
-        self.client.queue.wait(time);
-        self.attend()
-    }
-
-    /// Reads from the database by a replay connection; tries again, with the stream kept alive, until that works.
-    fn query<T>(&mut self, mut work: impl FnMut(&mut db::Connection) -> Result<T, db::Error>) -> Step<T> {
-        loop {
-            match self.feed.replay.with(&mut work) {
-                Ok(value) => return Ok(value),
-                Err(error) => self.retry_later(&error)?,
-            }
-        }
-    }
-
-    fn retry_later(&mut self, error: &db::Error) -> Step {
-        log::debug!("replay for key {:?}: {error}", self.client.key.name);
-        if error.is_conflict() {
-            self.feed.stats.replay_conflicts.inc();
-        }
-        let until = Instant::now() + LOOK_AGAIN;
-        while Instant::now() < until {
-            self.pause(until.saturating_duration_since(Instant::now()))?;
-        }
-        Ok(())
-    }
-
-    /// The log was replaced under the running server: goes on where the last event is in the new one, as it was sent.
-    fn check_history(&mut self) -> Step {
-        self.history = self.tier.history();
-        let Place { cursor, time, .. } = self.at;
+    /// The log was replaced under the running server: continues if the last event is in the new one as it was sent.
+    fn check_generation(&mut self, position: Position, generation: u64) -> Step {
+        let cursor = position.cursor;
         let now = self.query(|connection| event_log::read_time(connection, cursor))?;
-        let is_same = match time {
+        let is_same = match position.time {
             Some(time) => now == Some(time),
-            None => cursor <= self.tier.head() || (self.is_live_tier() && cursor <= self.feed.counter()),
+            None => cursor <= self.head()?.seq || (!self.is_delayed() && cursor <= self.feed.counter()),
         };
-        if is_same {
-            self.at.row = None;
-            return Ok(());
+        if !is_same {
+            return self.rewritten(cursor);
         }
-        self.rewritten()
+        lock(&self.client.writer).set_position(Position { generation, ..position });
+        Ok(())
     }
 
-    fn connected(&mut self, cursor: FeedSeq) -> Step {
-        let earliest = self.earliest()?.seq;
+    // What a stream is told.
+
+    fn connected(&self, cursor: FeedSeq, head: FeedSeq, earliest: FeedSeq) {
         let message = serde_json::json!({
             "reason": "connected",
             "feed_id": self.feed.feed_id(),
             "cursor": cursor,
-            "head": self.tier.head(),
+            "head": head,
             "earliest": earliest,
-            "delay_seconds": seconds(self.tier.delay()),
+            "delay_seconds": seconds(self.delay),
             "heartbeat_seconds": seconds(self.feed.options.heartbeat),
             "key_expires_at": self.client.expires_at().map(|at| at.to_string()),
         });
         let retry = random_between(RETRY.0, RETRY.1).as_millis();
         let block = format!("id: {cursor}\nevent: system\nretry: {retry}\ndata: {message}\n\n");
-        self.write_blocks(block.as_bytes())
+        lock(&self.client.writer).push_connected(block.as_bytes());
     }
 
-    fn truncated(&mut self, earliest: Earliest) -> Step {
-        let requested = self.at.cursor;
+    /// A stream that ends before it could be told `connected` is told now, if its head is known.
+    fn connect_at_end(&self) {
+        if lock(&self.client.writer).is_connected() {
+            return;
+        }
+        if let Some(head) = self.feed.recall_head(self.delay) {
+            let cursor = self.asked.cursor.unwrap_or(head.seq);
+            self.connected(cursor, head.seq, cursor.min(head.seq).next());
+        }
+    }
+
+    fn truncated(&self, requested: FeedSeq, earliest: WindowStart, generation: u64) {
         log::warn!(
             "replay truncated: key {:?} from {} asked for what follows {requested}, the log begins at {}",
             self.client.key.name,
@@ -571,47 +477,184 @@ impl<'a, 'o> Stream<'a, 'o> {
             earliest.seq
         );
         self.feed.stats.truncated.inc();
-        self.at = Place { cursor: earliest.prev, time: None, row: Some(earliest.prev), ordinal: self.at.ordinal };
         self.system(
             &serde_json::json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}),
-        )
+        );
+        let position = Position { cursor: earliest.prev, time: None, generation };
+        lock(&self.client.writer).set_position(position);
     }
 
-    fn rewritten(&mut self) -> Step {
-        let cursor = self.at.cursor;
+    fn rewritten(&mut self, cursor: FeedSeq) -> Step {
+        let head = self.head()?;
         self.feed.stats.rewritten.inc();
-        self.leave_queue();
-        self.register();
         log::warn!(
-            "history rewritten: key {:?} from {} stood at {cursor}, which is not in this log; it goes on from {}",
+            "history rewritten: key {:?} from {} was at {cursor}, which is not in this log; it continues from {}",
             self.client.key.name,
             self.client.address,
-            self.at.cursor
+            head.seq
         );
-        let head = self.at.cursor;
-        self.system(&serde_json::json!({"reason": "history_rewritten", "cursor": cursor, "head": head}))
+        self.system(&serde_json::json!({"reason": "history_rewritten", "cursor": cursor, "head": head.seq}));
+        self.client.set_cursor(head.seq);
+        let position = Position { cursor: head.seq, time: head.time, generation: head.generation };
+        lock(&self.client.writer).set_position(position);
+        Ok(())
     }
 
-    fn dropped(&mut self, next: &SharedBatch) -> Step {
-        let from = lock(&self.tier.tail).first_after(self.at.cursor).unwrap_or(self.at.cursor.next());
-        let to = next.prev();
-        let dropped = next.ordinal().saturating_sub(self.at.ordinal);
-        log::warn!(
-            "dropped {dropped} events ({from} to {to}): key {:?} from {} took nothing for a second and its queue overflowed",
-            self.client.key.name,
-            self.client.address
-        );
-        self.system(&serde_json::json!({"reason": "dropped", "dropped": dropped, "from": from, "to": to}))?;
-        Err(Stop::Between(End::Dropped))
+    fn system(&self, message: &serde_json::Value) {
+        lock(&self.client.writer).push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
     }
 
-    fn system(&mut self, message: &serde_json::Value) -> Step {
-        self.write_blocks(format!("event: system\ndata: {message}\n\n").as_bytes())
+    // What it asks of the log.
+
+    /// The highest number that this stream may be sent.
+    fn head(&mut self) -> Step<Head> {
+        match self.feed.recall_head(self.delay) {
+            Some(head) => Ok(head),
+            None => self.read_head(FeedSeq(0)),
+        }
+    }
+
+    /// Reads the head of a delayed key, at least the row `known` if that is due.
+    fn read_head(&mut self, known: FeedSeq) -> Step<Head> {
+        loop {
+            match self.feed.read_head(self.delay, known, &self.watch) {
+                Ok(head) => return Ok(head),
+                Err(error) => self.retry_later(&error)?,
+            }
+        }
+    }
+
+    fn earliest(&mut self) -> Step<WindowStart> {
+        loop {
+            let head = self.head()?;
+            match self.feed.earliest(self.delay, head, &self.watch) {
+                Ok(earliest) => return Ok(earliest),
+                Err(error) => self.retry_later(&error)?,
+            }
+        }
+    }
+
+    /// Where the window begins; if the database does not say within a heartbeat, a number that promises nothing.
+    fn earliest_at_once(&mut self, head: Head) -> Step<FeedSeq> {
+        loop {
+            match self.feed.earliest(self.delay, head, &self.watch) {
+                Ok(earliest) => return Ok(earliest.seq),
+                Err(_) if is_connected_overdue(self.feed, self.client) => {
+                    return Ok(self.asked.cursor.unwrap_or(head.seq).min(head.seq).next());
+                }
+                Err(error) => self.retry_later(&error)?,
+            }
+        }
+    }
+
+    /// Does some work with a replay connection; tries again until it succeeds.
+    fn query<T>(&mut self, mut work: impl FnMut(&mut db::Connection) -> Result<T, db::Error>) -> Step<T> {
+        loop {
+            match self.feed.replay.with(&self.watch, &mut work) {
+                Ok(value) => return Ok(value),
+                Err(error) => self.retry_later(&error)?,
+            }
+        }
+    }
+
+    fn retry_later(&mut self, error: &db::Error) -> Step {
+        self.attend()?;
+        log::debug!("replay for key {:?}: {error}", self.client.key.name);
+        if error.is_conflict() {
+            self.feed.stats.replay_conflicts.inc();
+        }
+        self.pause(LOOK_AGAIN)
+    }
+
+    // Waiting.
+
+    fn attend(&self) -> Step {
+        attend(self.feed, self.client)
+    }
+
+    fn pause(&mut self, time: Duration) -> Step {
+        let until = Instant::now() + time;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            // A batch that is taken off here is still in the tail.
+            self.client.wait(left);
+            self.attend()?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything that is pending. Blocks while the client takes some of it.
+    fn flush(&mut self) -> Step {
+        let mut ended_at: Option<Instant> = None;
+        loop {
+            let written = self.client.write_pending(&self.feed.stats)?;
+            if !written.is_blocked {
+                return Ok(());
+            }
+            let still = lock(&self.client.writer).unanswered_for().unwrap_or_default();
+            self.is_stalled |= still >= STALLED_AFTER;
+            if still >= self.feed.options.write_timeout {
+                return Err(Stop::Within(End::WriteTimeout));
+            }
+            let end = end(self.feed, self.client);
+            let is_for_key = matches!(end, Some(End::KeyRevoked | End::KeyExpired));
+            let is_overdue = is_for_key && ended_at.get_or_insert_with(Instant::now).elapsed() >= BLOCKED_AT_END;
+            if let Some(end) = end.filter(|end| is_overdue || *end == End::ClientGone) {
+                return Err(Stop::Within(end));
+            }
+            socket::wait_writable(&self.client.socket, WRITE_LOOK_EVERY);
+        }
     }
 }
 
-impl Drop for Stream<'_, '_> {
-    fn drop(&mut self) {
-        self.tier.deregister(self.client);
+/// Whether the block `connected` must go out without waiting any longer: nothing may be written before it, and a heartbeat
+/// is due.
+fn is_connected_overdue(feed: &Feed, client: &Client) -> bool {
+    let writer = lock(&client.writer);
+    !writer.is_connected() && writer.silent_for() >= feed.options.heartbeat
+}
+
+/// The end that was asked for or is due.
+fn end(feed: &Feed, client: &Client) -> Option<End> {
+    if let Some(end) = client.ending() {
+        return Some(end);
     }
+    if feed.health.is_stopping() {
+        return Some(End::Shutdown);
+    }
+    if client.expires_at().is_some_and(|at| at <= feed.clock.now()) {
+        return Some(End::KeyExpired);
+    }
+    client.ends_at.is_some_and(|at| at <= Instant::now()).then_some(End::MaxAge)
+}
+
+/// Attends to ends, to notices of the database's health, and to the heartbeat. Does not block: whatever a stream waits for,
+/// this is called meanwhile.
+fn attend(feed: &Feed, client: &Client) -> Step {
+    match end(feed, client) {
+        Some(end @ End::ClientGone) => return Err(Stop::Within(end)),
+        Some(end) => return Err(Stop::Between(end)),
+        None => {}
+    }
+    if !lock(&client.writer).is_connected() {
+        client.write_pending(&feed.stats)?;
+        return Ok(());
+    }
+    while let Some(epoch) = client.next_epoch(feed.health.epoch()) {
+        let reason = if epoch.is_multiple_of(2) { "degraded" } else { "recovered" };
+        let message = serde_json::json!({"reason": reason});
+        lock(&client.writer).push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
+    }
+    let is_heartbeat_due = {
+        let writer = lock(&client.writer);
+        writer.is_idle() && writer.silent_for() >= feed.options.heartbeat
+    };
+    if is_heartbeat_due {
+        if socket::is_closed(&client.socket) {
+            return Err(Stop::Within(End::ClientGone));
+        }
+        // No blank line: several clients turn one into an empty event.
+        lock(&client.writer).push_blocks(b":ping\n");
+    }
+    client.write_pending(&feed.stats)?;
+    Ok(())
 }

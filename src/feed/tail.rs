@@ -1,24 +1,32 @@
-//! The newest part of the log, kept in memory: it serves reconnects without touching the database.
+//! The newest part of the log in memory: what every stream reads first, and what makes most replays cost no query.
 
 use std::collections::VecDeque;
 
-use super::batch::SharedBatch;
+use super::batch::{Batch, SharedBatch};
 use crate::event::{EventTime, FeedSeq};
 
-/// Consecutive batches up to the head, bounded in bytes.
+/// What the batches of the tail may take, 16 MiB: some ten thousands of usual events. The newest batch always stays.
+const TAIL_BYTES: usize = 16 * 1024 * 1024;
+
+/// Consecutive batches up to the head of the log.
+///
+/// Its `generation` counts how often the log was found to be another one than before (a restore). A generation's tail
+/// replaces the one before as a whole, so its head, its times and its batches always belong together.
 #[derive(Debug)]
 pub struct Tail {
-    batches: VecDeque<SharedBatch>,
-    bytes: usize,
-    capacity_bytes: usize,
+    generation: u64,
     head: FeedSeq,
     head_time: Option<EventTime>,
+    batches: VecDeque<SharedBatch>,
+    bytes: usize,
+    /// The events after which every event has a later time. Numbers and times both ascend.
+    due: VecDeque<(FeedSeq, EventTime)>,
 }
 
 /// What the tail has above a cursor.
 #[derive(Debug)]
 pub enum TailRead {
-    /// Some batches, the first reaching above the cursor.
+    /// Some batches; the first reaches above the cursor.
     Batches(Vec<SharedBatch>),
     /// Nothing: the cursor is at the head, or ahead of it.
     AtHead,
@@ -27,73 +35,71 @@ pub enum TailRead {
 }
 
 impl Tail {
-    /// An empty tail whose batches may take `capacity_bytes`, behind a log that stands at `head`.
-    pub fn new(capacity_bytes: usize, head: FeedSeq, head_time: Option<EventTime>) -> Self {
-        Self { batches: VecDeque::new(), bytes: 0, capacity_bytes, head, head_time }
+    /// An empty tail behind a log whose highest number is `head`.
+    pub fn new(generation: u64, head: FeedSeq, head_time: Option<EventTime>) -> Self {
+        Self { generation, head, head_time, batches: VecDeque::new(), bytes: 0, due: VecDeque::new() }
     }
 
-    /// The number of the newest event, or where the log stood when the tail began.
+    /// Which log this is.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The number of the newest event, or the head of the log when the tail was made.
     pub fn head(&self) -> FeedSeq {
         self.head
     }
 
-    /// The time of the newest event, where there is one.
+    /// The time of the event with that number, if the log has it.
     pub fn head_time(&self) -> Option<EventTime> {
         self.head_time
     }
 
-    /// Adds the newest batch. The newest always stays, however large.
+    /// Adds the newest batch, and drops the oldest ones that do not fit any more.
     pub fn push(&mut self, batch: SharedBatch) {
         self.head = batch.last();
         self.head_time = batch.entries().last().map(|entry| entry.time);
+        for entry in batch.entries().iter().filter(|entry| entry.time.is_usable()) {
+            while self.due.back().is_some_and(|&(_, time)| time >= entry.time) {
+                self.due.pop_back();
+            }
+            self.due.push_back((entry.seq, entry.time));
+        }
         self.bytes += batch.memory_bytes();
         self.batches.push_back(batch);
-        while self.bytes > self.capacity_bytes && self.batches.len() > 1 {
-            if let Some(oldest) = self.batches.pop_front() {
-                self.bytes -= oldest.memory_bytes();
+        while self.bytes > TAIL_BYTES && self.batches.len() > 1 {
+            let Some(oldest) = self.batches.pop_front() else { return };
+            self.bytes -= oldest.memory_bytes();
+            while self.due.front().is_some_and(|&(seq, _)| seq <= oldest.last()) {
+                self.due.pop_front();
             }
         }
     }
 
-    /// The batches above a cursor, up to about `limit_bytes` of them.
-    pub fn after(&self, cursor: FeedSeq, limit_bytes: usize) -> TailRead {
-        if cursor >= self.head {
+    /// The batches above a cursor, up to about `limit_bytes` of them, none of which begins above `upto`.
+    pub fn read(&self, cursor: FeedSeq, upto: FeedSeq, limit_bytes: usize) -> TailRead {
+        if cursor >= upto {
             return TailRead::AtHead;
         }
         if !self.covers(cursor) {
             return TailRead::TooOld;
         }
-        let from = self.batches.partition_point(|batch| batch.last() <= cursor);
-        let mut taken = Vec::new();
         let mut bytes = 0;
-        for batch in self.batches.range(from..) {
-            if bytes > limit_bytes {
-                break;
-            }
+        let fits = |batch: &&SharedBatch| {
+            let is_room = bytes <= limit_bytes;
             bytes += batch.memory_bytes();
-            taken.push(batch.clone());
-        }
-        TailRead::Batches(taken)
+            is_room && batch.first() <= upto
+        };
+        let batches: Vec<_> = self.batches_above(cursor).take_while(fits).cloned().collect();
+        if batches.is_empty() { TailRead::AtHead } else { TailRead::Batches(batches) }
     }
 
     /// Whether everything above the cursor is here.
     pub fn covers(&self, cursor: FeedSeq) -> bool {
-        match self.batches.front() {
-            Some(oldest) => cursor >= oldest.prev(),
-            None => cursor >= self.head,
-        }
+        cursor >= self.batches.front().map_or(self.head, |oldest| oldest.prev())
     }
 
-    /// The number of the first event above the cursor, where the tail has it.
-    pub fn first_after(&self, cursor: FeedSeq) -> Option<FeedSeq> {
-        if !self.covers(cursor) {
-            return None;
-        }
-        let from = self.batches.partition_point(|batch| batch.last() <= cursor);
-        self.batches.get(from)?.entries().iter().map(|entry| entry.seq).find(|&seq| seq > cursor)
-    }
-
-    /// The time of an event, where the tail has it.
+    /// The time of an event, if the tail has it.
     pub fn time_of(&self, seq: FeedSeq) -> Option<EventTime> {
         if seq == self.head {
             return self.head_time;
@@ -103,22 +109,89 @@ impl Tail {
         Some(batch.entries()[at].time)
     }
 
-    /// How many events lie above a cursor; where the tail begins later, as many as there are numbers.
-    pub fn count_after(&self, cursor: FeedSeq) -> u64 {
-        if !self.covers(cursor) {
-            return u64::try_from(self.head.0.saturating_sub(cursor.0)).unwrap_or(0);
+    /// How many events lie above a cursor and not above `upto`. If the tail begins later, how many numbers do.
+    pub fn count_between(&self, cursor: FeedSeq, upto: FeedSeq) -> u64 {
+        if cursor >= upto {
+            return 0;
         }
-        let from = self.batches.partition_point(|batch| batch.last() <= cursor);
-        self.batches.range(from..).map(|batch| batch.count_after(cursor) as u64).sum()
+        if !self.covers(cursor) {
+            return u64::try_from(upto.0.saturating_sub(cursor.0)).unwrap_or(0);
+        }
+        let count = |batch: &SharedBatch| batch.count_through(upto) - batch.count_through(cursor);
+        self.batches_above(cursor).map(|batch| count(batch) as u64).sum()
     }
 
-    /// Number and time of the events above a cursor, at most `limit`; `None` where the tail begins later.
-    pub fn times_after(&self, cursor: FeedSeq, limit: usize) -> Option<Vec<(FeedSeq, EventTime)>> {
-        if !self.covers(cursor) {
-            return None;
+    /// For a delayed key: the newest event whose time is not later than `due`, if it is here, and the time at which the
+    /// next one is due, if that is here.
+    pub fn due(&self, due: EventTime) -> (Option<(FeedSeq, EventTime)>, Option<EventTime>) {
+        let next = self.due.partition_point(|&(_, time)| time <= due);
+        let newest = next.checked_sub(1).and_then(|newest| self.due.get(newest)).copied();
+        (newest, self.due.get(next).map(|&(_, time)| time))
+    }
+
+    fn batches_above(&self, cursor: FeedSeq) -> impl Iterator<Item = &SharedBatch> {
+        self.batches.range(self.batches.partition_point(|batch: &SharedBatch| Batch::last(batch) <= cursor)..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::super::batch::BatchBuilder;
+    use super::*;
+
+    fn tail(times: &[i64], events_in_a_batch: usize) -> Tail {
+        let mut tail = Tail::new(1, FeedSeq(0), None);
+        let mut seq = 0;
+        for times in times.chunks(events_in_a_batch) {
+            let mut builder = BatchBuilder::new(FeedSeq(seq), 1);
+            for &time in times {
+                seq += 1;
+                builder.push(FeedSeq(seq), EventTime(time), |_| Ok::<_, ()>(())).unwrap();
+            }
+            tail.push(Arc::new(builder.finish()));
         }
-        let from = self.batches.partition_point(|batch| batch.last() <= cursor);
-        let entries = self.batches.range(from..).flat_map(|batch| batch.entries());
-        Some(entries.filter(|entry| entry.seq > cursor).take(limit).map(|entry| (entry.seq, entry.time)).collect())
+        tail
+    }
+
+    proptest! {
+        #[test]
+        fn the_newest_event_that_is_due_has_the_highest_number_whatever_the_clock_did(
+            times in prop::collection::vec(0_i64..50, 0..60),
+            events_in_a_batch in 1_usize..5,
+            due in 0_i64..50,
+        ) {
+            let (newest, next) = tail(&times, events_in_a_batch).due(EventTime(due));
+            let expected = times.iter().rposition(|&time| time <= due);
+            prop_assert_eq!(newest.map(|(seq, _)| seq.0), expected.map(|at| at as i64 + 1));
+            // Nothing above it becomes due before `next`.
+            let above = &times[expected.map_or(0, |at| at + 1)..];
+            prop_assert_eq!(next.map(|time| time.0), above.iter().copied().min());
+        }
+
+        #[test]
+        fn what_is_read_reaches_from_the_cursor_to_the_limit_without_a_hole(
+            events in 1_usize..40,
+            events_in_a_batch in 1_usize..5,
+            cursor in 0_i64..45,
+            upto in 0_i64..45,
+        ) {
+            let tail = tail(&vec![0; events], events_in_a_batch);
+            let read = tail.read(FeedSeq(cursor), FeedSeq(upto.min(events as i64)), usize::MAX);
+            match read {
+                TailRead::AtHead => prop_assert!(cursor >= upto.min(events as i64)),
+                TailRead::TooOld => prop_assert!(false, "nothing was dropped"),
+                TailRead::Batches(batches) => {
+                    prop_assert!(batches[0].prev().0 <= cursor && cursor < batches[0].last().0);
+                    prop_assert!(batches.windows(2).all(|two| two[1].prev() == two[0].last()));
+                    prop_assert!(batches.last().unwrap().last().0 >= upto.min(events as i64));
+                }
+            }
+            let expected = (upto.min(events as i64) - cursor).max(0);
+            prop_assert_eq!(tail.count_between(FeedSeq(cursor), FeedSeq(upto.min(events as i64))), expected as u64);
+        }
     }
 }

@@ -1,114 +1,73 @@
-//! The replay window: what a consumer can still be given.
-//!
-//! It begins at the lowest number whose usable time lies in it. Time only goes on, so rows once found outside stay outside:
-//! the search goes on from there, and costs a query for some thousands of rows that the window has left.
+//! Where the replay window begins: one indexed query, asked when it is needed and kept for a second.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::lock;
-use super::pool::ReplayPool;
-use super::tail::Tail;
-use crate::db::{self, event_log};
-use crate::event::{EventTime, FeedSeq};
+use super::head::Head;
+use super::pool::Permits;
+use super::{Feed, lock};
+use crate::db::event_log::{self, WindowStart};
+use crate::db::{self, Watch};
+use crate::event::FeedSeq;
 
-/// How many rows a look into the log reads ahead (number and time only, 16 bytes each).
-const LOOK_AHEAD_ROWS: i64 = 50_000;
-/// How many rows a look into the tail takes over.
-const LOOK_AHEAD_EVENTS: usize = 1_000;
+/// How long an answer is kept.
+const KEPT: Duration = Duration::from_secs(1);
 
-/// Where the window begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Earliest {
-    /// The lowest number that a consumer can still be given; the head's successor where there is none.
-    pub seq: FeedSeq,
-    /// The number of the last row before it, pruned ones included; 0 where there was none.
-    pub prev: FeedSeq,
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    at: Instant,
+    generation: u64,
+    start: WindowStart,
 }
 
-#[derive(Debug, Default)]
-struct Search {
-    /// No row at or below it lies in the window.
-    floor: FeedSeq,
-    /// The rows that follow the floor.
-    ahead: VecDeque<(FeedSeq, EventTime)>,
-}
-
-/// The replay window of a tier.
+/// The start of the replay window, for each delay as it was last read.
 #[derive(Debug)]
-pub struct Window {
-    length: Duration,
-    search: Mutex<Search>,
-    /// As it was last found.
-    begins: AtomicI64,
+pub struct Windows {
+    /// One thread asks at a time, and the others take its answer.
+    permits: Permits,
+    /// Locked to copy an answer in or out, never during the query.
+    by_delay: Mutex<HashMap<Duration, Answer>>,
 }
 
-impl Window {
-    /// A window of this length.
-    pub fn new(length: Duration) -> Self {
-        Self { length, search: Mutex::default(), begins: AtomicI64::new(0) }
+impl Default for Windows {
+    fn default() -> Self {
+        Self { permits: Permits::new(1), by_delay: Mutex::default() }
     }
+}
 
-    /// Where the window began when that was last asked; 0 where it never was. Asks nobody.
-    pub fn last_known(&self) -> FeedSeq {
-        FeedSeq(self.begins.load(Ordering::Relaxed))
+impl Windows {
+    fn recall(&self, delay: Duration, generation: u64) -> Option<WindowStart> {
+        let answer = lock(&self.by_delay).get(&delay).copied()?;
+        (answer.generation == generation && answer.at.elapsed() < KEPT).then_some(answer.start)
     }
+}
 
-    /// Where the window begins, for a tier whose clock shows `now` and whose head is `head`. May read the log.
+impl Feed {
+    /// The lowest number that a consumer of a key with this delay can still be given, the head's successor if there is
+    /// none; and the number of the row before it. May read the log.
     ///
     /// # Errors
     /// What reading the log failed with.
-    pub fn earliest(
-        &self,
-        now: EventTime,
-        head: FeedSeq,
-        tail: &Mutex<Tail>,
-        pool: &ReplayPool,
-    ) -> Result<Earliest, db::Error> {
-        let begins = now.minus(self.length);
-        let mut search = lock(&self.search);
-        let earliest = 'found: loop {
-            while let Some(&(seq, time)) = search.ahead.front() {
-                if seq > head {
-                    break 'found Earliest { seq: head.next(), prev: head };
-                }
-                if time.is_usable() && time >= begins {
-                    break 'found Earliest { seq, prev: search.floor };
-                }
-                search.floor = seq;
-                search.ahead.pop_front();
-            }
-            if search.floor >= head {
-                break Earliest { seq: head.next(), prev: head };
-            }
-            let floor = search.floor;
-            let known = lock(tail).times_after(floor, LOOK_AHEAD_EVENTS);
-            let rows = match known {
-                Some(rows) => rows,
-                None => pool.with(|connection| event_log::read_times(connection, floor, LOOK_AHEAD_ROWS))?,
-            };
-            if rows.is_empty() {
-                break Earliest { seq: head.next(), prev: head };
-            }
-            search.ahead.extend(rows);
-        };
-        self.begins.store(earliest.seq.0, Ordering::Relaxed);
-        Ok(earliest)
-    }
-
-    /// Says that prune has removed everything up to a number.
-    pub fn pruned(&self, through: FeedSeq) {
-        let mut search = lock(&self.search);
-        while search.ahead.front().is_some_and(|&(seq, _)| seq <= through) {
-            search.ahead.pop_front();
+    pub fn earliest(&self, delay: Duration, head: Head, watch: &Watch) -> Result<WindowStart, db::Error> {
+        if let Some(start) = self.windows.recall(delay, head.generation) {
+            return Ok(start);
         }
-        search.floor = search.floor.max(through);
+        let _permit = self.windows.permits.wait(watch)?;
+        if let Some(start) = self.windows.recall(delay, head.generation) {
+            return Ok(start);
+        }
+        let begin = self.due(delay).minus(self.options.replay_window);
+        let found = self.replay.with(watch, |connection| event_log::read_window_start(connection, begin))?;
+        let start =
+            found.filter(|start| start.seq <= head.seq).unwrap_or(WindowStart { seq: head.seq.next(), prev: head.seq });
+        let answer = Answer { at: Instant::now(), generation: head.generation, start };
+        lock(&self.windows.by_delay).insert(delay, answer);
+        Ok(start)
     }
 
-    /// Begins anew: the log is another one.
-    pub fn reset(&self) {
-        *lock(&self.search) = Search::default();
+    /// The lowest number that can still be replayed without a delay, as last read; 0 if it never was. Reads nothing.
+    pub fn last_earliest(&self) -> FeedSeq {
+        lock(&self.windows.by_delay).get(&Duration::ZERO).map_or(FeedSeq(0), |answer| answer.start.seq)
     }
 }

@@ -15,7 +15,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::connections::{Connections, HttpConnection};
-use super::outlet::LOOK_EVERY;
 use crate::error::{Doing, Error};
 use crate::logging::LIMITED;
 
@@ -128,11 +127,10 @@ where
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(LOOK_EVERY))?;
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
     // No TCP_USER_TIMEOUT: the kernel lets it run on while a small window keeps opening (what counts is whether the whole
-    // first buffer fits), and would cut off a slow client. The stream watches what is acknowledged, see `Outlet`.
+    // first buffer fits), and would cut off a slow client. The stream watches what is acknowledged, see `feed::writer`.
     socket.set_tcp_keepalive(&keepalive.with_retries(3))
 }

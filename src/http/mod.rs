@@ -4,8 +4,7 @@
 pub mod accept;
 pub mod connections;
 pub mod head;
-pub mod outlet;
 pub mod page;
 pub mod proxy;
 pub mod response;
-mod unsent;
+pub mod socket;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::request::Request;
 use crate::db::keys::Key;
 use crate::feed::keys::{Credential, Denied};
-use crate::http::outlet;
 use crate::http::response::{Code, Response};
+use crate::http::socket;
 
 /// How often a waiting request checks whether its client has disconnected.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
@@ -49,7 +49,7 @@ impl Request<'_> {
                 }
             };
             let left = deadline.saturating_sub(waited);
-            if feed.health.is_stopping() || outlet::is_closed(self.stream) {
+            if feed.health.is_stopping() || socket::is_closed(self.stream) {
                 return Err(None);
             }
             if left.is_zero() {

@@ -20,7 +20,7 @@ const SAMPLES: usize = 390;
 struct Sample {
     at: Timestamp,
     streams: usize,
-    queued: usize,
+    queued: u64,
     events: u64,
     deliveries: u64,
     dropped_events: u64,
@@ -34,7 +34,7 @@ impl Sample {
         Self {
             at: Timestamp::now(),
             streams: clients.len(),
-            queued: clients.iter().map(|client| client.queue.events()).sum(),
+            queued: clients.iter().map(|client| feed.queued_events(client)).sum(),
             events: feed.stats.events.get(),
             deliveries: feed.stats.deliveries.get(),
             dropped_events: feed.stats.dropped.get(),

@@ -36,7 +36,7 @@ pub(super) fn live(feed: &Feed) -> Vec<KeyStatus> {
         // The later one counts, and never is the latest.
         status.expires_at = status.expires_at.and_then(|at| key.expires_at.map(|other| at.max(other)));
     }
-    for client in feed.clients.all() {
+    for client in feed.clients.present() {
         if let Some(status) = by_name.get_mut(&client.key.name) {
             status.streams += 1;
         }

@@ -121,8 +121,8 @@ impl Gauges {
         self.counter.set(feed.counter().0);
         self.counter_ok.set(i64::from(feed.is_counter_ok()));
         self.another_cluster.set(i64::from(feed.is_another_cluster()));
-        self.head.set(feed.live.head().0);
-        self.earliest.set(feed.live.window.last_known().0);
+        self.head.set(feed.head().0);
+        self.earliest.set(feed.last_earliest().0);
         if let Some(at) = feed.last_event_at().and_then(EventTime::timestamp) {
             self.last_event.set(at.as_microsecond() as f64 / 1e6);
         }
@@ -137,9 +137,9 @@ impl Gauges {
     fn look_at_clients(&self, feed: &Feed) {
         let mut by_delay = BTreeMap::from([(Duration::ZERO, 0)]);
         let (mut queued, mut lag) = (0, 0);
-        for client in feed.clients.all() {
+        for client in feed.clients.present() {
             *by_delay.entry(client.key.delay).or_insert(0) += 1;
-            queued += client.queue.events();
+            queued += feed.queued_events(&client);
             lag = lag.max(feed.lag_events(&client));
         }
         // A delay that nobody has any more is not shown for ever.

@@ -1,11 +1,15 @@
 //! `/status`: the feed at this moment, as JSON.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use prometheus::Histogram;
 use prometheus::core::Metric;
 use serde::Serialize;
 
 use super::Operator;
 use super::keys::{self, KeyStatus};
+use crate::db::Watch;
 use crate::event::{EventTime, FeedSeq};
 use crate::feed::client::Client;
 use crate::feed::health::{Part, State};
@@ -39,7 +43,7 @@ struct ClientStatus {
     address: String,
     cursor: FeedSeq,
     lag: u64,
-    queued: usize,
+    queued: u64,
     delivered: u64,
     dropped: u64,
     since: EventTime,
@@ -109,7 +113,7 @@ pub fn json(operator: &Operator) -> String {
         feed_id: feed.feed_id(),
         state: state(feed),
         capture: if feed.capture_on() { "on" } else { "off" },
-        head: feed.live.head(),
+        head: feed.head(),
         earliest: earliest(feed),
         last_event_at: feed.last_event_at(),
         keys: keys::live(feed),
@@ -151,15 +155,14 @@ pub fn state(feed: &Feed) -> &'static str {
 }
 
 fn earliest(feed: &Feed) -> FeedSeq {
-    let known = feed.live.window.last_known();
-    if feed.health.outage().is_some() {
-        return known;
-    }
-    feed.live.earliest(&feed.clock, &feed.replay).map_or(known, |earliest| earliest.seq)
+    let known = feed.last_earliest();
+    let (None, Some(head)) = (feed.health.outage(), feed.recall_head(Duration::ZERO)) else { return known };
+    let watch: Watch = Arc::new(|| true);
+    feed.earliest(Duration::ZERO, head, &watch).map_or(known, |earliest| earliest.seq)
 }
 
 fn clients(feed: &Feed) -> Vec<ClientStatus> {
-    let mut clients = feed.clients.all();
+    let mut clients = feed.clients.present();
     clients.sort_by_key(|client| client.id);
     clients.iter().map(|client| ClientStatus::of(feed, client)).collect()
 }
@@ -172,7 +175,7 @@ impl ClientStatus {
             address: client.address.to_string(),
             cursor,
             lag: feed.lag_events(client),
-            queued: client.queue.events(),
+            queued: feed.queued_events(client),
             delivered: client.delivered_events(),
             dropped: client.dropped_events(),
             since: client.since,

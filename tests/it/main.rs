@@ -34,6 +34,7 @@ mod history;
 mod hostile;
 mod hosts;
 mod keys;
+mod live;
 mod logs;
 mod migrate;
 mod ops;

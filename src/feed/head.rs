@@ -1,0 +1,94 @@
+//! The head of the log as a key sees it: the newest event, or, for a delayed key, the newest one that is old enough.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::pool::Permits;
+use super::{Feed, lock};
+use crate::db::event_log;
+use crate::db::{Error, Watch};
+use crate::event::{EventTime, FeedSeq};
+
+/// The highest number that a stream may be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    /// The number.
+    pub seq: FeedSeq,
+    /// The time of its event, if the log has it.
+    pub time: Option<EventTime>,
+    /// The log in which this is so.
+    pub generation: u64,
+    /// What was due when this was found: the database's time less the delay.
+    pub due: EventTime,
+    /// For a delayed key: the time of the event that is due next, if one is known.
+    pub next_due: Option<EventTime>,
+}
+
+/// The heads of delayed keys that memory alone could not tell, each as it was last read.
+#[derive(Debug)]
+pub struct DelayedHeads {
+    /// One thread asks at a time, and the others take its answer.
+    permits: Permits,
+    /// Locked to copy a head in or out.
+    by_delay: Mutex<HashMap<Duration, Head>>,
+}
+
+impl Default for DelayedHeads {
+    fn default() -> Self {
+        Self { permits: Permits::new(1), by_delay: Mutex::default() }
+    }
+}
+
+impl Feed {
+    /// The head for keys with this delay, if memory can tell it. It always can without a delay.
+    pub fn recall_head(&self, delay: Duration) -> Option<Head> {
+        let read = lock(&self.delayed_heads.by_delay).get(&delay).copied();
+        let due = self.due(delay);
+        let tail = lock(&self.tail);
+        let generation = tail.generation();
+        let head = |(seq, time), next_due| Head { seq, time, generation, due, next_due };
+        if delay.is_zero() {
+            return Some(head((tail.head(), tail.head_time()), None));
+        }
+        let (newest, next) = tail.due(due);
+        if let Some((seq, time)) = newest {
+            return Some(head((seq, Some(time)), next));
+        }
+        // Everything in the tail is too new. What was read holds until the next event is due.
+        let read = read.filter(|read| read.generation == generation)?;
+        let holds = match read.next_due {
+            Some(next) => due < next,
+            None => tail.covers(read.seq),
+        };
+        let next_due = read.next_due.into_iter().chain(next).min();
+        holds.then(|| head((read.seq, read.time), next_due))
+    }
+
+    /// Reads the head for keys with this delay, at least the row `known` if that is due. Somebody else's answer does, if the
+    /// row is 0.
+    ///
+    /// # Errors
+    /// What reading the log failed with.
+    pub(super) fn read_head(&self, delay: Duration, known: FeedSeq, watch: &Watch) -> Result<Head, Error> {
+        let _permit = self.delayed_heads.permits.wait(watch)?;
+        if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
+            return Ok(head);
+        }
+        let (generation, due) = (lock(&self.tail).generation(), self.due(delay));
+        let read = self.replay.with(watch, |connection| event_log::read_due_head(connection, due, known))?;
+        let head = Head { seq: read.seq, time: read.time, generation, due, next_due: read.next_due };
+        lock(&self.delayed_heads.by_delay).insert(delay, head);
+        Ok(head)
+    }
+
+    /// Forgets such a head: the log that it belongs to was replaced.
+    pub(super) fn forget_head(&self, delay: Duration) {
+        lock(&self.delayed_heads.by_delay).remove(&delay);
+    }
+
+    /// Events are due for keys with this delay if they are not later than this: the database's time less the delay.
+    pub(super) fn due(&self, delay: Duration) -> EventTime {
+        self.clock.now().minus(delay)
+    }
+}

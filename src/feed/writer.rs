@@ -1,0 +1,388 @@
+//! What one stream is written with: its socket, its position in the log, and what the socket has not taken yet.
+//!
+//! Every write happens here, and none of them blocks. A stream's own thread waits, without the lock, until the socket takes
+//! the rest. The reader writes small batches to streams that have nothing else to write, because waking a thread costs
+//! several times what writing a small batch costs.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+use super::batch::{Batch, SharedBatch};
+use crate::event::{EventTime, FeedSeq};
+use crate::http::socket::unsent_bytes;
+
+/// The largest batch that the reader writes directly, 8 KiB. Beyond it copying costs more than waking a thread.
+const LARGEST_DIRECT_BYTES: usize = 8 * 1024;
+
+/// A stream's position in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Everything up to here was written, or is not to be.
+    pub cursor: FeedSeq,
+    /// The time of the event with that very number, if it is known: it tells whether the log is still the same.
+    pub time: Option<EventTime>,
+    /// The generation of the log in which the cursor was checked; see [`super::tail::Tail`].
+    pub generation: u64,
+}
+
+/// The connection is closed or broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broken;
+
+/// What a write came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Events that were written to their end.
+    pub events: usize,
+    /// Whether something is left.
+    pub is_blocked: bool,
+}
+
+/// What became of a batch that the reader wanted to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direct {
+    /// All of it is written.
+    Written,
+    /// Some of it is. The rest is the stream's own thread's to write.
+    Partly,
+    /// Nothing.
+    Not,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Batch(SharedBatch),
+    Own(Vec<u8>),
+}
+
+/// Something to write that the socket has not taken as a whole.
+#[derive(Debug)]
+struct Piece {
+    bytes: Bytes,
+    written: usize,
+    /// The position once it is written, and how many events it has.
+    then: Option<(Position, usize)>,
+}
+
+impl Piece {
+    fn left(&self, is_chunked: bool) -> &[u8] {
+        let bytes = match &self.bytes {
+            Bytes::Batch(batch) => batch.whole(is_chunked),
+            Bytes::Own(bytes) => bytes,
+        };
+        &bytes[self.written..]
+    }
+}
+
+/// One stream's socket and position.
+#[derive(Debug)]
+pub struct SseWriter {
+    socket: Arc<TcpStream>,
+    is_chunked: bool,
+    is_connected: bool,
+    /// `None` until the stream's cursor was checked: before, the reader writes nothing.
+    position: Option<Position>,
+    pending: VecDeque<Piece>,
+    is_finished: bool,
+    last_write: Instant,
+    bytes: u64,
+    /// The bytes of every stream, for the metrics.
+    sent: IntCounter,
+    acknowledged: u64,
+    /// Since when the other side has acknowledged nothing of what is on its way. `None` if nothing was on its way.
+    unanswered_since: Option<Instant>,
+}
+
+impl SseWriter {
+    /// Writes to this socket, in chunks for HTTP/1.1, and adds what it writes to `sent`.
+    pub fn new(socket: Arc<TcpStream>, is_chunked: bool, sent: IntCounter) -> Self {
+        Self {
+            socket,
+            is_chunked,
+            is_connected: false,
+            position: None,
+            pending: VecDeque::new(),
+            is_finished: false,
+            last_write: Instant::now(),
+            bytes: 0,
+            sent,
+            acknowledged: 0,
+            unanswered_since: None,
+        }
+    }
+
+    /// Whether the block `connected` was added: it is the first block of every stream.
+    pub fn is_connected(&self) -> bool {
+        self.is_connected
+    }
+
+    /// Adds the block `connected`.
+    pub fn push_connected(&mut self, block: &[u8]) {
+        self.is_connected = true;
+        self.push_blocks(block);
+    }
+
+    /// The position; `None` until the stream's cursor was checked.
+    pub fn position(&self) -> Option<Position> {
+        self.position
+    }
+
+    /// The stream continues from another position.
+    pub fn set_position(&mut self, position: Position) {
+        self.position = Some(position);
+    }
+
+    /// Whether nothing is pending.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// How long nothing was written.
+    pub fn silent_for(&self) -> Duration {
+        self.last_write.elapsed()
+    }
+
+    /// Adds bytes that are no block: the head of the response.
+    pub fn push_raw(&mut self, bytes: Vec<u8>) {
+        self.pending.push_back(Piece { bytes: Bytes::Own(bytes), written: 0, then: None });
+    }
+
+    /// Adds complete blocks, as one chunk.
+    pub fn push_blocks(&mut self, blocks: &[u8]) {
+        let bytes = self.framed(blocks);
+        self.push_raw(bytes);
+    }
+
+    /// Adds the events of a batch that lie above the position and not above `upto`. Adds nothing if there are none, or if
+    /// the batch leaves a hole or is of another log.
+    pub fn push_batch(&mut self, batch: SharedBatch, upto: FeedSeq) {
+        let Some(position) = self.pending_position() else { return };
+        if batch.generation() != position.generation || batch.prev() > position.cursor {
+            return;
+        }
+        let events = batch.count_through(upto).saturating_sub(batch.count_through(position.cursor));
+        let Some(last) = batch.last_through(upto).filter(|_| events > 0) else { return };
+        let then = Position { cursor: last.seq, time: Some(last.time), ..position };
+        let bytes = if events == batch.entries().len() {
+            Bytes::Batch(batch)
+        } else {
+            Bytes::Own(self.framed(batch.blocks_between(position.cursor, upto)))
+        };
+        self.pending.push_back(Piece { bytes, written: 0, then: Some((then, events)) });
+    }
+
+    /// Adds the end of the body. Nothing may follow.
+    pub fn push_end(&mut self) {
+        if self.is_chunked && !self.is_finished {
+            self.push_raw(b"0\r\n\r\n".to_vec());
+        }
+        self.is_finished = true;
+    }
+
+    fn framed(&self, blocks: &[u8]) -> Vec<u8> {
+        if !self.is_chunked {
+            return blocks.to_vec();
+        }
+        let mut bytes = format!("{:x}\r\n", blocks.len()).into_bytes();
+        bytes.reserve_exact(blocks.len() + 2);
+        bytes.extend_from_slice(blocks);
+        bytes.extend_from_slice(b"\r\n");
+        bytes
+    }
+
+    fn pending_position(&self) -> Option<Position> {
+        self.pending.iter().rev().find_map(|piece| piece.then).map(|(position, _)| position).or(self.position)
+    }
+
+    /// Writes what is pending, as much as the socket takes.
+    ///
+    /// # Errors
+    /// If the connection is broken.
+    pub fn write_pending(&mut self) -> Result<Written, Broken> {
+        let mut written = Written::default();
+        while !self.pending.is_empty() {
+            let slices: Vec<_> = self.pending.iter().map(|piece| IoSlice::new(piece.left(self.is_chunked))).collect();
+            let sent = sendmsg(
+                &self.socket,
+                &slices,
+                &mut SendAncillaryBuffer::default(),
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            );
+            match sent {
+                Ok(count) => {
+                    self.count(count, Instant::now());
+                    written.events += self.take_written(count);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    written.is_blocked = true;
+                    break;
+                }
+                Err(_) => return Err(Broken),
+            }
+        }
+        Ok(written)
+    }
+
+    /// Takes off so many bytes, and returns how many events that completes.
+    fn take_written(&mut self, mut count: usize) -> usize {
+        let mut events = 0;
+        while let Some(piece) = self.pending.front_mut() {
+            let left = piece.left(self.is_chunked).len();
+            if count < left {
+                piece.written += count;
+                break;
+            }
+            count -= left;
+            if let Some((position, of_piece)) = piece.then {
+                self.position = Some(position);
+                events += of_piece;
+            }
+            self.pending.pop_front();
+        }
+        events
+    }
+
+    /// For the reader: writes a batch if it is small, comes next, and nothing else is pending.
+    pub fn write_direct(&mut self, batch: &SharedBatch, now: Instant) -> Direct {
+        let Some(position) = self.position.filter(|position| follows(batch, position)) else { return Direct::Not };
+        let bytes = batch.whole(self.is_chunked);
+        if !self.pending.is_empty() || self.is_finished || bytes.len() > LARGEST_DIRECT_BYTES {
+            return Direct::Not;
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        // If the connection is broken, the stream's own thread finds out by its next write.
+        let count = rustix::net::send(&self.socket, bytes, flags).unwrap_or(0);
+        if count == 0 {
+            return Direct::Not;
+        }
+        let then = Position { cursor: batch.last(), time: batch.entries().last().map(|entry| entry.time), ..position };
+        let is_whole = count == bytes.len();
+        self.count(count, now);
+        self.unanswered_since.get_or_insert(now);
+        if is_whole {
+            self.position = Some(then);
+            return Direct::Written;
+        }
+        let then = Some((then, batch.entries().len()));
+        self.pending.push_back(Piece { bytes: Bytes::Batch(batch.clone()), written: count, then });
+        Direct::Partly
+    }
+
+    fn count(&mut self, bytes: usize, now: Instant) {
+        self.bytes += bytes as u64;
+        self.sent.inc_by(bytes as u64);
+        self.last_write = now;
+    }
+
+    /// For how long the other side has acknowledged nothing of what is on its way; `None` if nothing is. This tells a slow
+    /// link from a stalled peer, because the kernel reports room to a writer only when a third of the send buffer is free.
+    /// And it finds a peer that has fallen silent while the buffer still has room.
+    pub fn unanswered_for(&mut self) -> Option<Duration> {
+        let unsent = unsent_bytes(&self.socket).unwrap_or(0);
+        let acknowledged = self.bytes.saturating_sub(unsent);
+        if unsent == 0 {
+            (self.acknowledged, self.unanswered_since) = (acknowledged, None);
+            return None;
+        }
+        let since = self.unanswered_since.filter(|_| acknowledged == self.acknowledged).unwrap_or_else(Instant::now);
+        (self.acknowledged, self.unanswered_since) = (acknowledged, Some(since));
+        Some(since.elapsed())
+    }
+}
+
+/// Whether a batch is what comes next after a position.
+fn follows(batch: &Batch, position: &Position) -> bool {
+    batch.generation() == position.generation && batch.prev() <= position.cursor && position.cursor < batch.first()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::super::batch::BatchBuilder;
+    use super::*;
+
+    fn writer() -> (SseWriter, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = Arc::new(listener.accept().unwrap().0);
+        let mut writer = SseWriter::new(socket, false, IntCounter::new("sent", "bytes").unwrap());
+        writer.set_position(Position { cursor: FeedSeq(1), time: None, generation: 1 });
+        (writer, client)
+    }
+
+    /// One event whose block has so many bytes.
+    fn batch(prev: i64, seq: i64, bytes: usize) -> SharedBatch {
+        let mut builder = BatchBuilder::new(FeedSeq(prev), 1);
+        let write = |into: &mut Vec<u8>| {
+            into.resize(into.len() + bytes, b'0' + u8::try_from(seq % 10).unwrap());
+            Ok::<_, ()>(())
+        };
+        builder.push(FeedSeq(seq), EventTime(0), write).unwrap();
+        Arc::new(builder.finish())
+    }
+
+    #[test]
+    fn the_reader_writes_what_comes_next_and_nothing_else() {
+        let (mut writer, mut client) = writer();
+        let now = Instant::now();
+        for (batch, why) in [
+            (batch(2, 3, 5), "a hole"),
+            (batch(0, 1, 5), "it was written before"),
+            (batch(1, 2, LARGEST_DIRECT_BYTES + 1), "too large"),
+        ] {
+            assert_eq!(writer.write_direct(&batch, now), Direct::Not, "{why}");
+        }
+        assert_eq!(writer.write_direct(&batch(1, 2, 3), now), Direct::Written);
+        assert_eq!(writer.write_direct(&batch(2, 3, 3), now), Direct::Written);
+        writer.push_blocks(b"!");
+        assert_eq!(writer.write_direct(&batch(3, 4, 3), now), Direct::Not, "something is pending");
+        writer.write_pending().unwrap();
+        writer.set_position(Position { generation: 2, ..writer.position().unwrap() });
+        assert_eq!(writer.write_direct(&batch(3, 4, 3), now), Direct::Not, "another log");
+        drop(writer);
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "222333!");
+    }
+
+    #[test]
+    fn what_a_full_socket_does_not_take_is_written_next_and_nothing_overtakes_it() {
+        let (mut writer, mut client) = writer();
+        let now = Instant::now();
+        let mut seq = 1;
+        let mut expected = String::new();
+        // A number of bytes that no buffer is a multiple of.
+        while writer.write_direct(&batch(seq, seq + 1, 7_919), now) == Direct::Written {
+            seq += 1;
+            expected += &((seq % 10).to_string()).repeat(7_919);
+        }
+        assert_eq!(writer.position().unwrap().cursor, FeedSeq(seq));
+        let was_begun = !writer.is_idle();
+        client.read_exact(&mut vec![0; 64 * 1024]).unwrap();
+        if was_begun {
+            assert_eq!(writer.write_direct(&batch(seq, seq + 1, 3), now), Direct::Not);
+        }
+        let reader = std::thread::spawn(move || {
+            let mut rest = String::new();
+            client.read_to_string(&mut rest).unwrap();
+            rest
+        });
+        while writer.write_pending().unwrap().is_blocked {}
+        if was_begun {
+            assert_eq!(writer.position().unwrap().cursor, FeedSeq(seq + 1));
+            expected += &(((seq + 1) % 10).to_string()).repeat(7_919);
+        }
+        drop(writer);
+        assert_eq!(reader.join().unwrap(), expected[64 * 1024..]);
+    }
+}
