@@ -99,11 +99,11 @@ fn large_rows_cost_memory_for_one_of_them_and_not_for_a_page_of_them() {
     let mut replay = server.stream_from(&key, 0);
     replay.connected();
     replay.signals(40);
+    drop(replay);
     let mut live = server.stream(&key);
     live.connected();
     database.sql(large);
     live.signals(40);
-    replay.signals(40);
     // All of them together are 400 MB.
     let peak = peak_mib(&server);
     assert!(peak < 200, "{peak} MiB");
