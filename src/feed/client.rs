@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::batch::SharedBatch;
-use super::lock;
 use super::reason::End;
 use super::stats::Stats;
 use super::writer::{Broken, Direct, SseWriter, Written};
 use crate::db::keys::Key;
 use crate::event::{EventTime, FeedSeq};
 use crate::http::socket;
+use crate::sync::lock;
 
 /// The batches that wait in a stream's channel. If there are more, the stream reads the tail.
 const CHANNEL_SLOTS: usize = 64;

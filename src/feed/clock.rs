@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::lock;
 use crate::event::EventTime;
+use crate::sync::lock;
 
 /// The database's clock as it was last read, carried on by this machine's monotonic clock. It is never ahead of the
 /// database's: a reading counts from when its answer arrived.

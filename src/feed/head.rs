@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use super::Feed;
 use super::pool::Permits;
-use super::{Feed, lock};
 use crate::db::event_log;
 use crate::db::{Error, Watch};
 use crate::event::{EventTime, FeedSeq};
+use crate::sync::lock;
 
 /// The highest number that a stream may be sent.
 #[derive(Debug, Clone, Copy)]

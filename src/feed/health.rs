@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::lock;
+use crate::sync::lock;
 
 /// The feed is ready only if each part was proven to work within this time, 10 s: a silent database is noticed by then.
 const PROOF_LASTS: Duration = Duration::from_secs(10);

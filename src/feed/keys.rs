@@ -15,14 +15,15 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
+use super::Feed;
 use super::client::Client;
 use super::clock::DatabaseClock;
 use super::reason::End;
-use super::{Feed, lock};
 use crate::db::keys::{Key, KeyHash, KeyState};
 use crate::db::{self, Connection};
 use crate::error::Error;
 use crate::event::EventTime;
+use crate::sync::lock;
 
 /// Least time between the beginnings of two refreshes.
 const LEAST_DISTANCE: Duration = Duration::from_millis(100);

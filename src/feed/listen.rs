@@ -117,7 +117,7 @@ fn listen(
     reader: &Sender<()>,
     retry: &mut Duration,
 ) -> Result<(), Ended> {
-    let probe_channel = format!("signal_feed_probe_{:016x}", super::random_u64());
+    let probe_channel = format!("signal_feed_probe_{:016x}", crate::random::random_u64());
     connection.batch(&format!("listen signal_feed; listen signal_feed_key; listen {probe_channel}"))?;
     let mut prober = Connection::open(settings, "signal-feed probe")?;
     let mut probe_sent: Option<Instant> = None;

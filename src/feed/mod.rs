@@ -46,8 +46,7 @@ use crate::config::ServeOptions;
 use crate::db::Settings;
 use crate::db::event_log::LogState;
 use crate::event::{EventTime, FeedSeq, LogRow, Poison};
-pub(crate) use crate::random::{random_between, random_u64};
-pub(crate) use crate::sync::lock;
+use crate::sync::lock;
 
 /// How many quarantined numbers are remembered, so that each is logged once.
 const REMEMBERED_POISON: usize = 10_000;

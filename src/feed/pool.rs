@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::lock;
 use crate::db::{Connection, Error, Settings, Watch, event_log};
+use crate::sync::lock;
 
 /// Longest wait for a connection; then the work is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use super::Feed;
 use super::batch::{Batch, SharedBatch};
 use super::client::Client;
 use super::health::Part;
 use super::pages::{self, PageReader};
 use super::standby::Role;
 use super::tail::Tail;
-use super::{Feed, lock};
 use crate::db::event_log::{self, LogState, Range};
 use crate::db::{self, Connection, Settings, migrate};
 use crate::error::Error;
+use crate::sync::lock;
 
 /// The log is read this often however long `--poll-interval` is: it proves that the database is there.
 const LONGEST_POLL: Duration = Duration::from_secs(2);
@@ -99,7 +100,7 @@ impl<'a> Reader<'a> {
                     if is_check_due {
                         next_check = now + poll;
                     }
-                    next_read = if self.feed.replication.must_poll() { now + STANDBY_POLL } else { next_check };
+                    next_read = if self.feed.role() == Role::Standby { now + STANDBY_POLL } else { next_check };
                 }
                 // Nothing is lost, and another session is as good.
                 Err(Failure { error, in_session })

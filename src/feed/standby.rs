@@ -1,6 +1,6 @@
 //! Which role the feed's database has, and how far behind a standby is: found by the threads `reader` and `listen`.
 //!
-//! On a hot standby nobody notifies, so `reader` and `keys` poll; nothing is recorded; a cursor that the log has not reached
+//! On a hot standby nobody notifies, so `reader` and `upkeep` poll; nothing is recorded; a cursor that the log has not reached
 //! waits; a key that is not there is never called unknown, because its primary may have it; and the feed is degraded while
 //! the standby does not stream from a primary.
 
@@ -36,17 +36,12 @@ pub struct Replication {
 impl Replication {
     /// The role of the database that the log is read from. A primary until it was first asked.
     pub fn role(&self) -> Role {
-        if self.must_poll() { Role::Standby } else { Role::Primary }
+        if self.is_standby.load(Ordering::Acquire) { Role::Standby } else { Role::Primary }
     }
 
     /// How far a standby is behind its primary, zero if it has replayed all that it received; `None` on a primary.
     pub fn lag(&self) -> Option<Duration> {
-        self.must_poll().then(|| Duration::from_micros(self.lag_micros.load(Ordering::Relaxed)))
-    }
-
-    /// Whether nobody notifies of new events.
-    pub fn must_poll(&self) -> bool {
-        self.is_standby.load(Ordering::Acquire)
+        (self.role() == Role::Standby).then(|| Duration::from_micros(self.lag_micros.load(Ordering::Relaxed)))
     }
 
     /// Notes the role of the database that the log is read from.

@@ -28,10 +28,6 @@ pub struct Stats {
     pub rewritten: IntCounter,
     /// Events quarantined.
     pub quarantined: IntCounter,
-    /// Quarantined events that are not recorded, because the database is a standby.
-    pub unrecorded_quarantined: IntCounter,
-    /// Uses of keys that are not recorded, because the database is a standby.
-    pub unrecorded_key_uses: IntCounter,
     /// Queries that a standby cancelled for what it had to replay; each was tried again.
     pub replay_conflicts: IntCounter,
     /// Times that a stream was brought up to date from the log or from memory.
@@ -78,14 +74,6 @@ impl Default for Stats {
             truncated: counter("signal_feed_replays_truncated_total", "Streams that were told replay_truncated"),
             rewritten: counter("signal_feed_histories_rewritten_total", "Streams that were told history_rewritten"),
             quarantined: counter("signal_feed_quarantined_events_total", "Events that cannot be delivered to anybody"),
-            unrecorded_quarantined: counter(
-                "signal_feed_unrecorded_quarantined_events_total",
-                "Quarantined events that a feed on a standby cannot record",
-            ),
-            unrecorded_key_uses: counter(
-                "signal_feed_unrecorded_key_uses_total",
-                "Uses of keys that a feed on a standby cannot record",
-            ),
             replay_conflicts: counter(
                 "signal_feed_replay_conflicts_total",
                 "Queries that a standby cancelled for what it had to replay; each was tried again",

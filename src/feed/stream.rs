@@ -15,10 +15,12 @@ use super::reason::End;
 use super::standby::Role;
 use super::tail::TailRead;
 use super::writer::{Broken, Position};
-use super::{Feed, lock, random_between, seconds};
+use super::{Feed, seconds};
 use crate::db::event_log::{self, Range, WindowStart};
 use crate::db::{self, Watch};
 use crate::event::{FeedSeq, WrittenTime};
+use crate::random::random_between;
+use crate::sync::lock;
 
 use crate::http::socket;
 

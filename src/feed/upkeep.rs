@@ -2,7 +2,7 @@
 //! and uses of keys, and checks that capture is on and that the database is still the same cluster.
 //!
 //! It owns one connection, which may be missing: then records wait, bounded, and are in the log all the same. On a standby
-//! nothing can be written: records are counted there, and poisoned events wait for a promotion. It receives records and
+//! nothing is written: poisoned events wait there for a promotion. It receives records and
 //! requests for a refresh over bounded channels, marks the streams whose key has ended, and ends when the server stops.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -195,11 +195,9 @@ impl Unwritten {
     }
 
     fn write(&mut self, feed: &Feed, connection: &mut Connection, with_uses: bool) -> Result<(), db::Error> {
-        let announced = self.announce(feed, connection)?;
+        self.announce(feed, connection)?;
         if db::standby::is_standby(connection)? {
             // Poisoned events wait for a promotion. A use would then be recorded with a time that is not its own.
-            feed.stats.unrecorded_quarantined.inc_by(announced);
-            feed.stats.unrecorded_key_uses.inc_by(self.used.len() as u64);
             self.used.clear();
             return Ok(());
         }
@@ -216,15 +214,13 @@ impl Unwritten {
     }
 
     /// Logs and alerts to what is newly quarantined, and drops what is recorded already: that is known since an earlier run.
-    /// Returns how many are new.
-    fn announce(&mut self, feed: &Feed, connection: &mut Connection) -> Result<u64, db::Error> {
+    fn announce(&mut self, feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
         let unannounced: Vec<FeedSeq> =
             self.quarantined.iter().filter(|(_, event)| !event.is_announced).map(|(seq, _)| *seq).collect();
         if unannounced.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         let recorded = db::quarantine::recorded(connection, &unannounced)?;
-        let mut announced = 0;
         for seq in unannounced {
             let Some(event) = self.quarantined.get_mut(&seq) else { continue };
             if recorded.contains(&seq) {
@@ -234,10 +230,9 @@ impl Unwritten {
             }
             log::error!("event {seq} is quarantined: {}", event.error);
             event.is_announced = true;
-            announced += 1;
             // If nobody reads it, or too much waits, the log line remains.
             let _ = feed.alerts.try_send((seq, event.error.clone()));
         }
-        Ok(announced)
+        Ok(())
     }
 }

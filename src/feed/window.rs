@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::Feed;
 use super::head::Head;
 use super::pool::Permits;
-use super::{Feed, lock};
 use crate::db::event_log::{self, WindowStart};
 use crate::db::{self, Watch};
 use crate::event::FeedSeq;
+use crate::sync::lock;
 
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_secs(1);

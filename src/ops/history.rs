@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::status::cumulative;
-use crate::feed::{Feed, lock};
+use crate::feed::Feed;
+use crate::sync::lock;
 
 /// The time between two samples, 10 s.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
