@@ -38,5 +38,10 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         "skipped {from} to {to}: every cursor from the lost future gets history_rewritten; the next event is {}",
         to.saturating_add(1)
     ));
+    // Not done for the operator: signal is the screener's, with whatever columns.
+    say(
+        "if the database numbers the column id of signal, raise that sequence above the lost ids too, before signals are \
+         written: bots place nothing for an id that they know from another signal",
+    );
     Ok(())
 }

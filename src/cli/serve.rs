@@ -78,7 +78,7 @@ pub(super) struct ServeArgs {
     /// Database connections for replay
     #[arg(long, value_name = "CONNECTIONS", env = "SIGNAL_FEED_REPLAY_CONNECTIONS", default_value = "4", value_parser = parse_connections, help_heading = "Database")]
     replay_connections: usize,
-    /// How long a new request waits in a database outage before it gets 503 (many clients never retry after a 503)
+    /// From this age of a database outage on, new requests get 503; before, they wait (many clients never retry after a 503)
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DEGRADED_HOLD", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     degraded_hold: Duration,
     /// Time for streams to end after SIGTERM

@@ -98,7 +98,9 @@ fn fetch(url: &str) -> Result<String, Error> {
         .timeout_global(Some(PATIENCE))
         .build();
     let answer = ureq::Agent::new_with_config(config).get(format!("{url}/status")).call();
-    let mut answer = answer.map_err(|error| unreachable(url, error))?;
+    let mut answer = answer.map_err(|error| {
+        unreachable(url, format!("no answer: {error}; is the server running, with this --ops-listen?"))
+    })?;
     let body = answer.body_mut().read_to_string().map_err(|error| unreachable(url, error))?;
     match answer.status().as_u16() {
         200 => Ok(body),

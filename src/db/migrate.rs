@@ -271,7 +271,8 @@ fn make_roles(connection: &mut Connection, say: &mut dyn FnMut(&str)) -> Result<
             Ok(()) => say("made the roles and their memberships"),
             Err(error) if error.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 return Err(Error::Failed(format!(
-                    "cannot make {}: {error}; let a superuser or a role with CREATEROLE run the statements that \
+                    "cannot make {}: {error}; run \"signal-feed migrate\" as a superuser or as the owner of this database; \
+                     an owner without CREATEROLE needs a DBA who first runs, in this very database, the statements that \
                      \"signal-feed migrate --roles-sql\" prints",
                     missing.join(", ")
                 )));

@@ -60,7 +60,7 @@ fn changes(before: Alerted, now: Alerted) -> Vec<(Level, &'static str, &'static 
         (false, true) => changes.push((
             Level::Critical,
             "degraded",
-            "no database connection for 30 s; open streams stay, new requests wait and get 503; look at PostgreSQL",
+            "no database connection for 30 s; open streams stay, new requests get 503; look at PostgreSQL",
         )),
         (true, false) => {
             changes.push((Level::Warning, "recovered", "connected to the database again; no stream missed anything"))
