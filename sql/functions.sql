@@ -6,9 +6,10 @@
 
 -- A column's type can have a cast to json, and that cast is the writer's own code. So the owner of this function has no
 -- rights. The role does own this function, which that code could alter; and code that runs as the role could make
--- objects that keep its rights. So the conversion happens in a subtransaction that is read-only: PostgreSQL does not let
--- anybody switch that off below, and it ends with the block. That code can also leave another search_path behind, so from
--- the conversion on every function and operator is written with its schema, here and in signal_feed_capture().
+-- objects that keep its rights. So the conversion happens in a subtransaction that is always rolled back: only the
+-- variables keep what it found. It is read-only too, which that code can undo before PostgreSQL 16 (RESET), but not later.
+-- In this function and in signal_feed_capture() every function and operator from the conversion on is written with its
+-- schema, so a search_path that the code changes matters to neither.
 create or replace function stock_market.signal_feed_render(now record, before record) returns jsonb
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -17,13 +18,36 @@ declare
     image jsonb;
     earlier jsonb;
 begin
-    if pg_catalog.set_config('transaction_read_only', 'on', true) is null then null; end if;
-    image := pg_catalog.to_jsonb(now);
+    begin
+        if pg_catalog.set_config('transaction_read_only', 'on', true) is null then null; end if;
+        image := pg_catalog.to_jsonb(now);
+        earlier := pg_catalog.to_jsonb(before);
+        raise exception 'rolls the conversion back';
+    exception
+        -- No row's content makes a write fail: one that could not be converted is logged without its content.
+        when others then null;
+    end;
     -- Not "is null", which a row of nothing but NULLs is too.
     if before is not distinct from null then
         return image;
     end if;
-    earlier := pg_catalog.to_jsonb(before) operator(pg_catalog.-) 'updated_at'::pg_catalog.text;
+    if image is null then
+        -- Two rows that both cannot become jsonb differ unless they are the same bytes, except for updated_at.
+        begin
+            now.updated_at := before.updated_at;
+        exception
+            -- There is no such column.
+            when others then null;
+        end;
+        if now operator(pg_catalog.*=) before then
+            return 'false';
+        end if;
+        return null;
+    end if;
+    if earlier is null then
+        return image;
+    end if;
+    earlier := earlier operator(pg_catalog.-) 'updated_at'::pg_catalog.text;
     -- As text too: jsonb finds 1.0 and 1.00 equal.
     if (image operator(pg_catalog.-) 'updated_at'::pg_catalog.text) operator(pg_catalog.=) earlier
         and (image operator(pg_catalog.-) 'updated_at'::pg_catalog.text)::pg_catalog.text
@@ -32,27 +56,6 @@ begin
         return 'false';
     end if;
     return image;
-exception
-    when others then
-        -- No row's content makes a write fail: this one is logged without its content.
-        if before is not distinct from null then
-            return null;
-        end if;
-        -- With its type: PostgreSQL would rather call a function of the same name that takes text.
-        image := stock_market.signal_feed_render(now, null::pg_catalog.record);
-        -- Two rows that both cannot become jsonb differ unless they are the same bytes, except for updated_at.
-        if image is null then
-            begin
-                now.updated_at := before.updated_at;
-            exception
-                -- There is no such column.
-                when others then null;
-            end;
-            if now operator(pg_catalog.*=) before then
-                return 'false';
-            end if;
-        end if;
-        return image;
 end
 $function$;
 comment on function stock_market.signal_feed_render(record, record) is

@@ -30,14 +30,17 @@
     select c.oid, c.relname::text as name, n.nspname::text as schema, c.relkind::text as kind, c.relowner as owner
     from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname in ('stock_market', 'signal_feed_private') and pg_catalog.starts_with(c.relname::text, 'signal_feed_')
-        and c.relkind not in ('i', 'I', 't')
+        -- An index has the name of the place where migrate would make a table, or an index of its own.
+        and not exists (select from pg_catalog.pg_index as i join pg_catalog.pg_class as t on t.oid = i.indrelid
+            where i.indexrelid = c.oid and pg_catalog.starts_with(t.relname::text, 'signal_feed_'))
 ), object (text, owner, is_eras) as (
     select pg_catalog.format('the schema %I', n.nspname), n.nspowner, false
     from pg_catalog.pg_namespace as n where n.nspname = 'signal_feed_private'
     union all
     select pg_catalog.format('the %s %I.%I', case r.kind when 'r' then 'table' when 'v' then 'view'
             when 'm' then 'materialized view' when 'S' then 'sequence' when 'f' then 'foreign table'
-            when 'p' then 'partitioned table' else 'type' end, r.schema, r.name), r.owner,
+            when 'p' then 'partitioned table' when 'i' then 'index' when 'I' then 'index' else 'type' end,
+            r.schema, r.name), r.owner,
         r.schema = 'stock_market' and exists (select from era as e
             where e.oid = r.oid or e.owner = r.owner and r.name = 'signal_feed_event_feed_seq_seq' and r.kind = 'S')
     from relation as r

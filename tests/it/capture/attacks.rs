@@ -138,6 +138,43 @@ fn a_cast_to_json_leaves_no_back_door() {
 }
 
 #[test]
+fn what_a_cast_to_json_does_is_undone_even_where_it_can_switch_read_only_off() {
+    // RESET inside an exception block would end with the block. From PostgreSQL 16 on it fails at once.
+    let screener = with_cast(
+        "grant usage, create on schema evil to public;
+         create function evil.attempt(v public.mood) returns json language plpgsql as $$
+            begin
+                reset transaction_read_only;
+                alter function stock_market.signal_feed_render(record, record) security invoker;
+                create function evil.door() returns void language sql security definer as '';
+                create temp table door (i int);
+                return to_json(current_user);
+            end $$",
+    );
+    let mut client = screener.connect();
+    for statement in [
+        "insert into stock_market.signal values (1, 'fine')",
+        "update stock_market.signal set id = id + 10",
+        "set timezone = 'Asia/Tokyo'; insert into stock_market.signal values (2, 'fine')",
+    ] {
+        client.batch_execute(statement).unwrap();
+    }
+    let mut superuser = screener.database.connect();
+    for role in ["signal_feed_render", "signal_feed_capture"] {
+        let functions = format!("select count(*) from pg_proc where proowner = '{role}'::regrole");
+        let own = if role == "signal_feed_render" { 1 } else { 2 };
+        assert_eq!(count(&mut superuser, &functions), own, "{role}");
+        let tables = format!("select count(*) from pg_class where relowner = '{role}'::regrole");
+        assert_eq!(count(&mut superuser, &tables), 0, "{role}");
+    }
+    let as_others =
+        "select count(*) from stock_market.signal_feed_event where signal ->> 'mood' <> 'signal_feed_render'";
+    assert_eq!(count(&mut superuser, as_others), 0);
+    assert_eq!(count(&mut superuser, "select count(*) from stock_market.signal_feed_event"), 3);
+    assert!(doctor(&screener.database, "owners").0 && doctor(&screener.database, "privileges").0);
+}
+
+#[test]
 fn a_cast_that_leaves_a_search_path_behind_replaces_no_operator_and_no_function_of_the_feed() {
     let screener = with_cast(
         "create function evil.attempt(v public.mood) returns json language plpgsql as $$
@@ -254,6 +291,11 @@ fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
             "signal_feed_touch",
         ),
         ("create type stock_market.signal_feed_mood as enum ('x');", "signal_feed_mood"),
+        (
+            "create table stock_market.other (i int);
+             create index signal_feed_event_event_time_idx on stock_market.other (i);",
+            "the index stock_market.signal_feed_event_event_time_idx",
+        ),
         (
             "create table stock_market.signal_feed_event (feed_seq bigserial primary key, event_time timestamptz not null default now(),
                 op text not null, signal jsonb check (evil.boom() is not null));",
