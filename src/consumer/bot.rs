@@ -139,6 +139,9 @@ impl Files {
 
     /// Reads the state file. Beside one, the journal must not be missing.
     fn load_state(&self, state_file: &StateFile) -> Result<Found, Error> {
+        if files::is_empty(&self.state) && files::is_empty(&self.journal) {
+            return Ok(Found::Nothing);
+        }
         let found = state_file.load()?;
         if found != Found::Nothing && !Journal::exists(&self.journal)? {
             return Err(Error::Failed(format!(
@@ -279,7 +282,8 @@ impl<'a> Bot<'a> {
     fn bind(&mut self, feed_id: &str) -> Result<(), Error> {
         match &self.state.feed_id {
             Some(bound) if bound != feed_id => Err(Error::Failed(format!(
-                "this feed streams the log {feed_id}, but state file and journal belong to the log {bound}"
+                "this feed streams the log {}, but state file and journal belong to the log {bound}",
+                clip(feed_id)
             ))),
             Some(_) => Ok(()),
             None => {

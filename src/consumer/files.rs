@@ -23,15 +23,21 @@ impl Lock {
             .write(true)
             .open(&lock_path)
             .doing(format!("open the lock file {}", lock_path.display()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(Error::Failed(format!(
-                "another trader-bot is running on {} (it holds {})",
-                path.display(),
-                lock_path.display()
-            ))),
-            Err(TryLockError::Error(cause)) => Err(Error::Io { doing: format!("lock {}", lock_path.display()), cause }),
-        }
+        lock(&file, &lock_path, path)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Locks an open file for this process, until the file is closed. `used` is what a second bot would be running on.
+pub(super) fn lock(file: &File, path: &Path, used: &Path) -> Result<(), Error> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(Error::Failed(format!(
+            "another trader-bot is running on {} (it holds {})",
+            used.display(),
+            path.display()
+        ))),
+        Err(TryLockError::Error(cause)) => Err(Error::Io { doing: format!("lock {}", path.display()), cause }),
     }
 }
 
@@ -55,6 +61,11 @@ pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
         Ok(metadata) if !metadata.is_file() => Err(Error::Failed(format!("{} is not a regular file", path.display()))),
         _ => Ok(()),
     }
+}
+
+/// Whether an empty file lies there: an operator makes one for a bind mount to begin with.
+pub(super) fn is_empty(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0)
 }
 
 /// Replaces a file as a whole: temporary file, with `sync` onto the disk, rename. After a crash of the machine either the

@@ -37,8 +37,11 @@ impl Journal {
     }
 
     /// Opens the journal, or begins it. Reads it whole, drops a torn last line, shrinks what is old.
+    ///
+    /// The file is locked too: under a bind mount or a hard link it has another name, and so another lock file.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
+        files::lock(&file, path, path)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).doing(doing("read", path))?;
         let whole = whole_lines(&text).len();
@@ -103,6 +106,7 @@ impl Journal {
         }
         files::sync_directory(&self.path).doing(doing("shrink", &self.path))?;
         self.file = OpenOptions::new().append(true).open(&self.path).doing(doing("open", &self.path))?;
+        files::lock(&self.file, &self.path, &self.path)?;
         log::info!("shrunk the journal's old lines from {} to {} bytes", text.len(), shorter.len());
         Ok(())
     }

@@ -136,8 +136,9 @@ fn signal(event: Event) -> Message {
             return Message::Unreadable { feed_seq: id, why, data: event.data };
         }
     };
-    let Some(feed_seq) = wire.feed_seq.or(id).filter(|number| *number > 0) else {
-        return Message::Unreadable { feed_seq: None, why: "the event has no number".to_owned(), data: event.data };
+    let Some(feed_seq) = wire.feed_seq.or(id).filter(is_possible) else {
+        let why = "the event has no usable number".to_owned();
+        return Message::Unreadable { feed_seq: None, why, data: event.data };
     };
     if id.is_some_and(|id| id != feed_seq) {
         let why = format!("the event's data has the number {feed_seq}, its block has another one");
@@ -154,10 +155,14 @@ fn signal(event: Event) -> Message {
     })
 }
 
-/// The number that a block names as its `id`. A feed's numbers stay below 2^53.
+/// The number that a block names as its `id`.
 fn block_number(event: &Event) -> Option<i64> {
-    let number = event.last_event_id.parse().ok().filter(|_| event.has_own_id);
-    number.filter(|number| (1..LEAST_IMPOSSIBLE_NUMBER).contains(number))
+    event.last_event_id.parse().ok().filter(|_| event.has_own_id).filter(is_possible)
+}
+
+/// A feed counts from 1 and stays below 2^53. A number beyond that would put the cursor where no event ever comes.
+fn is_possible(number: &i64) -> bool {
+    (1..LEAST_IMPOSSIBLE_NUMBER).contains(number)
 }
 
 fn system(event: Event) -> Message {
@@ -178,7 +183,7 @@ fn system(event: Event) -> Message {
             _ => Message::UnreadableConnected(clip(data)),
         },
         Some("quarantined") => match number("feed_seq").or(block_number(&event)) {
-            Some(feed_seq) if (1..LEAST_IMPOSSIBLE_NUMBER).contains(&feed_seq) => Message::Quarantined(Quarantined {
+            Some(feed_seq) if is_possible(&feed_seq) => Message::Quarantined(Quarantined {
                 feed_seq,
                 prev_seq: number("prev_seq"),
                 error: text("error").unwrap_or_else(|| "the feed names no error".to_owned()),
@@ -226,6 +231,11 @@ mod tests {
     fn what_cannot_be_read_keeps_its_number() {
         assert!(matches!(read("signal", "7", "not json"), Message::Unreadable { feed_seq: Some(7), .. }));
         assert!(matches!(read("signal", "", "{}"), Message::Unreadable { feed_seq: None, .. }));
+        for wild in ["0", "-1", "9007199254740992", "9223372036854775807"] {
+            let data = format!(r#"{{"feed_seq":{wild},"prev_seq":6,"signal":{{}}}}"#);
+            assert!(matches!(read("signal", "", &data), Message::Unreadable { feed_seq: None, .. }), "{wild}");
+            assert!(matches!(read("signal", wild, &data), Message::Unreadable { feed_seq: None, .. }), "{wild}");
+        }
         let Message::Signal(event) = read("signal", "8", r#"{"prev_seq":7,"signal":null}"#) else {
             panic!("no signal")
         };

@@ -151,6 +151,8 @@ impl Signal {
     /// # Errors
     /// What of it cannot be used, and why.
     pub fn from_row(row: &RawValue) -> Result<Self, String> {
+        // Before its columns are taken: each of them goes into a line too.
+        let row = on_one_line(row);
         let columns: Columns<'_> =
             json::object(row.get()).map_err(|error| format!("the row cannot be read: {error}"))?;
         let (id, id_text) = usable_id(columns.id.ok_or("the row has no id")?)?;
@@ -177,7 +179,7 @@ impl Signal {
             price: columns.price.map(ToOwned::to_owned),
             created_at: string(columns.created_at),
             updated_at: string(columns.updated_at),
-            row: on_one_line(row),
+            row,
         })
     }
 
@@ -295,6 +297,15 @@ mod tests {
         let again: Order = serde_json::from_str(&line).unwrap();
         assert_eq!(again.line(Request::Order), line);
         assert_eq!(again.key(), OrderKey { id: "7".into(), action: Action::Exit });
+    }
+
+    #[test]
+    fn an_order_is_one_line_however_its_row_is_written() {
+        let row =
+            "{\"id\":7,\"action\":\"exit\",\r\n\"symbol\":\"A\",\"side\":\"SELL\",\"quantity\":[1,\n2],\"price\":{\n}}";
+        let order = signal(row).unwrap().order(Some(9), None);
+        assert_eq!((order.quantity.get(), order.price.get()), ("[1, 2]", "{ }"));
+        assert!(!order.line(Request::Order).contains(['\n', '\r']));
     }
 
     #[test]

@@ -92,8 +92,14 @@ pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>,
     let snapshot = read_snapshot(recovery, missed_since(&state, &ledger).as_deref())?;
     require_same_log(&state, &snapshot)?;
     let plan = Plan::new(options, &ledger, &snapshot);
-    let mut lines: Vec<String> = plan.signals.iter().map(|signal| describe(signal, plan.now)).collect();
-    lines.extend(ledger.open().map(|intent| format!("{} waits in the journal", describe_order(&intent.order))));
+    let waiting = ledger.open().map(|intent| {
+        let made_at = made_at(intent.order.event_time.as_deref(), intent.created_at.as_deref(), None);
+        format!("{}, waits in the journal", describe(&intent.order, made_at, plan.now))
+    });
+    let missed =
+        plan.signals.iter().map(|signal| describe(&signal.order(None, None), age_counts_from(signal), plan.now));
+    // In the order in which they would be placed.
+    let mut lines: Vec<String> = waiting.chain(missed).collect();
     lines.push(format!("recovery would find: {plan}"));
     Ok(lines)
 }
@@ -173,16 +179,12 @@ impl fmt::Display for Plan {
     }
 }
 
-fn describe(signal: &Signal, now: Timestamp) -> String {
-    let order = describe_order(&signal.order(None, None));
-    match age_counts_from(signal) {
-        Some(made_at) => format!("{order}, {} old", age(made_at, now)),
-        None => format!("{order}, of unknown age"),
+fn describe(order: &Order, made_at: Option<Timestamp>, now: Timestamp) -> String {
+    let (name, terms) = (&order.order_ref, order.terms());
+    match made_at {
+        Some(made_at) => format!("{name} {terms}, {} old", age(made_at, now)),
+        None => format!("{name} {terms}, of unknown age"),
     }
-}
-
-fn describe_order(order: &Order) -> String {
-    format!("{} {}", order.order_ref, order.terms())
 }
 
 /// In whole seconds; in whole minutes from an hour on.

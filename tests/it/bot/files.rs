@@ -77,22 +77,37 @@ fn a_lost_journal_beside_a_state_file_ends_the_bot() {
 }
 
 #[test]
+fn empty_files_made_for_a_bind_mount_are_a_new_start() {
+    let (feed, place) = (Feed::new(), Place::new());
+    fs::write(place.path("trader-bot.state"), "").unwrap();
+    fs::write(place.path("trader-bot.journal"), "").unwrap();
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry"));
+    place.wait_cursor(6);
+    assert_eq!(place.paper(), ["sf-1-entry"]);
+}
+
+#[test]
 fn a_second_bot_on_the_same_journal_or_state_file_is_refused() {
     let (feed, place) = (Feed::new(), Place::new());
     let mut first = place.start(&feed.url, &[]);
     let _stream = feed.open(5);
     place.wait_cursor(5);
     std::os::unix::fs::symlink(place.path("trader-bot.journal"), place.path("alias")).unwrap();
+    // As a bind mount in another container: the same file, without a trace of the first name.
+    fs::hard_link(place.path("trader-bot.journal"), place.path("hard-link")).unwrap();
     for files in [
         ["--state-file", "trader-bot.state", "--journal", "trader-bot.journal"],
         ["--state-file", "other.state", "--journal", "trader-bot.journal"],
         ["--state-file", "other.state", "--journal", "alias"],
+        ["--state-file", "other.state", "--journal", "hard-link"],
         ["--state-file", "trader-bot.state", "--journal", "other.journal"],
     ] {
         let mut second = place.start(&feed.url, &files);
         assert_eq!(second.exit_code(), Some(1), "{files:?}");
     }
-    assert_eq!(place.read("log").matches("another trader-bot is running").count(), 4, "{}", place.read("log"));
+    assert_eq!(place.read("log").matches("another trader-bot is running").count(), 5, "{}", place.read("log"));
     assert!(first.is_running());
 }
 

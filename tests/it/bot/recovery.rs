@@ -260,6 +260,13 @@ fn a_dry_run_prints_what_recovery_would_place_and_changes_nothing() {
     place.wait_cursor(1);
     bot.stop();
     let missed = market.signal("MISSED", "exit", 125);
+    let intent = concat!(
+        r#"{"record":"intent","time":"2020-11-20T12:00:00Z","order":{"order_ref":"sf-w-exit","signal_id":"w","#,
+        r#""action":"exit","symbol":"W","side":"SELL","quantity":1,"price":null,"feed_seq":2,"#,
+        r#""event_time":"2020-11-20T12:00:00Z","signal":{}}}"#,
+        "\n"
+    );
+    std::fs::write(place.path("trader-bot.journal"), place.read("trader-bot.journal") + intent).unwrap();
     let files = || {
         let entries = std::fs::read_dir(&place.dir).unwrap().map(|entry| entry.unwrap().path());
         let mut files: Vec<_> = entries.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
@@ -274,9 +281,10 @@ fn a_dry_run_prints_what_recovery_would_place_and_changes_nothing() {
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{printed}{}", place.read("log"));
     let lines: Vec<&str> = printed.lines().collect();
-    assert_eq!(lines.len(), 2, "{printed}");
-    assert!(lines[0].starts_with(&format!("sf-{missed}-exit ")) && lines[0].ends_with("2h 5m old"), "{printed}");
-    assert!(lines[1].contains("1 orders to place (0 entries, 1 exits, the oldest 2h 5m old)"), "{printed}");
+    assert_eq!(lines.len(), 3, "{printed}");
+    assert!(lines[0].starts_with("sf-w-exit ") && lines[0].ends_with(" old, waits in the journal"), "{printed}");
+    assert!(lines[1].starts_with(&format!("sf-{missed}-exit ")) && lines[1].ends_with("2h 5m old"), "{printed}");
+    assert!(lines[2].contains("1 orders to place (0 entries, 1 exits, the oldest 2h 5m old), 1 waiting"), "{printed}");
     assert_eq!(files(), before);
     // Nothing is begun where nothing was.
     let empty = Place::new();
