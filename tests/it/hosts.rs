@@ -12,7 +12,7 @@ use crate::support::standby::Standby;
 
 /// What a session says of itself.
 const SESSION: &str = "select concat_ws(' ', current_user, current_database(), current_setting('application_name'), \
-    current_setting('search_path'))";
+    current_setting('work_mem'))";
 
 fn ours(string: &str, question: &str) -> Result<String, String> {
     let settings: Settings = string.parse().map_err(|error: signal_feed::db::Error| error.to_string())?;
@@ -41,10 +41,10 @@ fn every_way_to_write_a_connection_string_means_what_libpq_takes_it_to_mean() {
         format!("host={directory} dbname={name} user=postgres"),
         format!("  host = {directory}\tdbname='{name}' user = 'postgres'  application_name='my \\'feed\\''"),
         format!("host={directory} dbname={name} user=o\\'hara\\ @x password='a b'"),
-        format!("host={directory} dbname={name} user=nobody user=postgres options='-c search_path=pg_temp'"),
+        format!("host={directory} dbname={name} user=nobody user=postgres options='-c work_mem=5MB'"),
         format!("postgresql://postgres@{encoded}/{name}"),
         format!("postgres://{encoded}:5432/{name}?user=postgres&application_name=a%20b"),
-        format!("postgres:///{name}?host={directory}&user=o%27hara%20%40x&options=-csearch_path%3Dpublic"),
+        format!("postgres:///{name}?host={directory}&user=o%27hara%20%40x&options=-cwork_mem%3D6MB"),
         format!("postgres://postgres:p%40ss@/{name}?host={directory}&port=5432"),
         format!("postgres://postgres@127.0.0.1:1,{encoded}:5432/{name}"),
         format!("host=127.0.0.1,{directory} port=1,5432 user=postgres dbname={name}"),

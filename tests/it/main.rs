@@ -70,7 +70,7 @@ fn every_file_here_is_a_module_that_runs() {
     let main = std::fs::read_to_string(here.join("main.rs")).unwrap();
     for entry in std::fs::read_dir(here).unwrap() {
         let path = entry.unwrap().path();
-        let is_module = path.is_dir() || path.extension().is_some_and(|extension| extension == "rs");
+        let is_module = path.join("mod.rs").exists() || path.extension().is_some_and(|extension| extension == "rs");
         let name = path.file_stem().unwrap().to_str().unwrap();
         assert!(
             !is_module || name == "main" || main.contains(&format!("\nmod {name};\n")),
