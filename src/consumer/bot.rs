@@ -282,8 +282,7 @@ impl<'a> Bot<'a> {
     fn bind(&mut self, feed_id: &str) -> Result<(), Error> {
         match &self.state.feed_id {
             Some(bound) if bound != feed_id => Err(Error::Failed(format!(
-                "this feed streams the log {}, but state file and journal belong to the log {bound}",
-                clip(feed_id)
+                "this feed streams the log {feed_id}, but state file and journal belong to the log {bound}"
             ))),
             Some(_) => Ok(()),
             None => {

@@ -165,7 +165,10 @@ impl<'a> Reader<'a> {
             Ok(()) => event_log::read_by_index(&mut connection)?,
             Err(Error::Database { cause, .. }) => return Err(cause),
             Err(error) => {
-                self.feed.fail(error.to_string());
+                // Once the feed has run, this is a restore that is not complete yet.
+                if self.feed_id.is_none() {
+                    self.feed.fail(error.to_string());
+                }
                 return Err(db::Error::Settings(error.to_string()));
             }
         }
