@@ -89,7 +89,8 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 4
     let file = scratch.0.join("apache.conf");
     fs::write(&file, text).unwrap();
     let mut apache = Command::new("apache2");
-    apache.arg("-f").arg(&file).arg("-DFOREGROUND").stdout(Stdio::null()).stderr(Stdio::null());
+    // One process: others would outlive it when the test kills it.
+    apache.arg("-f").arg(&file).arg("-X").stdout(Stdio::null()).stderr(Stdio::null());
     let apache = started(address, Running(apache.spawn().unwrap()));
 
     [("nginx", nginx), ("haproxy", haproxy), ("Caddy", caddy), ("Apache", apache)]
