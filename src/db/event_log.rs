@@ -49,9 +49,7 @@ impl<'a> FromSql<'a> for RawText<'a> {
 /// # Errors
 /// See [`Error`].
 pub fn read_by_index(connection: &mut Connection) -> Result<(), Error> {
-    connection.batch(
-        "set enable_seqscan = off; set enable_bitmapscan = off; set jit = off; set max_parallel_workers_per_gather = 0",
-    )
+    connection.batch("set enable_seqscan = off; set enable_bitmapscan = off; set max_parallel_workers_per_gather = 0")
 }
 
 /// Reads the state of the log, and the time of the row `known`: if it changed, the log was replaced.
@@ -169,29 +167,38 @@ pub struct Page {
     pub is_due: bool,
 }
 
-/// Reads at most `most_rows` rows of a range, and stops when their text passes `most_bytes`; one row may pass it alone.
-///
-/// # Errors
-/// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page is to blame: read fewer rows.
-pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
-    // The first row describes the log, so that an empty page does too.
-    let found = connection.query(
+/// The beginning of a query for a page: its first row describes the log, so that an empty page does too. The parameters are
+/// those of a [`Range`]: `$1` after, `$2` upto, `$3` due.
+macro_rules! page_description {
+    () => {
         "with pruned as materialized \
              (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned) \
          select greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq <= $1), \
                          (select through from pruned)), \
                 (select event_time from stock_market.signal_feed_event where feed_seq = $1), \
                 (select through::text from pruned), null, \
-                (select event_time <= $5 and event_time >= '0001-01-01 00:00:00+00' \
+                (select event_time <= $3 and event_time >= '0001-01-01 00:00:00+00' \
                  from stock_market.signal_feed_event where feed_seq = $2) \
-         union all \
-         select feed_seq, event_time, op, case when octet_length(text) <= $4 then text end, is_null \
+         union all "
+    };
+}
+
+/// Reads at most `most_rows` rows of a range, and stops when their text passes `most_bytes`; one row may pass it alone.
+///
+/// # Errors
+/// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page is to blame: read fewer rows.
+pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
+    let found = connection.query(
+        concat!(
+            page_description!(),
+            "select feed_seq, event_time, op, case when octet_length(text) <= $5 then text end, is_null \
          from (select feed_seq, event_time, op, signal is null as is_null, \
-                      case when pg_column_size(signal) <= $4 then signal::text end as text \
+                      case when pg_column_size(signal) <= $5 then signal::text end as text \
                from stock_market.signal_feed_event \
                where feed_seq > greatest($1, (select through from pruned)) and feed_seq <= $2 \
-               order by feed_seq limit $3) as page",
-        &[&range.after.0, &range.upto.0, &most_rows, &LARGE_ROW_BYTES, &range.due],
+               order by feed_seq limit $4) as page"
+        ),
+        &[&range.after.0, &range.upto.0, &range.due, &most_rows, &LARGE_ROW_BYTES],
     )?;
     let mut page = described_by(&found)?;
     let mut bytes = 0;
@@ -257,17 +264,11 @@ pub fn read_single(connection: &mut Connection, range: Range) -> Result<Page, Er
     let sql_state = error.sql_state().map_or("unknown", |state| state.code()).to_owned();
     // Everything but the signal must be readable, or it is not this event's fault.
     let found = connection.query(
-        "with pruned as materialized \
-             (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned) \
-         select greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq <= $1), \
-                         (select through from pruned)), \
-                (select event_time from stock_market.signal_feed_event where feed_seq = $1), \
-                (select through::text from pruned), null, \
-                (select event_time <= $3 and event_time >= '0001-01-01 00:00:00+00' \
-                 from stock_market.signal_feed_event where feed_seq = $2) \
-         union all \
-         (select feed_seq, event_time, null, null, null from stock_market.signal_feed_event \
-          where feed_seq > greatest($1, (select through from pruned)) and feed_seq <= $2 order by feed_seq limit 1)",
+        concat!(
+            page_description!(),
+            "(select feed_seq, event_time, null, null, null from stock_market.signal_feed_event \
+          where feed_seq > greatest($1, (select through from pruned)) and feed_seq <= $2 order by feed_seq limit 1)"
+        ),
         &[&range.after.0, &range.upto.0, &range.due],
     )?;
     let mut page = described_by(&found)?;

@@ -181,7 +181,7 @@ impl<'a> Stream<'a> {
             // Also if nobody asked for this end: a blocked write is given up for it.
             self.client.end(end);
             self.connect_at_end();
-            self.system(&serde_json::json!({"reason": "closing", "cause": end.name()}));
+            push_system(self.client, &serde_json::json!({"reason": "closing", "cause": end.name()}));
         }
         lock(&self.client.writer).push_end();
         self.flush()
@@ -423,7 +423,7 @@ impl<'a> Stream<'a> {
         self.client.dropped(events);
         self.feed.stats.dropped.inc_by(events);
         let (dropped, from, to) = (lost.events, lost.from, lost.to);
-        self.system(&serde_json::json!({"reason": "dropped", "dropped": dropped, "from": from, "to": to}));
+        push_system(self.client, &serde_json::json!({"reason": "dropped", "dropped": dropped, "from": from, "to": to}));
         Err(Stop::Between(End::Dropped))
     }
 
@@ -479,7 +479,8 @@ impl<'a> Stream<'a> {
             earliest.seq
         );
         self.feed.stats.truncated.inc();
-        self.system(
+        push_system(
+            self.client,
             &serde_json::json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}),
         );
         let position = Position { cursor: earliest.prev, time: None, generation };
@@ -495,15 +496,14 @@ impl<'a> Stream<'a> {
             self.client.address,
             head.seq
         );
-        self.system(&serde_json::json!({"reason": "history_rewritten", "cursor": cursor, "head": head.seq}));
+        push_system(
+            self.client,
+            &serde_json::json!({"reason": "history_rewritten", "cursor": cursor, "head": head.seq}),
+        );
         self.client.set_cursor(head.seq);
         let position = Position { cursor: head.seq, time: head.time, generation: head.generation };
         lock(&self.client.writer).set_position(position);
         Ok(())
-    }
-
-    fn system(&self, message: &serde_json::Value) {
-        lock(&self.client.writer).push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
     }
 
     // What it asks of the log.
@@ -518,12 +518,7 @@ impl<'a> Stream<'a> {
 
     /// Reads the head of a delayed key, at least the row `known` if that is due.
     fn read_head(&mut self, known: FeedSeq) -> Step<Head> {
-        loop {
-            match self.feed.read_head(self.delay, known, &self.watch) {
-                Ok(head) => return Ok(head),
-                Err(error) => self.retry_later(&error)?,
-            }
-        }
+        self.until_done(|stream| stream.feed.read_head(stream.delay, known, &stream.watch))
     }
 
     fn earliest(&mut self) -> Step<WindowStart> {
@@ -551,8 +546,12 @@ impl<'a> Stream<'a> {
 
     /// Does some work with a replay connection; tries again until it succeeds.
     fn query<T>(&mut self, mut work: impl FnMut(&mut db::Connection) -> Result<T, db::Error>) -> Step<T> {
+        self.until_done(|stream| stream.feed.replay.with(&stream.watch, &mut work))
+    }
+
+    fn until_done<T>(&mut self, mut work: impl FnMut(&Self) -> Result<T, db::Error>) -> Step<T> {
         loop {
-            match self.feed.replay.with(&self.watch, &mut work) {
+            match work(self) {
                 Ok(value) => return Ok(value),
                 Err(error) => self.retry_later(&error)?,
             }
@@ -608,6 +607,10 @@ impl<'a> Stream<'a> {
     }
 }
 
+fn push_system(client: &Client, message: &serde_json::Value) {
+    lock(&client.writer).push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
+}
+
 /// Whether the block `connected` must go out without waiting any longer: nothing may be written before it, and a heartbeat
 /// is due.
 fn is_connected_overdue(feed: &Feed, client: &Client) -> bool {
@@ -643,8 +646,7 @@ fn attend(feed: &Feed, client: &Client) -> Step {
     }
     while let Some(epoch) = client.next_epoch(feed.health.epoch()) {
         let reason = if epoch.is_multiple_of(2) { "degraded" } else { "recovered" };
-        let message = serde_json::json!({"reason": reason});
-        lock(&client.writer).push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
+        push_system(client, &serde_json::json!({"reason": reason}));
     }
     let is_heartbeat_due = {
         let writer = lock(&client.writer);
