@@ -29,12 +29,12 @@ pub struct Batch {
     framed: Vec<u8>,
     framed_from: usize,
     entries: Vec<Entry>,
-    /// Which log it was read from; see [`super::tail::Tail`].
+    /// The generation of the log that it was read from; see [`super::tail::Tail`].
     generation: u64,
     finished: Instant,
 }
 
-/// What a client writes of a batch.
+/// What a client writes from a batch.
 pub type SharedBatch = Arc<Batch>;
 
 impl Batch {
@@ -58,12 +58,12 @@ impl Batch {
         &self.entries
     }
 
-    /// Which log it was read from.
+    /// The generation of the log that it was read from.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// How long ago it was finished, which is just before it is broadcast.
+    /// How long ago it was finished, just before the reader broadcast it.
     pub fn age(&self) -> Duration {
         self.finished.elapsed()
     }
@@ -136,11 +136,11 @@ impl BatchBuilder {
         self.framed.len() - CHUNK_HEAD_ROOM
     }
 
-    /// Adds the event `seq`: `write` appends its block to the bytes. What it had appended is taken back when it fails,
-    /// and by the next push when it panicked.
+    /// Adds the event `seq`: `write` appends its block to the bytes. If `write` fails, its bytes are removed;
+    /// if it panics, the next push removes them.
     ///
     /// # Errors
-    /// Whatever `write` fails with.
+    /// The error of `write`.
     pub fn push<E>(
         &mut self,
         seq: FeedSeq,

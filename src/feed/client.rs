@@ -1,7 +1,7 @@
 //! What is known of each stream, and the list of all of them with its limits.
 //!
-//! A stream is subscribed while it is on the list, which is before it reads anything: every batch that the reader adds to
-//! the tail afterwards is offered to it.
+//! A stream is subscribed while it is on the list, which is before it reads anything: every batch that the reader adds
+//! to the tail afterwards is offered to it.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
@@ -22,13 +22,13 @@ use crate::sync::lock;
 
 /// The batches that wait in a stream's channel. If there are more, the stream reads the tail.
 const CHANNEL_SLOTS: usize = 64;
-/// A larger batch, 256 KiB, is not put into channels: the stream takes it from the tail. So all channels together keep no
-/// more than 16 MiB in memory.
+/// A larger batch, 256 KiB, is not put into channels: the stream takes it from the tail. So all channels together keep
+/// no more than 16 MiB in memory.
 const LARGEST_OFFERED_BYTES: usize = 256 * 1024;
 /// No expiry, in [`Client::expires_at`].
 const NEVER: i64 = i64::MAX;
 
-/// One stream: shared by its own thread, the reader, and everybody who looks at it.
+/// One stream, shared by its own thread, the reader, and the threads that list streams.
 #[derive(Debug)]
 pub struct Client {
     /// Counts up from the start of the server.
@@ -41,13 +41,14 @@ pub struct Client {
     pub since: EventTime,
     /// When it ends because of its age; `None` for never.
     pub ends_at: Option<Instant>,
-    /// Its socket, to be looked at. It is written by `writer` alone.
+    /// Its socket, for looking at its state. Only `writer` writes to it.
     pub socket: Arc<TcpStream>,
-    /// Locked for one write that does not block. Only the stream's own thread waits for this lock; the reader tries it.
+    /// Locked for one write, which does not block. Only the stream's own thread waits for this lock; the reader tries
+    /// it.
     pub writer: Mutex<SseWriter>,
-    /// New batches; `None` asks the thread to look at what has changed.
+    /// New batches; `None` asks the thread to check what has changed.
     sender: Sender<Option<SharedBatch>>,
-    /// Both ends are here: the reader drops the oldest batch of a full channel.
+    /// Both ends are here, because the reader drops the oldest batch of a full channel.
     receiver: Receiver<Option<SharedBatch>>,
     cursor: AtomicI64,
     delivered: AtomicU64,
@@ -63,7 +64,7 @@ impl Client {
         FeedSeq(self.cursor.load(Ordering::Relaxed))
     }
 
-    /// Notes that everything up to `cursor` was written, or is not to be.
+    /// Records that everything up to `cursor` was written or is to be skipped.
     pub fn set_cursor(&self, cursor: FeedSeq) {
         self.cursor.store(cursor.0, Ordering::Relaxed);
     }
@@ -73,17 +74,17 @@ impl Client {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// How many events it was told that it lost.
+    /// How many lost events the client has been told of.
     pub fn dropped_events(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Notes that it was told so.
+    /// Adds to the lost events that the client has been told of.
     pub fn dropped(&self, events: u64) {
         self.dropped.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// Writes what is pending, as much as the socket takes. Does not block.
+    /// Writes as much of the pending bytes as the socket takes. Does not block.
     ///
     /// # Errors
     /// If the connection is broken.
@@ -96,7 +97,7 @@ impl Client {
         Ok(written)
     }
 
-    /// Called with the writer locked, or an older cursor could be noted after a newer one.
+    /// The caller must hold the writer's lock: otherwise an older cursor could overwrite a newer one.
     fn delivered(&self, cursor: FeedSeq, events: usize, stats: &Stats) {
         self.set_cursor(cursor);
         if events > 0 {
@@ -105,8 +106,8 @@ impl Client {
         }
     }
 
-    /// For the reader: writes a new batch if it is small and nothing else is to be written, else passes it to the stream's
-    /// thread. Returns whether it was written. Does not block.
+    /// For the reader: writes a new batch directly if it is small and nothing else is pending, else passes it to the
+    /// stream's thread. Returns whether it was written. Does not block.
     pub fn offer(&self, batch: &SharedBatch, now: Instant, stats: &Stats) -> bool {
         let mut direct = Direct::Not;
         if let Ok(mut writer) = self.writer.try_lock() {
@@ -130,30 +131,30 @@ impl Client {
         }
     }
 
-    /// Asks its thread to look at what has changed. Does not block.
+    /// Asks its thread to check what has changed. Does not block.
     pub fn wake(&self) {
         // If the channel is full, the thread wakes anyway.
         let _ = self.sender.try_send(None);
     }
 
-    /// For its thread: waits for a batch, at most `patience`. `None` means that there is something else to look at.
+    /// For its thread: waits for a batch, at most `patience`. `None` means that something else may have changed.
     pub fn wait(&self, patience: Duration) -> Option<SharedBatch> {
         self.receiver.recv_timeout(patience).ok().flatten()
     }
 
-    /// Asks its thread to end; the first reason stays.
+    /// Asks its thread to end. The first reason is kept.
     pub fn end(&self, reason: End) {
         let _ = self.end.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Relaxed);
         self.wake();
     }
 
-    /// Why it is to end, if somebody asked for it.
+    /// Why it should end, if it should.
     pub fn ending(&self) -> Option<End> {
         End::from_number(self.end.load(Ordering::Acquire))
     }
 
-    /// The health epoch that comes next of those up to `epoch` that it was not told about. Two changes bring back the same
-    /// state, so it is told of the last two at most.
+    /// The next health epoch, up to `epoch`, that the client was not told of. Two changes restore the same state,
+    /// so the client hears of the last two at most.
     pub fn next_epoch(&self, epoch: u64) -> Option<u64> {
         let told = self.told_epoch.load(Ordering::Relaxed).max(epoch.saturating_sub(2));
         if told >= epoch {
@@ -163,7 +164,7 @@ impl Client {
         Some(told + 1)
     }
 
-    /// Notes when its key expires, which can change (`key rotate`).
+    /// Records when its key expires, which can change (`key rotate`).
     pub fn set_expiry(&self, expires_at: Option<EventTime>) {
         let new = expires_at.map_or(NEVER, |at| at.0);
         if self.expires_at.swap(new, Ordering::AcqRel) != new {
@@ -183,9 +184,9 @@ impl Client {
 /// Why a stream is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// Its key has as many as `--max-clients-per-key` allows.
+    /// Its key already has `--max-clients-per-key` streams.
     Key,
-    /// There are as many as `--max-clients` allows.
+    /// There are already `--max-clients` streams.
     Server,
 }
 
@@ -196,7 +197,7 @@ pub struct Opening {
     pub key: Arc<Key>,
     /// Where it comes from.
     pub address: SocketAddr,
-    /// What it is written to.
+    /// Writes to its socket.
     pub socket: Arc<TcpStream>,
     /// Whether blocks are framed as chunks (HTTP/1.1).
     pub is_chunked: bool,
@@ -213,7 +214,7 @@ struct List {
 /// All streams.
 #[derive(Debug, Default)]
 pub struct Clients {
-    /// Locked to change or to copy the list. Sockets are looked at under it, which does not block.
+    /// Locked to change or copy the list. Sockets are checked under it, which does not block.
     list: Mutex<List>,
     count: AtomicUsize,
 }
@@ -227,8 +228,8 @@ pub struct Limits {
     pub clients_per_key: usize,
 }
 
-/// Those of them whose client has not disconnected. The others are asked to end: their threads would notice only when
-/// they next write, and a bot that reconnects must not be refused because of its own dead streams.
+/// The streams whose client has not disconnected. The others are asked to end: their threads would notice only when
+/// they next write, and a bot's dead streams must not keep it from reconnecting.
 fn present<'a>(clients: impl Iterator<Item = &'a Arc<Client>>) -> Vec<Arc<Client>> {
     let (gone, present): (Vec<_>, Vec<_>) = clients.cloned().partition(|client| socket::is_closed(&client.socket));
     for client in gone {
@@ -245,7 +246,7 @@ impl Clients {
     /// Adds a stream, unless a limit is reached.
     ///
     /// # Errors
-    /// The limit that is reached; the key's own comes first.
+    /// The limit that is reached; the key's own limit is checked first.
     pub fn admit(
         &self,
         opening: Opening,
@@ -258,7 +259,7 @@ impl Clients {
         let Opening { key, address, socket, is_chunked } = opening;
         let (sender, receiver) = bounded(CHANNEL_SLOTS);
         let mut list = lock(&self.list);
-        // By name: both lives of a rotated key count together.
+        // By name: the old and the new key of a rotation count together.
         if is_full(list.by_id.values().filter(|client| client.key.name == key.name), limits.clients_per_key) {
             return Err(Full::Key);
         }
@@ -310,7 +311,7 @@ impl Clients {
         present(self.all().iter())
     }
 
-    /// Copies the list to `copy`, if it is another version than `version`.
+    /// Copies the list to `copy` if its version is not `version`.
     pub fn refresh(&self, copy: &mut Vec<Arc<Client>>, version: &mut u64) {
         let list = lock(&self.list);
         if *version != list.version {

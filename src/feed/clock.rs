@@ -1,4 +1,4 @@
-//! The database's clock, known between two readings of it.
+//! The database's clock, estimated between two readings.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -22,7 +22,7 @@ impl Default for DatabaseClock {
 }
 
 impl DatabaseClock {
-    /// Takes over a reading whose answer has just arrived.
+    /// Sets the clock to a reading whose answer has just arrived.
     pub fn set(&self, time: EventTime) {
         *lock(&self.read) = (time, Instant::now());
     }

@@ -18,18 +18,18 @@ pub struct Head {
     pub seq: FeedSeq,
     /// The time of its event, if the log has it.
     pub time: Option<EventTime>,
-    /// The log in which this is so.
+    /// The generation of the log that this was found in.
     pub generation: u64,
-    /// What was due when this was found: the database's time less the delay.
+    /// Events up to this time were due when this was found: the database's time less the delay.
     pub due: EventTime,
     /// For a delayed key: the time of the event that is due next, if one is known.
     pub next_due: Option<EventTime>,
 }
 
-/// The heads of delayed keys that memory alone could not tell, each as it was last read.
+/// The heads of delayed keys that the tail alone does not give, each as it was last read.
 #[derive(Debug)]
 pub struct DelayedHeads {
-    /// One thread asks at a time, and the others take its answer.
+    /// One thread queries at a time, and the others use its answer.
     permits: Permits,
     /// Locked to copy a head in or out.
     by_delay: Mutex<HashMap<Duration, Head>>,
@@ -42,7 +42,7 @@ impl Default for DelayedHeads {
 }
 
 impl Feed {
-    /// The head for keys with this delay, if memory can tell it. It always can without a delay.
+    /// The head for keys with this delay, if memory gives it. Without a delay it always does.
     pub fn recall_head(&self, delay: Duration) -> Option<Head> {
         let read = lock(&self.delayed_heads.by_delay).get(&delay).copied();
         let due = self.due(delay);
@@ -56,7 +56,7 @@ impl Feed {
         if let Some((seq, time)) = newest {
             return Some(head((seq, Some(time)), next));
         }
-        // Everything in the tail is too new. What was read holds until the next event is due.
+        // Everything in the tail is too new. The last reading is valid until the next event is due.
         let read = read.filter(|read| read.generation == generation)?;
         let holds = match read.next_due {
             Some(next) => due < next,
@@ -66,8 +66,8 @@ impl Feed {
         holds.then(|| head((read.seq, read.time), next_due))
     }
 
-    /// Reads the head for keys with this delay, at least the row `known` if that is due. Somebody else's answer does, if the
-    /// row is 0.
+    /// Reads the head for keys with this delay, at least the row `known` if that is due. If `known` is 0, another
+    /// thread's answer is good enough.
     ///
     /// # Errors
     /// What reading the log failed with.
@@ -83,7 +83,7 @@ impl Feed {
         Ok(head)
     }
 
-    /// Forgets such a head: the log that it belongs to was replaced.
+    /// Forgets this head: its log was replaced.
     pub(super) fn forget_head(&self, delay: Duration) {
         lock(&self.delayed_heads.by_delay).remove(&delay);
     }

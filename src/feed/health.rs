@@ -11,7 +11,7 @@ use crate::sync::lock;
 /// The feed is ready only if each part was proven to work within this time, 10 s: a silent database is noticed by then.
 const PROOF_LASTS: Duration = Duration::from_secs(10);
 
-/// What delivery needs of the database.
+/// What delivery needs from the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The log can be read.
@@ -75,7 +75,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Sends to `wake` at every change of state from now on, if it has room.
+    /// From now on, sends to `wake` at every change of state, if `wake` has room.
     pub fn wake_on_change(&self, wake: Sender<()>) {
         lock(&self.wakes).push(wake);
     }
@@ -120,7 +120,7 @@ impl Health {
         }
     }
 
-    /// The number of changes so far: odd while live. A later reader can tell from it what happened meanwhile.
+    /// The number of changes so far, odd while live. Comparing two values shows what happened in between.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -172,7 +172,7 @@ impl Health {
         }
     }
 
-    /// Stops the server: wakes everybody who waits here.
+    /// Stops the server: wakes every thread that waits here.
     pub fn stop(&self) {
         let inner = lock(&self.inner);
         self.stopping.store(true, Ordering::Release);

@@ -1,11 +1,11 @@
 //! API keys in memory, which the thread `upkeep` keeps fresh.
 //!
-//! Nobody is refused from stale knowledge: a key that is not known to be live waits for a refresh that began after its
-//! request arrived. All that wait share one, and refreshes have a least distance, so a flood of wrong keys costs ten
-//! queries a second.
+//! The server never refuses a key on stale knowledge: a request with a key that is not known to be live waits for a
+//! refresh that began after the request arrived. All waiting requests share one refresh, and refreshes begin at least
+//! 100 ms apart, so a flood of wrong keys costs ten queries a second.
 //!
-//! A hot standby does not notify, so it is polled. It may lack a key that its primary has, so nobody is told there that a
-//! key is unknown.
+//! A hot standby does not notify, so it is polled. It may lack a key that its primary has, so there the server never
+//! calls a key unknown.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
@@ -27,11 +27,11 @@ use crate::sync::lock;
 
 /// Least time between the beginnings of two refreshes.
 const LEAST_DISTANCE: Duration = Duration::from_millis(100);
-/// A refresh happens at least this often, whether or not anybody asks.
+/// The keys are refreshed at least this often, even if nothing asks for it.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// The same on a standby, where nothing notifies when a key is revoked.
+/// The same on a standby, which sends no notification when a key is revoked.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(400);
-/// After a refresh that failed, the next comes so soon.
+/// The wait after a failed refresh.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 /// How long a session cookie lasts: 7 days.
 pub const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -45,7 +45,7 @@ struct Known {
     secret: Option<Vec<u8>>,
     /// When the newest completed refresh began.
     fresh_from: Option<Instant>,
-    /// Whether that was on a standby, which may not have replayed a key yet.
+    /// Whether it ran on a standby, which may not have replayed a key yet.
     is_standby: bool,
 }
 
@@ -55,16 +55,16 @@ pub struct KeyRing {
     known: Mutex<Known>,
     refreshed: Condvar,
     wake: Sender<()>,
-    /// For the thread `upkeep`: somebody asks for a refresh.
+    /// Asks the thread `upkeep` for a refresh.
     pub(super) woken: Receiver<()>,
 }
 
-/// What a request shows to be let in.
+/// How a request authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
-    /// The key itself (of which only the hash is kept).
+    /// The key; only its hash is kept.
     Key(KeyHash),
-    /// A session token, as it was sent.
+    /// A session token as received.
     Session(String),
 }
 
@@ -81,11 +81,11 @@ pub enum Denied {
     Pending,
 }
 
-/// What memory has against a credential.
+/// Why memory does not accept a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Denial {
     why: Denied,
-    /// Memory has no such key: a standby's primary may have it.
+    /// Memory has no such key. A standby's primary may have it.
     is_absent: bool,
 }
 
@@ -107,7 +107,7 @@ impl Default for KeyRing {
 }
 
 impl Credential {
-    /// The credential that a key as it was sent makes.
+    /// The credential for a key as received.
     pub fn from_key(key: &str) -> Self {
         Self::Key(hash_of(key))
     }
@@ -119,12 +119,12 @@ impl KeyRing {
         let _ = self.wake.try_send(());
     }
 
-    /// Whether memory has ever been filled.
+    /// Whether the keys have ever been read.
     pub fn is_filled(&self) -> bool {
         lock(&self.known).fresh_from.is_some()
     }
 
-    /// The key of a credential, where memory has it and it is live. Never asks the database.
+    /// The key of a credential, if memory has it and it is live. Never asks the database.
     pub fn recall(&self, credential: &Credential, clock: &DatabaseClock) -> Option<Arc<Key>> {
         lock(&self.known).look(credential, clock.now()).ok()
     }
@@ -137,7 +137,7 @@ impl KeyRing {
     /// The key of a credential that arrived at `arrived`. Never asks the database.
     ///
     /// # Errors
-    /// Why it is not accepted; pending until a refresh that began after `arrived` has found out.
+    /// Why it is not accepted. It is pending until a refresh that began after `arrived` has completed.
     pub fn check(&self, credential: &Credential, arrived: Instant, clock: &DatabaseClock) -> Result<Arc<Key>, Denied> {
         let known = lock(&self.known);
         known.look(credential, clock.now()).map_err(|denial| {
@@ -147,7 +147,7 @@ impl KeyRing {
         })
     }
 
-    /// The name of a credential's key, live or not, where memory has it. Never asks the database.
+    /// The name of a credential's key, live or not, if memory has it. Never asks the database.
     pub fn name_of(&self, credential: &Credential) -> Option<String> {
         let known = lock(&self.known);
         let key = match credential {
@@ -167,7 +167,7 @@ impl KeyRing {
         let _unused = self.refreshed.wait_timeout(known, patience);
     }
 
-    /// A session token for a key, good for [`SESSION_LASTS`]; `None` before memory was filled.
+    /// A session token for a key, valid for [`SESSION_LASTS`]; `None` before the keys were first read.
     pub fn session_token(&self, key: &Key, clock: &DatabaseClock) -> Option<String> {
         let known = lock(&self.known);
         make_token(key.id, clock.now().plus(SESSION_LASTS), known.secret.as_ref()?)
@@ -185,16 +185,16 @@ impl KeyRing {
         self.refreshed.notify_all();
     }
 
-    /// Tells a stream what has become of its key: its end, or another time at which it ends.
+    /// Tells a stream that its key has ended, or that its expiry has changed.
     pub fn tell(&self, client: &Client, now: EventTime) {
         let (key, is_standby) = {
             let known = lock(&self.known);
             (known.by_id.get(&client.key.id).cloned(), known.is_standby)
         };
         match (key, is_standby) {
-            // It may not be replayed yet, if the feed has just changed to this standby.
+            // If the feed has just switched to this standby, the key may not be replayed yet.
             (None, true) => {}
-            // A deleted key is as good as a revoked one.
+            // A deleted key counts as revoked.
             (None, false) => client.end(End::KeyRevoked),
             (Some(key), _) if key.state(now) == KeyState::Revoked => client.end(End::KeyRevoked),
             (Some(key), _) => client.set_expiry(key.expires_at),
@@ -223,15 +223,15 @@ impl Known {
     }
 }
 
-/// Fills memory for the first time. Blocks for a few queries.
+/// Reads the keys for the first time. Blocks for a few queries.
 ///
 /// # Errors
-/// What the queries failed with.
+/// The error of the queries.
 pub fn fill(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
     refresh(feed, connection).map(|_| ())
 }
 
-/// Fills memory. Returns whether the database is a standby.
+/// Reads the keys. Returns whether the database is a standby.
 fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> {
     let began = Instant::now();
     let reading = db::standby::read(connection)?;
@@ -256,12 +256,12 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// The first refresh is due soon: nobody knows whether the keys were read when the server started.
+    /// The first refresh is due soon: the keys may not have been read when the server started.
     pub(super) fn new() -> Self {
         Self { last: Instant::now(), is_asked: false, is_failing: true, is_standby: false }
     }
 
-    /// Somebody asked for a refresh.
+    /// Handles a request for a refresh.
     pub(super) fn ask(&mut self) {
         self.is_asked = true;
     }
@@ -280,7 +280,7 @@ impl Schedule {
     /// Reads the keys. Blocks for a few queries.
     ///
     /// # Errors
-    /// What the queries failed with.
+    /// The error of the queries.
     pub(super) fn refresh(
         &mut self,
         feed: &Feed,
@@ -323,10 +323,10 @@ fn read_token(token: &str, secret: &[u8]) -> Option<(i64, EventTime)> {
     Some((i64::from_be_bytes(id.try_into().ok()?), EventTime(i64::from_be_bytes(end.try_into().ok()?))))
 }
 
-/// A new key, `sf_` and 32 random bytes, and what the database keeps of it.
+/// A new key, `sf_` and 32 random bytes, and the hash that the database stores.
 ///
 /// # Errors
-/// Where the system has no random bytes to give.
+/// If the system has no random bytes to give.
 pub fn new_key() -> Result<(String, KeyHash), Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| Error::Failed(format!("get random bytes: {error}")))?;

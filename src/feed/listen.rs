@@ -1,10 +1,10 @@
-//! The thread `listen`: turns notifications into wake-ups, and proves that news arrive.
+//! The thread `listen`: turns notifications into wake-ups, and proves that notifications arrive.
 //!
-//! It owns the LISTEN connection, which never sits in a transaction, and a second one that notifies it at intervals: only
-//! a notification of another session that arrives proves that others would. (One's own comes back with the answer, also
-//! through a proxy that pools transactions and loses all others.) It sends at most one wake-up at a time to `reader`, and
-//! has the keys refreshed. A hot standby refuses LISTEN: there `reader` and `upkeep` poll, and what this thread proves is that the
-//! standby hears from its primary. It ends when the server stops.
+//! It owns the LISTEN connection, which never stays in a transaction, and a second one that notifies it at intervals.
+//! Only a notification from another session proves that notifications arrive. (A session's own comes back with the
+//! answer, even through a pooler in transaction mode, which loses all others.) It sends at most one wake-up at a time
+//! to `reader`, and asks for a refresh of the keys. A hot standby refuses LISTEN: there `reader` and `upkeep` poll, and
+//! this thread checks that the standby hears from its primary. It ends when the server stops.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use super::Feed;
 use super::health::Part;
 use crate::db::{self, Connection, Settings};
 
-/// How often it is notified for a probe.
+/// How often it sends a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// How long a probe may take to come back.
+/// How long a probe may take to arrive.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
-/// How often a standby is asked whether it streams from its primary.
+/// How often it checks whether a standby streams from its primary.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-/// How often it looks whether the server stops.
+/// How often it checks whether the server stops.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Waits between attempts to connect: the first, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
         let Err(ended) = hear(feed, settings, reader, &mut retry) else { return };
         match ended {
             Ended::Promoted => {
-                log::warn!("the standby was promoted: listening for its notifications from now on");
+                log::warn!("the standby was promoted to primary: listening for its notifications now");
                 continue;
             }
             // A standby cancels queries that conflict with replay: nothing is lost.

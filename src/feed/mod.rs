@@ -1,6 +1,6 @@
-//! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `tail` and the channels of
-//! the `client`s → `stream`, which writes with its `writer` to one client's socket. Beside it what they share: `head`,
-//! `window`, `pool`, `health`, `clock`, `standby`, `keys`, `upkeep`, `stats`.
+//! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `tail` and the
+//! channels of the `client`s → `stream`, which writes with its `writer` to one client's socket. Beside it what they
+//! share: `head`, `window`, `pool`, `health`, `clock`, `standby`, `keys`, `upkeep`, `stats`.
 
 pub mod batch;
 pub mod client;
@@ -54,19 +54,19 @@ const REMEMBERED_POISON: usize = 10_000;
 /// What all threads of the server share.
 #[derive(Debug)]
 pub struct Feed {
-    /// What it was told to do.
+    /// Its options.
     pub options: ServeOptions,
     /// The database's clock.
     pub clock: DatabaseClock,
     /// Whether delivery works.
     pub health: Health,
-    /// Which role the database has.
+    /// Whether the database is a primary or a standby.
     pub replication: Replication,
     /// API keys.
     pub keys: KeyRing,
     /// All streams.
     pub clients: Clients,
-    /// The newest part of the log. Locked to read or add batches, never while anything is written or asked.
+    /// The newest part of the log. Locked to read or add batches, never during a write or a query.
     pub tail: Mutex<Tail>,
     /// The heads of delayed keys.
     delayed_heads: DelayedHeads,
@@ -74,7 +74,7 @@ pub struct Feed {
     windows: Windows,
     /// Connections for replay.
     pub replay: ReplayPool,
-    /// What is counted.
+    /// Counters and histograms.
     pub stats: Stats,
     /// When the server started, by this machine's clock.
     pub started_at: Timestamp,
@@ -90,7 +90,7 @@ pub struct Feed {
     skipped: Mutex<Vec<(FeedSeq, FeedSeq)>>,
     fatal: Sender<String>,
     records: Sender<Record>,
-    /// What was quarantined and had not been recorded before, for whoever alerts the operator.
+    /// Newly quarantined events, for the thread that alerts the operator.
     alerts: Sender<(FeedSeq, String)>,
     poisoned: Mutex<BTreeSet<FeedSeq>>,
 }
@@ -98,14 +98,14 @@ pub struct Feed {
 /// The receiving ends of the feed's channels, for the threads that own them.
 #[derive(Debug)]
 pub struct Inlets {
-    /// For `upkeep`: what is to be written.
+    /// For `upkeep`: records to write.
     pub records: Receiver<Record>,
-    /// For `alerts`: what was newly quarantined. Nobody needs to read it.
+    /// For `alerts`: newly quarantined events. It may remain unread.
     pub alerts: Receiver<(FeedSeq, String)>,
 }
 
 impl Feed {
-    /// A feed that has not begun.
+    /// A feed that has not started.
     pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
         let (alerts_sender, alerts) = bounded(upkeep::RECORD_SLOTS);
@@ -147,12 +147,12 @@ impl Feed {
         id.clone_into(&mut lock(&self.feed_id));
     }
 
-    /// What the database is that the log is read from: it can change while the feed runs.
+    /// The role of the database that the log is read from. It can change while the feed runs.
     pub fn role(&self) -> Role {
         self.replication.role()
     }
 
-    /// How far the database is behind its primary; `None` where it is one.
+    /// How far the database is behind its primary; `None` if it is a primary.
     pub fn standby_lag(&self) -> Option<Duration> {
         self.replication.lag()
     }
@@ -162,7 +162,7 @@ impl Feed {
         FeedSeq(self.counter.load(Ordering::Relaxed))
     }
 
-    /// Whether a number lies in a range that `restored` skipped: it can only come from a lost future.
+    /// Whether a number lies in a range that `restored` skipped: only a lost event can have had it.
     pub fn is_skipped(&self, seq: FeedSeq) -> bool {
         lock(&self.skipped).iter().any(|(from, to)| (*from..=*to).contains(&seq))
     }
@@ -178,32 +178,32 @@ impl Feed {
         self.started.elapsed()
     }
 
-    /// Whether what is written to `signal` reaches the log, as last checked.
+    /// Whether writes to `signal` reach the log, as last checked.
     pub fn capture_on(&self) -> bool {
         self.capture_on.load(Ordering::Relaxed)
     }
 
-    /// Whether the database is another cluster, or on another timeline, than was recorded, as last checked.
+    /// Whether the cluster or its timeline differs from the recorded one, as last checked.
     pub fn is_another_cluster(&self) -> bool {
         self.another_cluster.load(Ordering::Relaxed)
     }
 
-    /// How many quarantined events nobody has settled, as last checked.
+    /// How many quarantined events are not settled, as last checked.
     pub fn unsettled_events(&self) -> u64 {
         self.unsettled_events.load(Ordering::Relaxed)
     }
 
-    /// Whether the counter is not behind the log, as last read: a number would be given twice, which PostgreSQL refuses.
+    /// Whether the counter is not behind the log, as last read. If it were, commits of signals would fail.
     pub fn is_counter_ok(&self) -> bool {
         self.counter.load(Ordering::Relaxed) >= self.log_head.load(Ordering::Relaxed)
     }
 
-    /// The time of the newest event; `None` before the first one, and where it has no usable time.
+    /// The time of the newest event; `None` before the first one, and if it has no usable time.
     pub fn last_event_at(&self) -> Option<EventTime> {
         lock(&self.tail).head_time().filter(|time| time.is_usable())
     }
 
-    /// How many numbers the log had, when it was last read, above what has been broadcast by now.
+    /// How many numbers of the log, as last read, have not been broadcast yet.
     pub fn log_lag_events(&self) -> u64 {
         let ahead = self.log_head.load(Ordering::Relaxed).saturating_sub(self.head().0);
         u64::try_from(ahead).unwrap_or(0)
@@ -214,7 +214,7 @@ impl Feed {
         lock(&self.tail).head()
     }
 
-    /// How many events a client has still to be sent.
+    /// How many events a client has still to get.
     pub fn lag_events(&self, client: &Client) -> u64 {
         let Some(head) = self.recall_head(client.key.delay) else { return 0 };
         lock(&self.tail).count_between(client.cursor(), head.seq)
@@ -225,7 +225,7 @@ impl Feed {
         self.lag_events(client).min(self.options.queue_capacity as u64)
     }
 
-    /// Ends the server with an error: it cannot do its work, and only somebody else can help.
+    /// Ends the server with an error that it cannot repair itself.
     pub fn fail(&self, why: impl Into<String>) {
         let _ = self.fatal.try_send(why.into());
     }
@@ -236,7 +236,7 @@ impl Feed {
         self.keys.ask_refresh();
     }
 
-    /// Notes that a row cannot be delivered: a count once, and `upkeep` logs and records it.
+    /// Counts a row that cannot be delivered, once; `upkeep` logs and records it.
     pub fn quarantine(&self, row: &LogRow, poison: &Poison) {
         let mut poisoned = lock(&self.poisoned);
         if !poisoned.insert(row.seq) {
@@ -248,18 +248,18 @@ impl Feed {
         drop(poisoned);
         self.stats.quarantined.inc();
         if self.records.try_send(Record::Quarantined(row.seq, poison.to_string())).is_err() {
-            // Too many at once: it is recorded when it is next read.
+            // Too many at once: this one is recorded when it is next read.
             lock(&self.poisoned).remove(&row.seq);
         }
     }
 
-    /// Notes that a stream was opened with a key.
+    /// Records that a key was used.
     pub fn key_used(&self, client: &Client) {
         let _ = self.records.try_send(Record::KeyUsed(client.key.id));
     }
 }
 
-/// Seconds as they are told everywhere: whole ones as an integer, others with their fraction.
+/// Seconds as they are shown everywhere: whole ones as an integer, others with their fraction.
 pub fn seconds(duration: Duration) -> serde_json::Value {
     if duration.subsec_nanos() == 0 { duration.as_secs().into() } else { duration.as_secs_f64().into() }
 }

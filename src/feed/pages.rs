@@ -1,4 +1,4 @@
-//! Reading the log page by page. The rows of a page are found by trying: a row that cannot be read is cornered by halving.
+//! Reading the log page by page. If a page cannot be read, halving it finds the row at fault.
 
 use super::batch::{Batch, BatchBuilder};
 use super::render;
@@ -48,7 +48,7 @@ impl PageReader {
                 }
                 Err(error) if error.is_fault_of_data() && self.rows > 1 => self.rows /= 2,
                 Err(error) => {
-                    // Perhaps it was too much for the deadline: the next connection begins with less.
+                    // The page may have been too large for the deadline: the next connection begins with a smaller one.
                     self.rows = (self.rows / 4).max(1);
                     return Err(error);
                 }
@@ -57,7 +57,7 @@ impl PageReader {
     }
 }
 
-/// Renders rows that follow the log row `prev` into batches, one at a time, and passes on what is poisoned.
+/// Renders rows that follow the log row `prev` into batches, one at a time, and reports poisoned rows.
 pub fn render(
     rows: Vec<LogRow>,
     prev: FeedSeq,

@@ -1,4 +1,4 @@
-//! The connections for replay: few, opened when first needed, each lent for one piece of work.
+//! The connections for replay: few, opened when first needed, each used for one piece of work at a time.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,17 +11,17 @@ use crate::sync::lock;
 
 /// Longest wait for a connection; then the work is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often whoever waits for a connection is asked whether to go on.
+/// How often a thread that waits for a connection checks whether to continue.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 
-/// Permissions for a piece of work that only so many threads may do at once.
+/// Permits for work that only a limited number of threads may do at once.
 #[derive(Debug)]
 pub(super) struct Permits {
     returned: Sender<()>,
     free: Receiver<()>,
 }
 
-/// One of them. It goes back when it is dropped, also if the work panics.
+/// One permit. Dropping it returns it, also if the work panics.
 pub(super) struct Permit<'a>(&'a Permits);
 
 impl Drop for Permit<'_> {
@@ -56,8 +56,8 @@ impl Permits {
     }
 }
 
-/// At most `--replay-connections` connections. The one that was used last is lent first: its backend has the log's pages in
-/// its processor's caches.
+/// At most `--replay-connections` connections. The one used last is used next: its backend has the log's pages in its
+/// processor's caches.
 #[derive(Debug)]
 pub struct ReplayPool {
     settings: Settings,
@@ -75,12 +75,12 @@ impl ReplayPool {
         Self { settings, permits, idle: Mutex::default(), size: connections, waiting: AtomicUsize::new(0) }
     }
 
-    /// How many connections it may have.
+    /// The most connections it may have.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// How many are lent.
+    /// How many are in use.
     pub fn in_use(&self) -> usize {
         self.size.saturating_sub(self.permits.free.len())
     }
@@ -90,11 +90,11 @@ impl ReplayPool {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Lends a connection for one piece of work. Blocks until one is free and the work is done; meanwhile asks `watch` ten
-    /// times a second whether to go on.
+    /// Does one piece of work with a connection. Blocks until one is free and the work is done; meanwhile asks `watch`
+    /// ten times a second whether to continue.
     ///
     /// # Errors
-    /// What the work failed with; [`Error::GivenUp`] if `watch` said so. A connection that was lost while it was idle is
+    /// The error of the work; [`Error::GivenUp`] if `watch` said to stop. A connection that was lost while idle is
     /// replaced once.
     pub fn with<T>(
         &self,
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_a_permit_gives_up_when_it_is_asked_to() {
+    fn a_thread_that_waits_for_a_permit_gives_up_when_asked() {
         let permits = Permits::new(1);
         let go_on: Watch = Arc::new(|| true);
         let _permit = permits.wait(&go_on).unwrap();

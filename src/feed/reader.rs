@@ -1,8 +1,9 @@
 //! The thread `reader`: the only reader of new log rows.
 //!
-//! It owns one connection, and alone changes the tail. `listen` and changes of health wake it, and it looks at the log at
-//! least every `--poll-interval`; on a hot standby, where no notification comes, far more often. It renders each new event
-//! once, adds it to the tail, and offers it to every stream without ever waiting for one. It ends when the server stops.
+//! It owns one connection, and alone changes the tail. `listen` and changes of health wake it, and it looks at the log
+//! at least every `--poll-interval`; on a hot standby, where no notification comes, far more often. It renders each new
+//! event once, adds it to the tail, and offers it to every stream without ever waiting for one. It ends when the server
+//! stops.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,18 +26,18 @@ use crate::sync::lock;
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// How often the log of a standby is read.
 const STANDBY_POLL: Duration = Duration::from_millis(50);
-/// For so long, 5 s, conflicts with what a standby replays are only tried again; then the log counts as lost.
+/// How long, 5 s, a read that conflicts with a standby's replay is retried before the log counts as lost.
 const CONFLICT_PATIENCE: Duration = Duration::from_secs(5);
 /// The wait before it is tried again.
 const CONFLICT_RETRY: Duration = Duration::from_millis(20);
 /// Waits between attempts to connect: the first, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
-/// What is read into the tail at the start: at most so many events, and so many bytes as they are stored (4 MiB).
+/// What is read into the tail at the start: at most this many events, and this many bytes as stored (4 MiB).
 const START_EVENTS: i64 = 10_000;
 const START_BYTES: i64 = 4 * 1024 * 1024;
 
-/// What the thread owns.
+/// The thread's own state.
 pub struct Reader<'a> {
     feed: &'a Feed,
     settings: &'a Settings,
@@ -54,7 +55,7 @@ pub struct Reader<'a> {
 /// Why reading the log failed.
 struct Failure {
     error: db::Error,
-    /// The database had accepted the session.
+    /// The error came after the database had accepted the session.
     in_session: bool,
 }
 
@@ -102,7 +103,7 @@ impl<'a> Reader<'a> {
                     }
                     next_read = if self.feed.role() == Role::Standby { now + STANDBY_POLL } else { next_check };
                 }
-                // Nothing is lost, and another session is as good.
+                // Nothing is lost: the next session continues.
                 Err(Failure { error, in_session })
                     if self.is_replay_conflict(&error, in_session)
                         && conflicts_from.get_or_insert_with(Instant::now).elapsed() < CONFLICT_PATIENCE =>
@@ -112,7 +113,7 @@ impl<'a> Reader<'a> {
                     (next_check, next_read) = (Instant::now() + CONFLICT_RETRY, Instant::now() + CONFLICT_RETRY);
                 }
                 Err(Failure { error, .. }) => {
-                    // Each cause once: they change while a database stops and starts again.
+                    // Each new cause is logged once: causes change while a database stops and starts.
                     let cause = error.to_string();
                     if told_cause.as_ref() != Some(&cause) {
                         log::warn!("read the log: {cause}");
@@ -129,7 +130,7 @@ impl<'a> Reader<'a> {
         self.wake_all();
     }
 
-    /// Whether a standby cancelled a query, or ended the session, because of something that it had to replay. If the session
+    /// Whether a standby cancelled a query, or ended the session, because it conflicted with replay. If the session
     /// ends, the reason does not always arrive; a server that is really stopping accepts no other session.
     fn is_replay_conflict(&self, error: &db::Error, in_session: bool) -> bool {
         let is_unexplained = match error {
@@ -139,8 +140,8 @@ impl<'a> Reader<'a> {
         error.is_conflict() || (in_session && is_unexplained && self.feed.role() == Role::Standby)
     }
 
-    /// Connects if that is needed, checks if that is due that the log is still the same, and broadcasts what is new. After a
-    /// failure the connection is gone.
+    /// Connects if necessary, checks (if due) that the log is still the same, and broadcasts new events. After a
+    /// failure the connection is closed.
     fn look(&mut self, check: bool) -> Result<(), Failure> {
         let (mut connection, is_new) = match self.connection.take() {
             Some(connection) => (connection, false),
@@ -165,7 +166,7 @@ impl<'a> Reader<'a> {
             Ok(()) => event_log::read_by_index(&mut connection)?,
             Err(Error::Database { cause, .. }) => return Err(cause),
             Err(error) => {
-                // Once the feed has run, this is a restore that is not complete yet.
+                // If the feed has run before, this is a restore that is not complete yet.
                 if self.feed_id.is_none() {
                     self.feed.fail(error.to_string());
                 }
@@ -175,8 +176,8 @@ impl<'a> Reader<'a> {
         Ok(connection)
     }
 
-    /// Checks whether the log is still the one in the tail. If not, or if there is none yet, a new generation begins: first
-    /// its tail is read as a whole, so a failure leaves everything as it was.
+    /// Checks whether the log is still the one in the tail. If not, or if there is none yet, a new generation begins:
+    /// first its tail is read as a whole, so a failure leaves everything as it was.
     fn check(&mut self, connection: &mut Connection, is_new: bool) -> Result<(), db::Error> {
         let (generation, head, head_time) = {
             let tail = lock(&self.feed.tail);
@@ -201,8 +202,8 @@ impl<'a> Reader<'a> {
         let tail = self.read_tail(connection, &state, generation + 1)?;
         if is_replaced {
             log::error!(
-                "the log was replaced under the running server: event {head} is not in it any more; every stream is \
-                 checked, and continues from the new head {} if its last event is gone",
+                "the log was replaced under the running server: event {head} is gone; the server checks every \
+                 stream, and those whose last event is gone continue from the new head {}",
                 state.head
             );
         }
@@ -288,7 +289,7 @@ impl<'a> Reader<'a> {
         self.feed.clients.refresh(&mut self.clients, &mut self.clients_version);
     }
 
-    /// Wakes every stream, to look at what has changed.
+    /// Wakes every stream, so that it checks what has changed.
     fn wake_all(&mut self) {
         self.refresh_clients();
         for client in &self.clients {
@@ -296,7 +297,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Open streams are told of an outage and of its end: each looks for itself when it wakes.
+    /// Wakes every stream when the health changes: each then writes `degraded` or `recovered`.
     fn tell_of_health(&mut self) {
         let epoch = self.feed.health.epoch();
         if epoch != self.told_epoch {

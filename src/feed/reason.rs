@@ -12,7 +12,7 @@ pub enum End {
     KeyRevoked,
     /// Its key expired.
     KeyExpired,
-    /// It stood still while its queue overflowed, and was told `dropped`.
+    /// It stalled while its queue overflowed; its client got `dropped`.
     Dropped,
     /// It took nothing for `--write-timeout`.
     WriteTimeout,
@@ -35,7 +35,7 @@ impl End {
         Self::Panicked,
     ];
 
-    /// Its name in log lines, counters and, where the client is told, the block `closing`.
+    /// Its name in log lines, counters and the block `closing`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Shutdown => "shutdown",
@@ -49,7 +49,7 @@ impl End {
         }
     }
 
-    /// Whether the client is told by a last block `closing` with this cause.
+    /// Whether the client gets a last block `closing` with this cause.
     pub fn is_told(self) -> bool {
         matches!(self, Self::Shutdown | Self::MaxAge | Self::KeyRevoked | Self::KeyExpired)
     }

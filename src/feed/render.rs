@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::batch::BatchBuilder;
 use crate::event::{FeedSeq, LARGEST_BLOCK_BYTES, LogRow, Poison};
 
-/// Adds one row to a batch: its event, or the notice that it is quarantined, and then says why.
+/// Adds one row to a batch: its event, or the notice that it is quarantined. Returns why it is quarantined.
 pub fn push_row(batch: &mut BatchBuilder, row: &LogRow) -> Option<Poison> {
     push_written_by(batch, row, write_signal)
 }
@@ -56,7 +56,7 @@ fn write_signal(bytes: &mut Vec<u8>, prev: FeedSeq, row: &LogRow) -> Result<(), 
     Ok(())
 }
 
-/// Writes the operation as JSON has it: a log of the sequence era may say anything.
+/// Writes the operation as a JSON string: a log of the sequence era may hold any text.
 fn write_op(bytes: &mut Vec<u8>, op: &str) -> Result<(), Poison> {
     match op {
         "INSERT" => bytes.extend_from_slice(b"\"INSERT\""),
@@ -66,7 +66,8 @@ fn write_op(bytes: &mut Vec<u8>, op: &str) -> Result<(), Poison> {
     Ok(())
 }
 
-/// Copies JSON text, with the three characters escaped that some clients take for line ends. (PostgreSQL escapes CR and LF itself.)
+/// Copies JSON text, with the three characters escaped that some clients take for line ends. (PostgreSQL escapes CR and
+/// LF itself.)
 fn write_json_in_one_line(bytes: &mut Vec<u8>, json: &[u8]) -> Result<(), Poison> {
     if json.is_ascii() {
         bytes.extend_from_slice(json);

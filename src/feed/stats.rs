@@ -1,5 +1,5 @@
-//! What the feed counts and measures, in the registry that `/metrics` shows. Names and units are Prometheus' own: `_total`
-//! for what only grows, base units (seconds, bytes), labels whose values are few.
+//! What the feed counts and measures, in the registry that `/metrics` shows. Names and units follow Prometheus:
+//! `_total` for what only grows, base units (seconds, bytes), labels whose values are few.
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
@@ -10,7 +10,7 @@ use super::reason::End;
 const LATENCY_BUCKETS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Everything that is counted, from the start of the server.
+/// Counters and histograms since the start of the server.
 #[derive(Debug)]
 pub struct Stats {
     registry: Registry,
@@ -22,13 +22,13 @@ pub struct Stats {
     pub bytes: IntCounter,
     /// Events dropped from clients' queues.
     pub dropped: IntCounter,
-    /// Streams that were told `replay_truncated`.
+    /// `replay_truncated` notices sent.
     pub truncated: IntCounter,
-    /// Streams that were told `history_rewritten`.
+    /// `history_rewritten` notices sent.
     pub rewritten: IntCounter,
     /// Events quarantined.
     pub quarantined: IntCounter,
-    /// Queries that a standby cancelled for what it had to replay; each was tried again.
+    /// Queries that a standby cancelled because they conflicted with replay; each was retried.
     pub replay_conflicts: IntCounter,
     /// Times that a stream was brought up to date from the log or from memory.
     pub catch_ups: IntCounter,
@@ -38,14 +38,14 @@ pub struct Stats {
     pub evicted: IntCounter,
     /// Connections that could not be accepted.
     pub accept_errors: IntCounter,
-    /// From an event's time, taken under the feed's lock just before its commit, to its broadcast. The two clocks agree to
-    /// within one database round trip.
+    /// From an event's time, taken under the feed's lock just before its commit, to its broadcast. The two clocks agree
+    /// to within one database round trip.
     pub commit_to_broadcast: Histogram,
     /// From the broadcast of a batch to the end of the system call that gave it to a client's socket.
     pub broadcast_to_written: Histogram,
     /// How long the last notification took from one session to another.
     pub listen_probe: Gauge,
-    /// Turns of the reader's loop: the proof that it lives, whatever it finds.
+    /// Turns of the reader's loop: they rise as long as the reader runs.
     pub reader_turns: IntCounter,
     requests: IntCounterVec,
     ends: IntCounterVec,
@@ -71,14 +71,14 @@ impl Default for Stats {
             deliveries: counter("signal_feed_deliveries_total", "Events written to sockets, one for each client"),
             bytes: counter("signal_feed_sent_bytes_total", "Bytes written to streams"),
             dropped: counter("signal_feed_dropped_events_total", "Events dropped from the queues of slow clients"),
-            truncated: counter("signal_feed_replays_truncated_total", "Streams that were told replay_truncated"),
-            rewritten: counter("signal_feed_histories_rewritten_total", "Streams that were told history_rewritten"),
+            truncated: counter("signal_feed_replays_truncated_total", "replay_truncated notices sent"),
+            rewritten: counter("signal_feed_histories_rewritten_total", "history_rewritten notices sent"),
             quarantined: counter("signal_feed_quarantined_events_total", "Events that cannot be delivered to anybody"),
             replay_conflicts: counter(
                 "signal_feed_replay_conflicts_total",
-                "Queries that a standby cancelled for what it had to replay; each was tried again",
+                "Queries that a standby cancelled because they conflicted with replay; each was retried",
             ),
-            catch_ups: counter("signal_feed_catch_ups_total", "Times that a stream was brought up to date"),
+            catch_ups: counter("signal_feed_catch_ups_total", "Times that a stream caught up"),
             replay_pages: counter("signal_feed_replay_pages_total", "Pages read from the log to catch up"),
             evicted: counter("signal_feed_connections_evicted_total", "Connections closed to make room"),
             accept_errors: counter("signal_feed_accept_errors_total", "Connections that could not be accepted"),
@@ -90,7 +90,7 @@ impl Default for Stats {
             ),
             reader_turns: counter(
                 "signal_feed_reader_turns_total",
-                "Turns of the reader's loop: it lives while they rise",
+                "Turns of the reader's loop; if they stop rising, the reader hangs",
             ),
             requests: counters(
                 "signal_feed_requests_total",
@@ -113,12 +113,12 @@ impl Stats {
         self.ends.with_label_values(&[end.name()]).inc();
     }
 
-    /// Counts a request by the status of its answer, which is one of a handful.
+    /// Counts a request by the status of its answer.
     pub fn answered(&self, status: &str) {
         self.requests.with_label_values(&[status]).inc();
     }
 
-    /// Where all of it is registered, and where gauges of the moment are added.
+    /// The registry of all metrics, to which others add gauges.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
@@ -127,7 +127,7 @@ impl Stats {
 /// Puts a metric into a registry.
 ///
 /// # Panics
-/// Where its name is none or is taken: both are written in this program, and every start would fail.
+/// If its name is invalid or taken. Names are constants of this program, so every start would fail.
 pub fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
     let metric = metric.expect("a metric's name and labels are valid");
     registry.register(Box::new(metric.clone())).expect("a metric's name is registered once");

@@ -1,9 +1,9 @@
-//! One client's stream, on the client's own thread: replay and live in one loop.
+//! One client's stream, on the client's own thread: replay and live events in one loop.
 //!
-//! The stream is on the list of clients before it reads anything, so every new batch reaches its channel, its socket or, if
-//! the channel was full, only the tail. The loop looks for what follows its position: first in the tail, then in the log; at
-//! the head it waits on its channel. A batch that does not follow the position is not written; the loop looks again. The
-//! predecessor's number that every batch carries is the only proof of completeness.
+//! The stream is on the list of clients before it reads anything. So every new batch reaches its channel or its socket,
+//! or stays in the tail if the channel was full. The loop looks for what follows its position, first in the tail, then
+//! in the log. At the head it waits on its channel. It does not write a batch that does not follow the position, but
+//! looks again. Only the predecessor's number, which every batch carries, proves that nothing is missing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,26 +26,26 @@ use crate::http::socket;
 
 /// How much is taken from the tail at once, 256 KiB.
 const WRITE_BYTES: usize = 256 * 1024;
-/// How long a cursor may be ahead of a primary's log before the client is told: another feed may have seen more.
+/// How long a cursor may be ahead of a primary's log before `history_rewritten`: another feed may have read further.
 const AHEAD_GRACE: Duration = Duration::from_secs(5);
-/// How soon something that failed, or was not there yet, is tried again.
+/// The wait before a retry.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How often a blocked write is looked at.
+/// How often a thread with a blocked write checks for other work.
 const WRITE_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A client that takes nothing for this long is stalled; before that it is slow.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
-/// A blocked write is given up so long after the stream's key has ended.
+/// How long after the end of its key a stream gives up a blocked write.
 const BLOCKED_AT_END: Duration = Duration::from_millis(500);
 /// Bounds of `retry:`, the time that a client waits before it reconnects.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2000), Duration::from_millis(5000));
-/// Least and longest sleep of a delayed stream. Events that become due within the least sleep go out together; events that
-/// come with a time of the past are noticed after the longest.
+/// Shortest and longest sleep of a delayed stream. Events that become due within the shortest go out together; events
+/// that arrive with a time in the past go out after the longest.
 const DELAYED_SLEEP: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// What the request asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
-    /// Where to begin; `None` for now.
+    /// Where to begin; `None` means now.
     pub cursor: Option<FeedSeq>,
     /// The time that the consumer saw for the event at the cursor.
     pub time: Option<WrittenTime>,
@@ -54,7 +54,7 @@ pub struct Asked {
 /// Admits a stream and runs it to its end: writes the response's `head`, and then blocks. Returns why it ended.
 ///
 /// # Errors
-/// The limit that is reached. Then nothing was written.
+/// The limit that is reached; nothing was written then.
 pub fn serve(feed: &Arc<Feed>, opening: Opening, head: Vec<u8>, asked: Asked) -> Result<End, Full> {
     let options = &feed.options;
     let limits = Limits { clients: options.max_clients, clients_per_key: options.max_clients_per_key };
@@ -62,11 +62,11 @@ pub fn serve(feed: &Arc<Feed>, opening: Opening, head: Vec<u8>, asked: Asked) ->
     let ends_at = age.and_then(|age| Instant::now().checked_add(age));
     let client = feed.clients.admit(opening, limits, feed.clock.now(), ends_at, feed.health.epoch(), &feed.stats)?;
     let admitted = Admitted { feed, client: &client };
-    // The server may have begun to stop before the stream was on the list: nobody else would end it.
+    // The server may have begun to stop before the stream was on the list: then nothing else would end the stream.
     if feed.health.is_stopping() {
         return Ok(End::Shutdown);
     }
-    // And the key may have ended after it was checked: the next refresh would find the stream only later.
+    // The key may have ended after it was checked, and the next refresh may be some time away.
     feed.keys.tell(&client, feed.clock.now());
     feed.key_used(&client);
     let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
@@ -92,7 +92,7 @@ impl Admitted<'_> {
 
     fn leave(&self, end: End) {
         self.feed.clients.leave(self.client);
-        // Last used is when its last stream ended, not when that began.
+        // A key's last use is the end of its last stream, not its beginning.
         self.feed.key_used(self.client);
         self.feed.stats.ended(end);
         log::info!(
@@ -134,15 +134,15 @@ struct Stream<'a> {
     client: &'a Arc<Client>,
     asked: Asked,
     delay: Duration,
-    /// Asked while the database works for this stream: writes the heartbeat, and ends the work with the stream.
+    /// Called while the database works for this stream: writes heartbeats, and cancels the work if the stream ends.
     watch: Watch,
     pages: PageReader,
-    /// The client took nothing for a second since the stream last looked whether its queue overflowed.
+    /// The client took nothing for a second since the stream last checked its queue for an overflow.
     is_stalled: bool,
-    /// It reads the log to catch up.
+    /// The stream is reading the log to catch up.
     is_replaying: bool,
-    /// When it last looked, more events waited for it than its queue holds. A queue that overflowed while the client took
-    /// bytes is no loss: the stream catches up from the log.
+    /// At the last check more events waited than the queue holds. An overflow while the client took bytes is no loss:
+    /// the stream catches up from the log.
     was_overflowed: bool,
 }
 
@@ -178,7 +178,7 @@ impl<'a> Stream<'a> {
 
     fn close(&mut self, end: End) -> Step {
         if end.is_told() {
-            // Also if nobody asked for this end: a blocked write is given up for it.
+            // Also for an end that came from here, so that a blocked write gives up.
             self.client.end(end);
             self.connect_at_end();
             push_system(self.client, &serde_json::json!({"reason": "closing", "cause": end.name()}));
@@ -191,7 +191,7 @@ impl<'a> Stream<'a> {
         !self.delay.is_zero()
     }
 
-    // The beginning.
+    // Start.
 
     fn begin(&mut self) -> Step {
         match self.asked.cursor {
@@ -203,7 +203,7 @@ impl<'a> Stream<'a> {
     fn begin_now(&mut self) -> Step {
         let head = self.head()?;
         let earliest = self.earliest_at_once(head)?;
-        // Again, for a head of this moment.
+        // Read the head again: it may have moved.
         let head = self.head()?;
         let position = Position { cursor: head.seq, time: head.time, generation: head.generation };
         self.client.set_cursor(head.seq);
@@ -218,7 +218,7 @@ impl<'a> Stream<'a> {
         let earliest = self.earliest_at_once(head)?;
         self.connected(cursor, head.seq, earliest);
         self.flush()?;
-        // A delayed key may learn nothing that depends on numbers above its head.
+        // A delayed key must not learn anything that depends on numbers above its head.
         let is_skipped = || self.feed.is_skipped(cursor);
         if (!self.is_delayed() && is_skipped()) || !self.is_in_log(cursor)? || self.feed.is_skipped(cursor) {
             return self.rewritten(cursor);
@@ -243,14 +243,14 @@ impl<'a> Stream<'a> {
     fn is_in_log(&mut self, cursor: FeedSeq) -> Step<bool> {
         let mut until = Instant::now() + AHEAD_GRACE;
         loop {
-            // A standby may still receive what it does not have: only a primary knows that a number is not there.
+            // A standby may still receive the event: only a primary can say that a number does not exist.
             if self.feed.role() == Role::Standby {
                 until = Instant::now() + AHEAD_GRACE;
             }
             if cursor <= self.head()?.seq || (self.is_delayed() && cursor <= self.read_head(cursor)?.seq) {
                 return Ok(true);
             }
-            // Between the head and the counter it counts as the head.
+            // A cursor between the head and the counter counts as the head.
             if !self.is_delayed() && cursor <= self.feed.counter() {
                 return Ok(true);
             }
@@ -275,7 +275,7 @@ impl<'a> Stream<'a> {
         Ok(Position { cursor, time, generation })
     }
 
-    // The loop.
+    // Main loop.
 
     fn follow(&mut self) -> Step<std::convert::Infallible> {
         loop {
@@ -329,7 +329,7 @@ impl<'a> Stream<'a> {
         let page = page?;
         self.feed.stats.replay_pages.inc();
         if self.is_delayed() && !page.is_due && head.time.is_some() {
-            // This log does not have the head that was found: it was replaced, or the head was pruned.
+            // The log no longer has this head: the log was replaced, or the head was pruned.
             self.feed.forget_head(self.delay);
             if page.pruned_through < head.seq {
                 return self.pause(LOOK_AGAIN);
@@ -341,7 +341,7 @@ impl<'a> Stream<'a> {
         }
         let Some(first) = page.rows.first() else {
             if page.pruned_through < head.seq {
-                // The log was replaced, which the reader will find. Or a standby has yet to receive what another database had.
+                // The log was replaced, which the reader will notice, or a standby has yet to receive this part.
                 return self.pause(LOOK_AGAIN);
             }
             let earliest = WindowStart { seq: head.seq.next(), prev: head.seq };
@@ -383,10 +383,10 @@ impl<'a> Stream<'a> {
             let next = head.next_due.map_or(longest, |next| next.since(self.feed.due(self.delay)));
             patience = patience.min(next.max(least).min(longest).min(self.delay.max(least)));
         }
-        // A little late rather than a little early: who wakes too early waits again for nothing.
+        // Rounded up: a thread that wakes too early would only wait again.
         let until = Instant::now() + patience + Duration::from_millis(1);
         while let Some(batch) = self.client.wait(until.saturating_duration_since(Instant::now())) {
-            // It may have been read from the tail, or written by the reader, before.
+            // The stream may have read it from the tail, or the reader may have written it, before.
             if batch.last() <= position.cursor && batch.generation() == position.generation {
                 continue;
             }
@@ -403,7 +403,7 @@ impl<'a> Stream<'a> {
     /// Ends the stream if its queue overflowed while the client was stalled.
     fn end_if_overflowed(&mut self, position: Position, head: Head) -> Step {
         let capacity = i64::try_from(self.feed.options.queue_capacity).unwrap_or(i64::MAX);
-        // There are no more events than numbers.
+        // There cannot be more events than numbers.
         let is_overflowed = head.seq.0.saturating_sub(position.cursor.0) > capacity;
         let was_overflowed = std::mem::replace(&mut self.was_overflowed, is_overflowed);
         if !std::mem::take(&mut self.is_stalled) || !is_overflowed || was_overflowed {
@@ -427,7 +427,7 @@ impl<'a> Stream<'a> {
         Err(Stop::Between(End::Dropped))
     }
 
-    /// The log was replaced under the running server: continues if the last event is in the new one as it was sent.
+    /// Handles a log that was replaced under the running server: continues if the new log has the last event as sent.
     fn check_generation(&mut self, position: Position, generation: u64) -> Step {
         let cursor = position.cursor;
         let now = self.query(|connection| event_log::read_time(connection, cursor))?;
@@ -442,7 +442,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    // What a stream is told.
+    // Notices to the client.
 
     fn connected(&self, cursor: FeedSeq, head: FeedSeq, earliest: FeedSeq) {
         let message = serde_json::json!({
@@ -460,7 +460,7 @@ impl<'a> Stream<'a> {
         lock(&self.client.writer).push_connected(block.as_bytes());
     }
 
-    /// A stream that ends before it could be told `connected` is told now, if its head is known.
+    /// Writes `connected` now, if the stream ends before it was written and its head is known.
     fn connect_at_end(&self) {
         if lock(&self.client.writer).is_connected() {
             return;
@@ -473,7 +473,7 @@ impl<'a> Stream<'a> {
 
     fn truncated(&self, requested: FeedSeq, earliest: WindowStart, generation: u64) {
         log::warn!(
-            "replay truncated: key {:?} from {} asked for what follows {requested}, the log begins at {}",
+            "replay truncated: key {:?} from {} asked for events after {requested}, replay begins at {}",
             self.client.key.name,
             self.client.address,
             earliest.seq
@@ -491,7 +491,7 @@ impl<'a> Stream<'a> {
         let head = self.head()?;
         self.feed.stats.rewritten.inc();
         log::warn!(
-            "history rewritten: key {:?} from {} was at {cursor}, which is not in this log; it continues from {}",
+            "history rewritten: key {:?} from {}: cursor {cursor} is not in this log; continuing from {}",
             self.client.key.name,
             self.client.address,
             head.seq
@@ -506,7 +506,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    // What it asks of the log.
+    // Reading the log.
 
     /// The highest number that this stream may be sent.
     fn head(&mut self) -> Step<Head> {
@@ -531,7 +531,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Where the window begins; if the database does not say within a heartbeat, a number that promises nothing.
+    /// Where the replay window begins. If the database does not answer within a heartbeat, a number that promises
+    /// nothing.
     fn earliest_at_once(&mut self, head: Head) -> Step<FeedSeq> {
         loop {
             match self.feed.earliest(self.delay, head, &self.watch) {
@@ -544,7 +545,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Does some work with a replay connection; tries again until it succeeds.
+    /// Does some work with a replay connection; retries until it succeeds.
     fn query<T>(&mut self, mut work: impl FnMut(&mut db::Connection) -> Result<T, db::Error>) -> Step<T> {
         self.until_done(|stream| stream.feed.replay.with(&stream.watch, &mut work))
     }
@@ -576,14 +577,14 @@ impl<'a> Stream<'a> {
     fn pause(&mut self, time: Duration) -> Step {
         let until = Instant::now() + time;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            // A batch that is taken off here is still in the tail.
+            // A batch taken off the channel here is still in the tail.
             self.client.wait(left);
             self.attend()?;
         }
         Ok(())
     }
 
-    /// Writes everything that is pending. Blocks while the client takes some of it.
+    /// Writes everything that is pending. Blocks until the client has taken it.
     fn flush(&mut self) -> Step {
         let mut ended_at: Option<Instant> = None;
         loop {
@@ -611,14 +612,14 @@ fn push_system(client: &Client, message: &serde_json::Value) {
     lock(&client.writer).push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
 }
 
-/// Whether the block `connected` must go out without waiting any longer: nothing may be written before it, and a heartbeat
-/// is due.
+/// Whether the block `connected` must go out without waiting any longer: nothing may be written before it, and a
+/// heartbeat is due.
 fn is_connected_overdue(feed: &Feed, client: &Client) -> bool {
     let writer = lock(&client.writer);
     !writer.is_connected() && writer.silent_for() >= feed.options.heartbeat
 }
 
-/// The end that was asked for or is due.
+/// Why the stream should end, if it should.
 fn end(feed: &Feed, client: &Client) -> Option<End> {
     if let Some(end) = client.ending() {
         return Some(end);
@@ -632,8 +633,8 @@ fn end(feed: &Feed, client: &Client) -> Option<End> {
     client.ends_at.is_some_and(|at| at <= Instant::now()).then_some(End::MaxAge)
 }
 
-/// Attends to ends, to notices of the database's health, and to the heartbeat. Does not block: whatever a stream waits for,
-/// this is called meanwhile.
+/// Handles requests to end, changes of the database's health, and the heartbeat. Does not block. It must be called
+/// during every wait of a stream.
 fn attend(feed: &Feed, client: &Client) -> Step {
     match end(feed, client) {
         Some(end @ End::ClientGone) => return Err(Stop::Within(end)),

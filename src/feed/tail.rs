@@ -1,16 +1,16 @@
-//! The newest part of the log in memory: what every stream reads first, and what makes most replays cost no query.
+//! The newest part of the log in memory. Every stream reads it first, so most replays need no query.
 
 use std::collections::VecDeque;
 
 use super::batch::{Batch, SharedBatch};
 use crate::event::{EventTime, FeedSeq};
 
-/// What the batches of the tail may take, 16 MiB: some ten thousands of usual events. The newest batch always stays.
+/// The most memory for the tail's batches, 16 MiB: tens of thousands of usual events. The newest batch always stays.
 const TAIL_BYTES: usize = 16 * 1024 * 1024;
 
 /// Consecutive batches up to the head of the log.
 ///
-/// Its `generation` counts how often the log was found to be another one than before (a restore). A generation's tail
+/// Its `generation` counts how often the log was replaced (a restore). A generation's tail
 /// replaces the one before as a whole, so its head, its times and its batches always belong together.
 #[derive(Debug)]
 pub struct Tail {
@@ -19,7 +19,7 @@ pub struct Tail {
     head_time: Option<EventTime>,
     batches: VecDeque<SharedBatch>,
     bytes: usize,
-    /// The events after which every event has a later time. Numbers and times both ascend.
+    /// The events such that every later event has a later time. Numbers and times both ascend.
     due: VecDeque<(FeedSeq, EventTime)>,
 }
 
@@ -40,7 +40,7 @@ impl Tail {
         Self { generation, head, head_time, batches: VecDeque::new(), bytes: 0, due: VecDeque::new() }
     }
 
-    /// Which log this is.
+    /// The generation of the log.
     pub fn generation(&self) -> u64 {
         self.generation
     }

@@ -1,4 +1,4 @@
-//! Core threads: those whose end, while the server runs, is the server's end.
+//! Core threads. If one ends while the server runs, the server ends too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub struct CoreThread {
 /// Starts a core thread.
 ///
 /// # Errors
-/// Where the system has no thread to give.
+/// If the system cannot start a thread.
 pub fn start(
     feed: &Arc<Feed>,
     name: impl Into<String>,
@@ -48,7 +48,7 @@ impl CoreThread {
     /// Waits for its end.
     ///
     /// # Errors
-    /// Its name, where it has not ended by then.
+    /// Its name, if it has not ended by then.
     pub fn join_until(self, deadline: Instant) -> Result<(), String> {
         match self.end.recv_deadline(deadline) {
             Err(RecvTimeoutError::Timeout) => Err(self.name),
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(died.try_recv().unwrap(), "run the thread reader: it panicked");
         start(&feed, "keys", |_| ()).unwrap().join_until(until).unwrap();
         assert_eq!(died.try_recv().unwrap(), "run the thread keys: it ended");
-        // While the server stops, an end is an end in order.
+        // While the server stops, threads end normally.
         feed.stop();
         start(&feed, "listen", |_| ()).unwrap().join_until(until).unwrap();
         assert!(died.try_recv().is_err());

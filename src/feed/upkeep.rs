@@ -1,9 +1,9 @@
-//! The thread `upkeep`: whatever `serve` refreshes or writes at intervals. It keeps the keys fresh, records poisoned events
+//! The thread `upkeep`: what `serve` refreshes or writes at intervals. It refreshes the keys, records poisoned events
 //! and uses of keys, and checks that capture is on and that the database is still the same cluster.
 //!
-//! It owns one connection, which may be missing: then records wait, bounded, and are in the log all the same. On a standby
-//! nothing is written: poisoned events wait there for a promotion. It receives records and
-//! requests for a refresh over bounded channels, marks the streams whose key has ended, and ends when the server stops.
+//! It owns one connection. While that is lost, a bounded number of records waits; the log lines are written anyway. On
+//! a standby it writes nothing: poisoned events wait for a promotion. It receives records and requests for a refresh
+//! over bounded channels, ends the streams whose key has ended, and ends when the server stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -16,19 +16,19 @@ use crate::db::cluster::{self, Cluster};
 use crate::db::{self, Connection, Settings};
 use crate::event::FeedSeq;
 
-/// Records that wait to be written; one more is only in the log line.
+/// The most records that wait to be written; further ones are only in the log.
 pub const RECORD_SLOTS: usize = 1024;
-/// Poisoned events that wait while the database does not take them.
+/// The most poisoned events that wait while the database is away.
 const UNWRITTEN_EVENTS: usize = 10_000;
 /// How often poisoned events are written, and uses of keys.
 const QUARANTINED_EVERY: Duration = Duration::from_secs(1);
 const USES_EVERY: Duration = Duration::from_secs(10);
-/// How often it is checked that capture is on. It must be noticed within ten seconds, the check itself included.
+/// How often it checks that capture is on. A fault must be reported within ten seconds, the check included.
 const CHECK_EVERY: Duration = Duration::from_secs(8);
-/// Longest wait for a lock: a lock on one table of the feed must not keep the keys from being refreshed.
+/// Longest wait for a lock: a lock on one table of the feed must not delay the refresh of the keys.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
 
-/// What is to be written.
+/// A record to write.
 #[derive(Debug)]
 pub enum Record {
     /// An event cannot be delivered.
@@ -37,7 +37,7 @@ pub enum Record {
     KeyUsed(i64),
 }
 
-/// What the thread owns.
+/// The thread's own state.
 struct Upkeep<'a> {
     feed: &'a Feed,
     settings: &'a Settings,
@@ -56,7 +56,7 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
     let (mut quarantined_due, mut uses_due, mut check_due) = (now + QUARANTINED_EVERY, now, now);
     while !feed.health.is_stopping() {
         let now = Instant::now();
-        // The keys come before everything else, and between any two other pieces of work.
+        // The keys come first, and again between any two other pieces of work.
         if keys.due() <= now {
             upkeep.connection = keys.refresh(feed, || upkeep.take_connection()).ok();
         } else if feed.health.outage().is_none() && check_due <= now {
@@ -105,8 +105,8 @@ impl Upkeep<'_> {
         outcome
     }
 
-    /// Checks the installation: nobody else would notice that signals do not reach the log, or that numbers may be given out
-    /// again.
+    /// Checks the installation: nothing else would notice that signals do not reach the log, or that numbers may be
+    /// given out twice.
     fn check(&mut self) {
         let checked = self.with(|upkeep, connection| {
             upkeep.check_capture(connection)?;
@@ -122,17 +122,17 @@ impl Upkeep<'_> {
         let fault = db::capture::capture_fault(connection)?;
         let was_on = self.feed.capture_on.swap(fault.is_none(), Ordering::Relaxed);
         match fault {
-            Some(fault) => log::error!(
-                "capture is off: {fault}; signals are written that nobody will see: run \"signal-feed migrate\""
-            ),
+            Some(fault) => {
+                log::error!("capture is off: {fault}; new signals reach no bot: run \"signal-feed migrate\"")
+            }
             None if !was_on => log::warn!("capture is on again"),
             None => {}
         }
         Ok(())
     }
 
-    /// A restore, or a failover that lost something, gives numbers out again. A standby is not asked: its primary is where
-    /// that is acknowledged.
+    /// After a restore, or a failover that lost something, numbers are given out again. A standby is not checked: an
+    /// operator acknowledges that on its primary.
     fn check_cluster(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         if db::standby::is_standby(connection)? {
             self.feed.another_cluster.store(false, Ordering::Relaxed);
@@ -142,14 +142,14 @@ impl Upkeep<'_> {
         self.feed.another_cluster.store(matches!(cluster, Cluster::Changed(_)), Ordering::Relaxed);
         if let (Cluster::Changed(how), true) = (&cluster, self.cluster.as_ref() != Some(&cluster)) {
             log::warn!(
-                "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" if certainly nothing is lost"
+                "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" if nothing is lost"
             );
         }
         self.cluster = Some(cluster);
         Ok(())
     }
 
-    /// Writes what waits: poisoned events, and uses of keys if they are due.
+    /// Writes the waiting records: poisoned events, and uses of keys if they are due.
     fn write(&mut self, with_uses: bool) {
         if self.unwritten.quarantined.is_empty() && (!with_uses || self.unwritten.used.is_empty()) {
             return;
@@ -163,7 +163,7 @@ impl Upkeep<'_> {
     }
 }
 
-/// What is not written yet.
+/// The records that are not written yet.
 #[derive(Debug, Default)]
 struct Unwritten {
     quarantined: BTreeMap<FeedSeq, Quarantined>,
@@ -183,9 +183,9 @@ impl Unwritten {
                 Record::Quarantined(seq, error) if self.quarantined.len() < UNWRITTEN_EVENTS => {
                     self.quarantined.insert(seq, Quarantined { error, is_announced: false });
                 }
-                // It is found again when it is next read after a restart.
+                // It is found again when it is read after a restart.
                 Record::Quarantined(seq, error) => {
-                    log::error!("event {seq} is quarantined, too many to record: {error}");
+                    log::error!("event {seq} is quarantined but not recorded, because too many wait: {error}");
                 }
                 Record::KeyUsed(id) => {
                     self.used.insert(id);
@@ -197,7 +197,7 @@ impl Unwritten {
     fn write(&mut self, feed: &Feed, connection: &mut Connection, with_uses: bool) -> Result<(), db::Error> {
         self.announce(feed, connection)?;
         if db::standby::is_standby(connection)? {
-            // Poisoned events wait for a promotion. A use would then be recorded with a time that is not its own.
+            // Poisoned events wait for a promotion. Uses of keys do not: they would be recorded with a wrong time.
             self.used.clear();
             return Ok(());
         }
@@ -213,7 +213,7 @@ impl Unwritten {
         Ok(())
     }
 
-    /// Logs and alerts to what is newly quarantined, and drops what is recorded already: that is known since an earlier run.
+    /// Logs newly quarantined events and alerts to them, and drops those that an earlier run recorded.
     fn announce(&mut self, feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
         let unannounced: Vec<FeedSeq> =
             self.quarantined.iter().filter(|(_, event)| !event.is_announced).map(|(seq, _)| *seq).collect();
@@ -230,7 +230,7 @@ impl Unwritten {
             }
             log::error!("event {seq} is quarantined: {}", event.error);
             event.is_announced = true;
-            // If nobody reads it, or too much waits, the log line remains.
+            // If the channel is full or unread, there is still the log line.
             let _ = feed.alerts.try_send((seq, event.error.clone()));
         }
         Ok(())

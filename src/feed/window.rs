@@ -1,4 +1,4 @@
-//! Where the replay window begins: one indexed query, asked when it is needed and kept for a second.
+//! Where the replay window begins: one indexed query, run when needed and kept for a second.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -12,7 +12,7 @@ use crate::db::{self, Watch};
 use crate::event::FeedSeq;
 use crate::sync::lock;
 
-/// How long an answer is kept.
+/// How long an answer is used.
 const KEPT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ struct Answer {
 /// The start of the replay window, for each delay as it was last read.
 #[derive(Debug)]
 pub struct Windows {
-    /// One thread asks at a time, and the others take its answer.
+    /// One thread queries at a time, and the others use its answer.
     permits: Permits,
     /// Locked to copy an answer in or out, never during the query.
     by_delay: Mutex<HashMap<Duration, Answer>>,
@@ -49,7 +49,7 @@ impl Feed {
     /// none; and the number of the row before it. May read the log.
     ///
     /// # Errors
-    /// What reading the log failed with.
+    /// The error of reading the log.
     pub fn earliest(&self, delay: Duration, head: Head, watch: &Watch) -> Result<WindowStart, db::Error> {
         if let Some(start) = self.windows.recall(delay, head.generation) {
             return Ok(start);

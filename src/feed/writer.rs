@@ -1,8 +1,8 @@
 //! What one stream is written with: its socket, its position in the log, and what the socket has not taken yet.
 //!
-//! Every write happens here, and none of them blocks. A stream's own thread waits, without the lock, until the socket takes
-//! the rest. The reader writes small batches to streams that have nothing else to write, because waking a thread costs
-//! several times what writing a small batch costs.
+//! Every write happens here, and none of them blocks. A stream's own thread waits, without the lock, until the socket
+//! takes the rest. The reader writes small batches to streams that have nothing else to write, because waking a thread
+//! costs several times what writing a small batch costs.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -24,9 +24,9 @@ const LARGEST_DIRECT_BYTES: usize = 8 * 1024;
 /// A stream's position in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// Everything up to here was written, or is not to be.
+    /// Everything up to here was written or is to be skipped.
     pub cursor: FeedSeq,
-    /// The time of the event with that very number, if it is known: it tells whether the log is still the same.
+    /// The time of the event with that number, if known: it shows whether the log is still the same.
     pub time: Option<EventTime>,
     /// The generation of the log in which the cursor was checked; see [`super::tail::Tail`].
     pub generation: u64,
@@ -36,21 +36,21 @@ pub struct Position {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken;
 
-/// What a write came to.
+/// The outcome of a write.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Events that were written to their end.
+    /// Events that were written completely.
     pub events: usize,
-    /// Whether something is left.
+    /// Whether bytes are still pending.
     pub is_blocked: bool,
 }
 
-/// What became of a batch that the reader wanted to write.
+/// The outcome of a direct write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direct {
     /// All of it is written.
     Written,
-    /// Some of it is. The rest is the stream's own thread's to write.
+    /// Some of it is; the stream's own thread writes the rest.
     Partly,
     /// Nothing.
     Not,
@@ -62,7 +62,7 @@ enum Bytes {
     Own(Vec<u8>),
 }
 
-/// Something to write that the socket has not taken as a whole.
+/// Bytes that the socket has not taken completely.
 #[derive(Debug)]
 struct Piece {
     bytes: Bytes,
@@ -87,7 +87,7 @@ pub struct SseWriter {
     socket: Arc<TcpStream>,
     is_chunked: bool,
     is_connected: bool,
-    /// `None` until the stream's cursor was checked: before, the reader writes nothing.
+    /// `None` until the stream's cursor was checked: until then the reader writes nothing.
     position: Option<Position>,
     pending: VecDeque<Piece>,
     is_finished: bool,
@@ -96,7 +96,7 @@ pub struct SseWriter {
     /// The bytes of every stream, for the metrics.
     sent: IntCounter,
     acknowledged: u64,
-    /// Since when the other side has acknowledged nothing of what is on its way. `None` if nothing was on its way.
+    /// Since when the client has acknowledged none of the bytes in flight; `None` if none were in flight.
     unanswered_since: Option<Instant>,
 }
 
@@ -134,7 +134,7 @@ impl SseWriter {
         self.position
     }
 
-    /// The stream continues from another position.
+    /// Sets the position.
     pub fn set_position(&mut self, position: Position) {
         self.position = Some(position);
     }
@@ -144,12 +144,12 @@ impl SseWriter {
         self.pending.is_empty()
     }
 
-    /// How long nothing was written.
+    /// How long ago the last byte was written.
     pub fn silent_for(&self) -> Duration {
         self.last_write.elapsed()
     }
 
-    /// Adds bytes that are no block: the head of the response.
+    /// Adds the head of the response.
     pub fn push_raw(&mut self, bytes: Vec<u8>) {
         self.pending.push_back(Piece { bytes: Bytes::Own(bytes), written: 0, then: None });
     }
@@ -160,8 +160,8 @@ impl SseWriter {
         self.push_raw(bytes);
     }
 
-    /// Adds the events of a batch that lie above the position and not above `upto`. Adds nothing if there are none, or if
-    /// the batch leaves a hole or is of another log.
+    /// Adds the events of a batch that lie above the position and not above `upto`. Adds nothing if there are none, or
+    /// if the batch leaves a hole or is of another log.
     pub fn push_batch(&mut self, batch: SharedBatch, upto: FeedSeq) {
         let Some(position) = self.pending_position() else { return };
         if batch.generation() != position.generation || batch.prev() > position.cursor {
@@ -178,7 +178,7 @@ impl SseWriter {
         self.pending.push_back(Piece { bytes, written: 0, then: Some((then, events)) });
     }
 
-    /// Adds the end of the body. Nothing may follow.
+    /// Adds the end of the body. Nothing may be added after it.
     pub fn push_end(&mut self) {
         if self.is_chunked && !self.is_finished {
             self.push_raw(b"0\r\n\r\n".to_vec());
@@ -201,7 +201,7 @@ impl SseWriter {
         self.pending.iter().rev().find_map(|piece| piece.then).map(|(position, _)| position).or(self.position)
     }
 
-    /// Writes what is pending, as much as the socket takes.
+    /// Writes as much of the pending bytes as the socket takes.
     ///
     /// # Errors
     /// If the connection is broken.
@@ -231,7 +231,7 @@ impl SseWriter {
         Ok(written)
     }
 
-    /// Takes off so many bytes, and returns how many events that completes.
+    /// Removes `count` pending bytes, and returns how many events that completes.
     fn take_written(&mut self, mut count: usize) -> usize {
         let mut events = 0;
         while let Some(piece) = self.pending.front_mut() {
@@ -282,9 +282,9 @@ impl SseWriter {
         self.last_write = now;
     }
 
-    /// For how long the other side has acknowledged nothing of what is on its way; `None` if nothing is. This tells a slow
-    /// link from a stalled peer, because the kernel reports room to a writer only when a third of the send buffer is free.
-    /// And it finds a peer that has fallen silent while the buffer still has room.
+    /// How long the client has acknowledged none of the bytes in flight; `None` if none are. This tells a slow link
+    /// from a stalled peer, because the kernel reports room to a writer only when a third of the send buffer is free.
+    /// It also finds a client that has fallen silent while the buffer still has room.
     pub fn unanswered_for(&mut self) -> Option<Duration> {
         let unsent = unsent_bytes(&self.socket).unwrap_or(0);
         let acknowledged = self.bytes.saturating_sub(unsent);

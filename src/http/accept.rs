@@ -1,8 +1,8 @@
 //! The threads `accept` and `ops`: each accepts connections and starts a thread for every one.
 //!
-//! A thread owns its listening sockets. It waits for all of them at once, and for a pipe whose other end is closed when the
-//! server stops: `shutdown` on an inherited socket would close the port for the next process too. After an error of accept
-//! (for example: no descriptors left) it logs, pauses and goes on.
+//! A thread owns its listening sockets. It waits for all of them at once, and for a pipe whose other end is closed when
+//! the server stops: `shutdown` on an inherited socket would close the port for the next process too. After an error
+//! (for example: no descriptors left) it logs, pauses and continues.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -27,8 +27,8 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Pause after an error of accept: the next attempt would fail at once, too.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Binds `address`, one of `all` that the program listens at. `[::]` takes IPv4 too, unless another address of `all` takes
-/// IPv4 at the same port.
+/// Binds `address`, one of `all` that the program listens at. `[::]` takes IPv4 too, unless another address of `all`
+/// takes IPv4 at the same port.
 ///
 /// # Errors
 /// Why it cannot be bound.
@@ -79,7 +79,7 @@ where
         }
     }
 
-    /// Waits for a connection; says whether the server stops instead.
+    /// Waits for a connection. Returns whether the server stops instead.
     fn wait(&self) -> bool {
         let mut watched: Vec<PollFd<'_>> = vec![PollFd::new(&self.stop, PollFlags::IN)];
         watched.extend(self.listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
@@ -130,7 +130,8 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
-    // No TCP_USER_TIMEOUT: the kernel lets it run on while a small window keeps opening (what counts is whether the whole
-    // first buffer fits), and would cut off a slow client. The stream watches what is acknowledged, see `feed::writer`.
+    // No TCP_USER_TIMEOUT: the kernel lets it run on while a small window keeps opening (what counts is whether the
+    // whole first buffer fits), and would cut off a slow client. The stream watches what is acknowledged, see
+    // `feed::writer`.
     socket.set_tcp_keepalive(&keepalive.with_retries(3))
 }

@@ -23,12 +23,12 @@ pub struct Connections {
     /// Counts connections that were closed because there were too many.
     evicted: IntCounter,
     last_id: AtomicU64,
-    /// Held for a few map operations and the closing of a socket, which does not block.
+    /// Held for a few map operations and for closing a socket, which does not block.
     open: Mutex<Open>,
     closed_one: Condvar,
 }
 
-/// Ids ascend with age.
+/// Newer connections have higher ids.
 #[derive(Debug, Default)]
 struct Open {
     sockets: HashMap<u64, Arc<TcpStream>>,
@@ -94,7 +94,7 @@ impl Connections {
         lock(&self.open).sockets.len()
     }
 
-    /// Adds none any more, and closes the idle ones: nobody will answer them.
+    /// Accepts no more connections, and closes the idle ones: the server will not answer them.
     pub fn stop(&self) {
         let mut open = lock(&self.open);
         open.is_stopped = true;
@@ -137,7 +137,7 @@ impl HttpConnection {
     /// Counts it among the unauthenticated connections. If there are too many, the oldest of them is closed.
     pub fn set_unauthenticated(&self) {
         let mut open = lock(&self.all.open);
-        // It may have been closed itself.
+        // This connection may have been closed too.
         if !open.sockets.contains_key(&self.id) {
             return;
         }

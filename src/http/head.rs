@@ -52,7 +52,7 @@ impl Head {
     /// Parses a head; `None` if it is not complete yet.
     ///
     /// # Errors
-    /// Why no more bytes can make it a request.
+    /// Why it cannot become a valid head.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
         let bytes = &*as_http_11(bytes);
         // Room for as many fields as there are lines: only the size of a head is limited.
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(parse("GET / HTTP/1.22\r\n\r\n"), Err(HeadError::Unreadable));
     }
 
-    /// A request as clients write them, and as those do who try what happens.
+    /// A request as clients write it, or as an attacker might.
     fn request() -> impl Strategy<Value = Vec<u8>> {
         let target =
             prop::sample::select(vec!["/feed", "/feed?cursor=5&cursor_time=%zz", "http://a/b?c", "*", "/%", "//"]);
@@ -319,7 +319,7 @@ mod tests {
         #[test]
         fn no_bytes_whatever_make_it_panic(bytes: Vec<u8>, request in request(), at: prop::sample::Index) {
             let _ = Head::parse(&bytes);
-            // Noise within what is nearly a request comes further.
+            // Noise within a nearly valid request gets further.
             let mut noisy = request.clone();
             noisy.splice(at.index(request.len())..at.index(request.len()), bytes);
             if let Ok(Some(head)) = Head::parse(&noisy) {

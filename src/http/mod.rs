@@ -1,5 +1,5 @@
-//! HTTP/1.1 as far as this program needs it, with its own limits: `accept` takes a connection, `head` reads its request,
-//! `response` answers it. One request a connection, one thread a connection. Nothing here knows what is served.
+//! HTTP/1.1 as far as this program needs it, with its own limits: `accept` takes a connection, `head` reads its
+//! request, `response` answers it. One request and one thread per connection. Nothing here knows the feed.
 
 pub mod accept;
 pub mod connections;

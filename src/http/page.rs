@@ -1,4 +1,4 @@
-//! A page in one file: what it may do is what stands in it.
+//! A page in one file, which may run only its own script and style.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,7 +25,7 @@ impl Page {
         Self { html, policy }
     }
 
-    /// It as an answer.
+    /// The page as an answer.
     pub fn response(&self) -> Response {
         Response::with_body("200 OK", "text/html; charset=utf-8", self.html)
             .with("Content-Security-Policy", self.policy.clone())

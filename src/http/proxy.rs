@@ -16,8 +16,8 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
     network.map_err(|_| "expected a network such as 10.0.0.0/8 or fd00::/8, or an address".to_owned())
 }
 
-/// The client's address: the peer's, or, if the peer is a trusted proxy, the last address in `X-Forwarded-For` that is not
-/// a trusted proxy. Addresses further left are set by the client and are ignored. The port is 0 if it is not given.
+/// The client's address: the peer's, or, if the peer is a trusted proxy, the last address in `X-Forwarded-For` that is
+/// not a trusted proxy. Addresses further left are set by the client and are ignored. The port is 0 if it is not given.
 pub fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> SocketAddr {
     let mut client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if !is_trusted(trusted, client.ip()) {
@@ -26,7 +26,7 @@ pub fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> Socke
     // Each proxy appends the address of its own peer, to the last field or as one more field.
     let hops: Vec<&[u8]> = head.fields("x-forwarded-for").flat_map(|value| value.split(|&byte| byte == b',')).collect();
     for hop in hops.into_iter().rev() {
-        // Not an address: no trusted proxy wrote this.
+        // This is not an address, so no trusted proxy wrote it.
         let Some(address) = address_of(hop) else { break };
         client = address;
         if !is_trusted(trusted, client.ip()) {
@@ -52,7 +52,8 @@ fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 
-/// An address with or without a port: `192.0.2.7`, `192.0.2.7:4711`, `2001:db8::7`, `[2001:db8::7]`, `[2001:db8::7]:4711`.
+/// An address with or without a port: `192.0.2.7`, `192.0.2.7:4711`, `2001:db8::7`, `[2001:db8::7]`,
+/// `[2001:db8::7]:4711`.
 fn address_of(hop: &[u8]) -> Option<SocketAddr> {
     let text = std::str::from_utf8(hop.trim_ascii()).ok()?;
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -149,7 +150,7 @@ mod tests {
         let raw = Head::parse(b"GET / HTTP/1.1\r\nX-Forwarded-For: \xff\xfe\r\n\r\n").unwrap().unwrap();
         let peer = "127.0.0.1:9".parse().unwrap();
         assert_eq!(client_address(&networks(&["127.0.0.1"]), peer, &raw), peer);
-        // An address to the right of it still counts.
+        // A valid address to its right still counts.
         assert_eq!(client(&["127.0.0.1"], "127.0.0.1:9", "X-Forwarded-For: x, 127.0.0.1:5"), "127.0.0.1:5");
     }
 

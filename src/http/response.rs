@@ -162,8 +162,8 @@ pub fn common_fields() -> String {
     format!("Date: {date}\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n")
 }
 
-/// Closes our side, then reads for a moment what the other side still sends: closing a socket with unread bytes resets the
-/// connection, and the reset can overtake the answer (RFC 9112 §9.6).
+/// Closes our side, then reads for a moment what the other side still sends: closing a socket with unread bytes resets
+/// the connection, and the reset can overtake the answer (RFC 9112 §9.6).
 pub fn close_in_order(mut stream: &TcpStream) {
     if stream.shutdown(Shutdown::Write).is_err() {
         return;

@@ -1,4 +1,4 @@
-//! What the system knows of a connection: how much of it the other side has taken, and whether it has closed.
+//! What the system knows about a connection: how much the other side has taken, and whether it has closed.
 #![allow(
     unsafe_code,
     reason = "no safe wrapper exists for SIOCOUTQ, and without it a slow link cannot be told from a stalled client"
@@ -26,7 +26,7 @@ pub fn unsent_bytes(stream: &TcpStream) -> io::Result<u64> {
 
 /// Whether the other side has closed the connection, or its half of it, as far as the system knows. Does not block.
 pub fn is_closed(stream: &TcpStream) -> bool {
-    // Not by reading: bytes that the client sent after its request, and that nobody reads, come before the end.
+    // Reading would not show it: unread bytes that the client sent after its request come first.
     let mut watched = [PollFd::new(stream, PollFlags::RDHUP)];
     poll(&mut watched, Some(&Timespec::default())).is_ok() && !watched[0].revents().is_empty()
 }
@@ -35,6 +35,6 @@ pub fn is_closed(stream: &TcpStream) -> bool {
 /// buffer is free.
 pub fn wait_writable(stream: &TcpStream, patience: Duration) {
     let patience = Timespec::try_from(patience).unwrap_or_default();
-    // An error of the wait, or of the socket, shows in the next write.
+    // The next write reports any error.
     let _ = poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&patience));
 }

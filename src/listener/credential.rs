@@ -1,4 +1,4 @@
-//! What a request shows to be let in: an API key, or the session cookie.
+//! How a request authenticates: an API key, or the session cookie.
 
 use crate::feed::keys::Credential;
 use crate::http::head::Head;

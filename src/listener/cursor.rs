@@ -1,14 +1,14 @@
-//! Where a stream begins: what a request says of its cursor.
+//! Where a stream begins: the cursor in a request.
 
 use crate::event::{FeedSeq, WrittenTime};
 use crate::feed::stream::Asked;
 use crate::http::head::Head;
 
-/// What EventSource polyfills call the last event's id, in any letter case: a browser lets them set no header field.
+/// What EventSource polyfills call the last event's id, in any letter case: they cannot set headers.
 const POLYFILL_NAMES: [&str; 3] = ["lastEventId", "last-event-id", "last_event_id"];
 
-/// The cursor that a request gives: a non-empty `Last-Event-ID`, else `?cursor=`, else `?lastEventId=`, else none, which
-/// means from now. The header wins because `EventSource` repeats its URL when it reconnects.
+/// The cursor that a request gives: a non-empty `Last-Event-ID`, else `?cursor=`, else `?lastEventId=`, else none,
+/// which means from now. The header wins because `EventSource` repeats its URL when it reconnects.
 ///
 /// # Errors
 /// What is wrong with it.

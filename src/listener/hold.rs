@@ -1,5 +1,5 @@
-//! Authentication, and the hold: while the database is unavailable, or cannot be asked about a key, a request waits. Many
-//! standard clients give up for ever after a 503, and every client after a 401 or 403.
+//! Authentication, and the hold: while the database is unavailable, or cannot be asked about a key, a request waits.
+//! Many standard clients give up for ever after a 503, and every client after a 401 or 403.
 
 use std::sync::Arc;
 use std::time::Duration;

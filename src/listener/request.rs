@@ -16,7 +16,7 @@ pub(super) struct Request<'a> {
     pub(super) feed: &'a Arc<Feed>,
     pub(super) connection: &'a HttpConnection,
     pub(super) stream: &'a Arc<TcpStream>,
-    /// The client's address, also behind a trusted proxy.
+    /// The client's address, taken from a trusted proxy's header if there is one.
     pub(super) address: SocketAddr,
     pub(super) head: Head,
     pub(super) arrived: Instant,
@@ -30,7 +30,7 @@ impl Request<'_> {
     }
 }
 
-/// Logs, counts and sends a short answer. Nobody is answered after SIGTERM: every client retries a closed connection, but
+/// Logs, counts and sends a short answer. After SIGTERM it sends none: every client retries a closed connection, but
 /// many give up after a status.
 pub(super) fn send(
     feed: &Feed,

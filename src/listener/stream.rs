@@ -1,4 +1,4 @@
-//! From a request that is let in to its stream.
+//! From an authenticated request to its stream.
 
 use std::sync::Arc;
 
