@@ -1,14 +1,14 @@
-//! Whether what is written to `signal` reaches the log: asked while the feed runs.
+//! Whether writes to `signal` reach the log: checked while the feed runs.
 
 use super::{Connection, Error, inspect};
 
-/// What keeps signals from reaching the log, or the log from being immutable; `None` where capture is on.
+/// Why writes to `signal` do not reach the log, or why the log can be changed; `None` if capture is on.
 ///
-/// Reads only, so it works on a hot standby too. There it looks at the triggers alone: the outbox is not replicated, and
-/// only the primary knows what the counter's row is when a signal is written.
+/// Only reads, so it works on a hot standby too. There it checks the triggers alone: the outbox is not replicated, and
+/// only the primary knows the counter's row at the time of a write.
 ///
 /// # Errors
-/// Where the database cannot be asked.
+/// If the queries fail.
 pub fn capture_fault(connection: &mut Connection) -> Result<Option<String>, Error> {
     let mut faults: Vec<String> = inspect::trigger_faults(connection)?
         .into_iter()

@@ -1,13 +1,13 @@
-//! Which cluster and database the log lives in, and whether it is the recorded one: a restore or a failover changes it.
+//! Whether the log is in the cluster and database that were recorded: a restore or a failover changes them.
 
 use super::{Connection, Error};
 
-/// What is known of the cluster. Managed servers may not tell.
+/// The result of the comparison. A managed server may not show its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cluster {
     /// Nothing was recorded.
     Unrecorded,
-    /// It is another cluster, timeline or database than recorded; the text says which.
+    /// The cluster, timeline or database differs from the recorded one; the text says which.
     Changed(String),
     /// It is as recorded.
     Same(String),
@@ -20,11 +20,11 @@ pub enum Cluster {
 pub fn compare(connection: &mut Connection) -> Result<Cluster, Error> {
     let row = connection.query_opt(
         "select case
-                when c.system_identifier <> n.system_identifier then pg_catalog.format('the log lives on another cluster \
+                when c.system_identifier <> n.system_identifier then pg_catalog.format('the log is in another cluster \
                     than recorded (%s and not %s): it was restored from a backup or copied', n.system_identifier, c.system_identifier)
                 when c.timeline <> n.timeline then pg_catalog.format('the cluster is on timeline %s and not %s: it was \
                     recovered to a point in time, or failed over', n.timeline, c.timeline)
-                when c.database_oid <> d.oid then pg_catalog.format('the log lives in another database of the cluster than \
+                when c.database_oid <> d.oid then pg_catalog.format('the log is in another database of the cluster than \
                     recorded (OID %s and not %s): it was restored from a dump, or copied', d.oid, c.database_oid)
             end,
             case when n.system_identifier is null or n.timeline is null

@@ -1,7 +1,8 @@
 //! A blocking PostgreSQL connection whose every call has a deadline.
 //!
-//! The blocking `postgres` crate cannot give one: a query on a stopped backend hangs there whatever its time-outs say.
-//! So this wraps `tokio-postgres` on a current-thread runtime of its own; a call that misses its deadline drops the connection.
+//! The blocking `postgres` crate has no such deadline: with it a query on a stopped backend hangs for ever. So this
+//! wraps `tokio-postgres` on a current-thread runtime of its own. A call that misses its deadline closes the
+//! connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -21,34 +22,34 @@ use super::connection_string::Target;
 use super::dial::{self, Driver};
 use crate::sync::lock;
 
-/// Notifications that wait to be taken; beyond it the oldest goes. They are wake-ups: the log, not they, is the truth.
+/// The most notifications that wait; beyond that the oldest is dropped. They only wake the reader, so none is needed.
 const NOTIFICATIONS_KEPT: usize = 1024;
 
-/// What every session sets for itself. Time-outs of the role or database are for other clients: they would end a session
-/// that waits for notifications. Not every version of PostgreSQL has all four.
-/// The search_path of a role or database could put somebody else's operators before PostgreSQL's.
-/// Compiling a query of ours takes longer than running it.
+/// Settings of every session. Time-outs set for the role or database are meant for other clients: they would end a
+/// session that waits for notifications. Older versions of PostgreSQL do not have all four. A search_path set for the
+/// role or database could put foreign operators before PostgreSQL's. JIT is off because compiling one of these queries
+/// takes longer than running it.
 const SESSION: &str = "set search_path = pg_catalog, pg_temp; set timezone = 'UTC'; set jit = off; \
     select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
     ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'transaction_timeout')";
 
-/// How often a [`Watch`] is asked while a call waits.
+/// How often a waiting call asks its [`Watch`].
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 
-/// Asked while a call waits: whether to go on. It must not block.
+/// Says whether a waiting call should continue. It must not block.
 pub type Watch = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Where and how to connect.
 #[derive(Clone)]
 pub struct Settings {
     source: Arc<Source>,
-    /// Longest time for a connect, handshake included, and for each statement. Default 10 s.
+    /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
 }
 
 /// The connection string in use, shared by all clones of the settings.
 struct Source {
-    /// Where it came from, if that can be read again.
+    /// The file it came from, if any: it can be read again.
     file: Option<PathBuf>,
     current: Mutex<(String, Arc<Target>)>,
 }
@@ -63,16 +64,16 @@ impl FromStr for Settings {
     type Err = Error;
 
     /// Reads a connection string as libpq does: a `postgres://` URL or `key=value` pairs (PostgreSQL documentation,
-    /// 34.1.1). What can never work is found here and not at the first connection, a root certificate that cannot be
-    /// read included. No `PG…` variable and no password file is read.
+    /// 34.1.1). Settings that can never work are an error here, not at the first connection; so is a root certificate
+    /// that cannot be read. `PG…` variables and password files are not read.
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::new(text.trim(), None)
     }
 }
 
 impl Settings {
-    /// Like [`from_str`](Self::from_str), for the text of a file. If a connection attempt fails, the file is read again,
-    /// because its password may have changed.
+    /// Like [`from_str`](Self::from_str), for the text of a file. If a connection attempt fails, the file is read
+    /// again, because its password may have changed.
     ///
     /// # Errors
     /// As [`from_str`](Self::from_str).
@@ -97,7 +98,7 @@ impl Settings {
         lock(&self.source.current).1.clone()
     }
 
-    /// What the file says now, if that differs from the target that failed.
+    /// What the file says now, if it differs from the connection string that failed.
     fn read_again(&self, failed: &Arc<Target>) -> Option<Arc<Target>> {
         let text = std::fs::read_to_string(self.source.file.as_ref()?).ok()?;
         let mut current = lock(&self.source.current);
@@ -105,7 +106,9 @@ impl Settings {
             match text.trim().parse::<Target>() {
                 Ok(target) => *current = (text.trim().to_owned(), Arc::new(target)),
                 Err(error) => {
-                    log::warn!("the database URL file cannot be used and the old one stays in force: {error}")
+                    log::warn!(
+                        "cannot use the new connection string in the database URL file; keeping the old one: {error}"
+                    )
                 }
             }
         }
@@ -124,13 +127,13 @@ impl std::fmt::Debug for Connection {
 pub struct Notification {
     /// The channel it was sent on.
     pub channel: String,
-    /// What it says.
+    /// Its payload.
     pub payload: String,
 }
 
 /// A connection to PostgreSQL. Every call blocks, at most for its deadline.
 pub struct Connection {
-    /// Always there but while dropping.
+    /// `None` only during drop.
     runtime: Option<Runtime>,
     client: Client,
     driver: Driver,
@@ -142,18 +145,19 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, and sets the server's own `statement_timeout` to the deadline, so that a call given up here ends there too.
+    /// Connects, and sets `statement_timeout` to the deadline, so that the server also ends a call that is given up
+    /// here.
     ///
     /// The hosts are tried in turn, each within its share of the deadline. `name` is the `application_name`, by
     /// which a DBA sees in `pg_stat_activity` what this connection is for, unless the connection string has one.
     ///
     /// # Errors
-    /// The server's own error, or [`Error::Unreachable`] with everything that was tried.
+    /// The server's error, or [`Error::Unreachable`] with each attempt.
     pub fn open(settings: &Settings, name: &str) -> Result<Self, Error> {
         Self::open_watched(settings, name, None)
     }
 
-    /// Like [`open`](Self::open), with a [`Watch`] for it and for the calls that follow.
+    /// Like [`open`](Self::open), with a [`Watch`] for this call and those that follow.
     ///
     /// # Errors
     /// As for `open`, and [`Error::GivenUp`].
@@ -166,7 +170,7 @@ impl Connection {
         let deadline = settings.deadline;
         let (client, driver) = match runtime.block_on(async {
             let dialled = pin!(dial(settings, name));
-            // The dialler keeps the deadline itself, and says more about it.
+            // `dial` keeps the deadline itself, with a better message.
             watched(dialled, deadline * 2, watch.as_ref()).await?
         }) {
             Ok(pair) => pair,
@@ -190,7 +194,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Whether a call lost this connection: nothing more can be done with it.
+    /// Whether an earlier call lost this connection: it is of no further use.
     pub fn is_lost(&self) -> bool {
         self.lost || self.client.is_closed()
     }
@@ -200,8 +204,8 @@ impl Connection {
         self.deadline = deadline;
     }
 
-    /// From now on every call asks `watch`, ten times a second, whether to go on. A call that is given up fails with
-    /// [`Error::GivenUp`] and loses the connection. `None` ends this.
+    /// From now on every call asks `watch`, ten times a second, whether to continue. A call that is given up fails with
+    /// [`Error::GivenUp`] and loses the connection. `None` removes the watch.
     pub fn watch(&mut self, watch: Option<Watch>) {
         self.watch = watch;
     }
@@ -214,7 +218,7 @@ impl Connection {
         self.run(async |client, _| client.batch_execute(sql).await)
     }
 
-    /// Runs one statement, prepared once a connection, and returns its rows.
+    /// Runs one statement, prepared once per connection, and returns its rows.
     ///
     /// # Errors
     /// See [`Error`].
@@ -228,7 +232,7 @@ impl Connection {
     /// Like [`query`](Self::query), for a statement that returns exactly one row.
     ///
     /// # Errors
-    /// See [`Error`]; also where the number of rows is another.
+    /// See [`Error`]; also if the number of rows is not one.
     pub fn query_one(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
         self.run(async |client, statements| {
             let statement = prepared(client, statements, sql).await?;
@@ -239,7 +243,7 @@ impl Connection {
     /// Like [`query`](Self::query), for a statement that returns at most one row.
     ///
     /// # Errors
-    /// See [`Error`]; also where there are more rows.
+    /// See [`Error`]; also if there are more rows.
     pub fn query_opt(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, Error> {
         self.run(async |client, statements| {
             let statement = prepared(client, statements, sql).await?;
@@ -247,7 +251,7 @@ impl Connection {
         })
     }
 
-    /// Runs one statement, prepared once a connection, and returns how many rows it touched.
+    /// Runs one statement, prepared once per connection, and returns how many rows it changed.
     ///
     /// # Errors
     /// See [`Error`].
@@ -258,10 +262,10 @@ impl Connection {
         })
     }
 
-    /// Waits for a notification, at most `patience`; `None` when none came. Returns at once what has come already.
+    /// Waits for a notification, at most `patience`; `None` if none came. Returns at once if one has already come.
     ///
     /// # Errors
-    /// [`Error::Closed`] or the connection's own error when it ends meanwhile.
+    /// [`Error::Closed`] or the connection's own error if it ends meanwhile.
     pub fn wait_notification(&mut self, patience: Duration) -> Result<Option<Notification>, Error> {
         if let Some(notification) = self.notifications.pop_front() {
             return Ok(Some(notification));
@@ -295,7 +299,7 @@ impl Connection {
         }
     }
 
-    /// Drives one operation to its end or the deadline. Whatever loses the connection marks it so.
+    /// Runs one operation to its end or the deadline. If that loses the connection, it is marked as lost.
     fn run<T>(
         &mut self,
         operation: impl AsyncFnOnce(&Client, &mut HashMap<String, Statement>) -> Result<T, tokio_postgres::Error>,
@@ -320,7 +324,7 @@ impl Connection {
                 }
                 match operation.as_mut().poll(cx) {
                     Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                    // Nobody is left to move what it waits for.
+                    // The driver has ended, so the operation cannot complete.
                     Poll::Pending if ended.is_some() => Poll::Ready(None),
                     Poll::Pending => Poll::Pending,
                 }
@@ -334,7 +338,7 @@ impl Connection {
                 let error = Error::from(error);
                 // An error made on this side (a parameter of a wrong type) leaves the connection open.
                 self.lost |= !error.is_statement_error() && self.client.is_closed();
-                // The driver's own error says why the connection ended; the operation's, only that it did.
+                // The driver's error says why the connection ended; the operation's says only that it did.
                 Err(if error.is_statement_error() { error } else { ended.unwrap_or(error) })
             }
             Ok(None) => Err(ended.unwrap_or(Error::Closed)),
@@ -355,7 +359,7 @@ impl Drop for Connection {
     }
 }
 
-/// Connects. If that fails and the file of the connection string has changed, it tries once more with what the file says.
+/// Connects. If that fails and the file of the connection string has changed, tries once more with its new text.
 async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error> {
     let until = Instant::now() + settings.deadline;
     let target = settings.target();
@@ -368,7 +372,7 @@ async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error
     }
 }
 
-/// Waits for a future, at most for `deadline`, and asks `watch` meanwhile whether to go on.
+/// Waits for a future, at most for `deadline`, and asks `watch` meanwhile whether to continue.
 async fn watched<F: Future>(
     mut future: std::pin::Pin<&mut F>,
     deadline: Duration,

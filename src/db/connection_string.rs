@@ -1,7 +1,7 @@
 //! Connection strings in libpq's two forms (PostgreSQL documentation, 34.1.1): a URL or `key=value` pairs.
 //!
-//! Errors never repeat a word of the string, because any word may be a piece of a password that was not quoted. They give
-//! the kind of mistake and its position, and name only keys and values that libpq itself knows.
+//! Errors never repeat a word of the string, because any word may be a piece of a password that was not quoted. They
+//! give the kind of mistake and its position, and name only keys and values that libpq itself knows.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -33,7 +33,7 @@ const SUPPORTED: [(&str, &str); 18] = [
     ("keepalives_interval", "a whole number of seconds"),
     ("keepalives_count", "a whole number"),
 ];
-/// What else libpq knows (PostgreSQL 18) and this program does not support: an error may name these.
+/// Keys that libpq knows (PostgreSQL 18) and this program does not support: an error may name them.
 const UNSUPPORTED: &str = "passfile require_auth client_encoding fallback_application_name replication gssencmode \
     requiressl ssl sslnegotiation sslcompression sslcert sslkey sslkeylogfile sslpassword sslcertmode sslcrl sslcrldir \
     sslsni requirepeer ssl_min_protocol_version ssl_max_protocol_version min_protocol_version max_protocol_version \
@@ -65,7 +65,7 @@ impl SslMode {
         ("verify-full", Self::VerifyFull),
     ];
 
-    /// How the connection string says it.
+    /// Its word in a connection string.
     #[cfg(not(feature = "tls"))]
     pub(super) fn word(self) -> &'static str {
         Self::WORDS.iter().find(|(_, mode)| *mode == self).map_or("", |(word, _)| word)
@@ -75,16 +75,16 @@ impl SslMode {
 /// One server to try.
 #[derive(Clone)]
 pub(super) struct Host {
-    /// What an error calls it.
+    /// Its name in errors.
     pub(super) label: String,
     /// Everything the driver needs, with this one host.
     pub(super) config: Config,
 }
 
-/// What a connection string says, checked.
+/// A checked connection string.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// At least one, in the order in which they are tried.
+    /// The servers, at least one, in the order in which they are tried.
     pub(super) hosts: Vec<Host>,
     /// Longest time for one host; `None` shares the deadline among them.
     pub(super) connect_timeout: Option<Duration>,
@@ -108,16 +108,16 @@ impl FromStr for Target {
 struct Setting {
     key: &'static str,
     value: String,
-    /// Where it stands in the string, counted in characters from 1.
+    /// Its position in the string, in characters from 1.
     at: usize,
 }
 
-/// What was given, in the order of the string: the last of a key counts, and an empty value counts as not given.
+/// The parameters in the order of the string. The last value of a key counts, and an empty value counts as not given.
 #[derive(Default)]
 struct Pairs(Vec<Setting>);
 
 impl Pairs {
-    /// `key = value` pairs. A value with spaces stands in single quotes; a backslash takes the next character as it is.
+    /// Parses `key = value` pairs. A value with spaces needs single quotes; a backslash escapes the next character.
     fn from_keywords(text: &str) -> Result<Self, String> {
         let mut pairs = Self::default();
         let mut rest = text.trim_start();
@@ -197,7 +197,7 @@ impl Pairs {
         self.find(key).map(|given| given.value.as_str())
     }
 
-    /// What the word that was given means; `None` if none is given.
+    /// The meaning of the value; `None` if none is given.
     fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<Option<T>, String> {
         let Some(given) = self.find(key) else { return Ok(None) };
         let found = words.iter().find(|(word, _)| *word == given.value);
@@ -213,7 +213,7 @@ impl Pairs {
     fn into_target(self) -> Result<Target, String> {
         let mode = self.choice("sslmode", &SslMode::WORDS)?;
         let ssl_root_cert = self.text("sslrootcert").map(ToOwned::to_owned);
-        // Anybody can get a certificate that the system trusts: only the name in it proves something.
+        // Anybody can get a certificate that the system trusts: only the name in it proves who the server is.
         let ssl_mode = match (ssl_root_cert.as_deref(), mode) {
             (Some("system"), None | Some(SslMode::VerifyFull)) => SslMode::VerifyFull,
             (Some("system"), Some(_)) => return Err("sslrootcert=system needs sslmode=verify-full".to_owned()),
@@ -228,7 +228,7 @@ impl Pairs {
         })
     }
 
-    /// All that is the same for every host.
+    /// The configuration that all hosts share.
     fn config(&self, ssl_mode: SslMode) -> Result<Config, String> {
         let mut config = Config::new();
         self.text("user").map(|user| config.user(user));
@@ -302,7 +302,7 @@ impl Host {
             SOCKET_DIRECTORIES.into_iter().find(exists).unwrap_or("localhost").to_owned()
         });
         if name.starts_with('/') {
-            // As in libpq, a socket is never encrypted, whatever sslmode says.
+            // As in libpq, sslmode does not apply to a unix socket.
             config.host_path(&name).ssl_mode(DriverMode::Disable);
             return Self { label: format!("{name}/.s.PGSQL.{port}"), config };
         }
@@ -337,12 +337,13 @@ fn known(word: &str, at: usize) -> Result<&'static str, String> {
     Err(format!("{name}; expected some of {}", supported.join(", ")))
 }
 
-/// A directory, or what a host's name or address is made of. A piece of a password is rarely one, and is not shown then.
+/// Whether the text looks like a directory, a host name or an address. Errors show nothing else: it may be a piece of a
+/// password.
 fn is_host(name: &str) -> bool {
     name.starts_with('/') || name.chars().all(|character| character.is_alphanumeric() || "-._:%".contains(character))
 }
 
-/// Where a piece of the text begins, counted in characters from 1.
+/// The position of a piece of the text, in characters from 1.
 fn position(text: &str, piece: &str) -> usize {
     let before = (piece.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
     text.get(..before).map_or(0, |before| before.chars().count()) + 1
@@ -379,7 +380,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Pieces of a password that is neither encoded nor quoted end up anywhere in the string.
+        /// Pieces of a password that is neither encoded nor quoted can end up anywhere in the string.
         #[test]
         fn an_error_never_holds_a_piece_of_a_password(
             pieces in proptest::collection::vec(prop_oneof![

@@ -19,7 +19,7 @@ type Connector = tokio_postgres::NoTls;
 type Connector = tokio_postgres_rustls::MakeRustlsConnect;
 type Stream = <Connector as tokio_postgres::tls::MakeTlsConnect<Socket>>::Stream;
 
-/// What moves a session's bytes.
+/// The future that moves a session's bytes.
 pub(super) type Driver = tokio_postgres::Connection<Socket, Stream>;
 type Session = (Client, Driver);
 
@@ -51,8 +51,8 @@ pub(super) fn connector(target: &Target) -> Result<Connector, String> {
     ))
 }
 
-/// Connects to the first host that answers and is what `target_session_attrs` asks for. It takes at most `deadline`; each
-/// host gets its share, so that one that is silent leaves time for the others.
+/// Connects to the first host that answers and matches `target_session_attrs`. It takes at most `deadline`; each
+/// host gets its share, so that a silent host leaves time for the others.
 ///
 /// # Errors
 /// The server's own error if there is one host, else [`Error::Unreachable`] with each host and its error.
@@ -75,7 +75,7 @@ pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Res
             Err(error) => error,
         };
         failures.push(format!("{}: {error}", host.label));
-        // As in libpq, a rejected login ends the search: another host would say the same, and count one more.
+        // As in libpq, a rejected login ends the search: another host would reject it too, and count one more failure.
         let is_rejected = error.sql_state().is_some_and(|state| state.code().starts_with("28"));
         if target.hosts.len() == 1 && error.sql_state().is_some() || is_rejected {
             return Err(error);
@@ -84,7 +84,7 @@ pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Res
     Err(Error::Unreachable(failures.join("; ")))
 }
 
-/// One host. `prefer` tries again without TLS if TLS, or the server's rules for it, were what failed.
+/// Connects to one host. `prefer` tries again without TLS if TLS or the server's rules for it failed.
 async fn connect(mut config: Config, connector: &Connector) -> Result<Session, Error> {
     let first = match config.connect(Connector::clone(connector)).await {
         Ok(session) => return Ok(session),
@@ -106,7 +106,7 @@ async fn connect(mut config: Config, connector: &Connector) -> Result<Session, E
     Err(Error::Unreachable(format!("with TLS: {with_tls}; without TLS: {in_clear}")))
 }
 
-/// The driver's error, with what to do where the error does not say it.
+/// The driver's error, with advice if the error has none.
 fn explained(error: tokio_postgres::Error) -> Error {
     let Some(cause) = std::error::Error::source(&error) else { return Error::from(error) };
     // The driver calls a missing password an invalid configuration.

@@ -1,6 +1,6 @@
-//! What `doctor` checks. Most checks are one query of `sql/doctor.sql`; each says what it found and what to do.
+//! The checks of `doctor`. Most are one query of `sql/doctor.sql`; each says what it found and what to do.
 //!
-//! It never waits long: every statement has a lock time-out and a time-out, and the whole has a deadline.
+//! It never waits long: every statement has a lock time-out and a time-out, and all checks together have a deadline.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,11 +21,11 @@ const STATEMENT_PATIENCE: Duration = Duration::from_secs(6);
 const LOCK_WAIT: &str = "500ms";
 /// Longest time for a connect.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long one session may hold a lock before it is named: a commit of some hundred thousand rows takes that long.
+/// How long a session may hold a lock before `doctor` names it: a commit of some hundred thousand rows takes that long.
 const HOLD_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a notification from one session to another may take.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(3);
-/// How many of the newest numbers are looked at where the whole log is too large for the time there is.
+/// How many of the newest numbers are checked if there is no time for the whole log.
 const NEWEST: &str = "1000000";
 
 /// The outcome of one check.
@@ -33,7 +33,7 @@ const NEWEST: &str = "1000000";
 pub struct Check {
     /// Its name, for scripts.
     pub check: String,
-    /// Whether all is well.
+    /// Whether it passed.
     pub ok: bool,
     /// What was found.
     pub message: String,
@@ -41,7 +41,7 @@ pub struct Check {
     pub fix: Option<String>,
 }
 
-/// The outcome of a check before it has its name.
+/// The outcome of a check, without its name.
 struct Verdict {
     ok: bool,
     message: String,
@@ -56,10 +56,10 @@ fn wrong(message: impl Into<String>, fix: impl Into<String>) -> Verdict {
     Verdict { ok: false, message: message.into(), fix: Some(fix.into()) }
 }
 
-/// Runs every check, in order. A check that cannot be made is a failed check, never an error of the whole.
+/// Runs every check, in order. A check that cannot run has failed; it does not stop the others.
 ///
 /// # Errors
-/// Where it cannot connect.
+/// If it cannot connect.
 pub fn examine(settings: &Settings) -> Result<Vec<Check>, Error> {
     let until = Instant::now() + PATIENCE;
     let connect = settings.clone().with_deadline(CONNECT_PATIENCE);
@@ -102,7 +102,7 @@ impl Doctor {
                 "triggers",
                 "every write of signal is captured and numbered",
                 "capture is off: ",
-                "; it switches capture on, and tells the consumers that they missed something",
+                "; it switches capture on and sends consumers a notice that they missed something",
             ),
             ("immutability", "the log refuses every change", "the log can be changed: ", ""),
             ("owners", "tables and functions belong to the feed's own roles and are as shipped", "", ""),
@@ -130,9 +130,7 @@ impl Doctor {
                     if sql.contains("{newest}") && error.sql_state().is_some_and(|state| state.code() == "57014") =>
                 {
                     let mut verdict = query(connection, &sql.replace("{newest}", NEWEST))?;
-                    verdict
-                        .message
-                        .push_str(&format!("; only the newest {NEWEST} numbers were checked, for lack of time"));
+                    verdict.message.push_str(&format!("; there was time to check only the newest {NEWEST} numbers"));
                     Ok(verdict)
                 }
                 outcome => outcome,
@@ -142,7 +140,7 @@ impl Doctor {
 
     fn check(&mut self, name: &str, examiner: impl FnOnce(&mut Connection) -> Result<Verdict, Error>) {
         let verdict = if Instant::now() >= self.until {
-            wrong("not checked: the time of doctor is over", "see the other checks for what makes the database slow")
+            wrong("not checked: doctor ran out of time", "the other checks may show what makes the database slow")
         } else {
             examiner(&mut self.connection).unwrap_or_else(|error| self.unasked(&error))
         };
@@ -150,7 +148,7 @@ impl Doctor {
         self.checks.push(Check { check: name.to_owned(), ok: verdict.ok, message: verdict.message, fix });
     }
 
-    /// A check that could not be made, with the sessions that may be why.
+    /// A check that could not run, with the sessions that may be the cause.
     fn unasked(&mut self, error: &Error) -> Verdict {
         let message = format!("cannot be checked: {error}");
         match blockers(&mut self.connection) {
@@ -206,7 +204,7 @@ fn privileges(connection: &mut Connection, faults: Result<&Vec<Fault>, &Error>) 
     let remarks = inspect::remarks(connection)?;
     let dangers: Vec<&str> = remarks.iter().filter(|one| one.danger).map(|one| one.text.as_str()).collect();
     if !dangers.is_empty() {
-        return Ok(wrong(dangers.join("; "), "revoke or drop it as a superuser, unless you know why it is there"));
+        return Ok(wrong(dangers.join("; "), "unless you know why it is there, revoke or drop it as a superuser"));
     }
     let mut message = verdict.message;
     let powerful = connection.query(
@@ -250,16 +248,16 @@ fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
         Cluster::Changed(how) => wrong(
             how,
             "as a member of signal_feed_admin: \"signal-feed restored\" if events may be lost; \
-             \"signal-feed restored --nothing-lost\" if you are certain that none is",
+             \"signal-feed restored --nothing-lost\" if you are certain that none are",
         ),
         Cluster::Same(which) => well(which),
     })
 }
 
-/// That this is a standby, how far behind, and whether it hears from its primary.
+/// Whether this standby hears from its primary, and how far it is behind.
 fn replication(connection: &mut Connection) -> Result<Verdict, Error> {
     let reading = standby::read(connection)?;
-    let Some(standby) = reading.standby else { return Ok(well("a primary, since a moment ago")) };
+    let Some(standby) = reading.standby else { return Ok(well("a primary: just promoted")) };
     if !standby.is_streaming {
         return Ok(wrong(
             "a hot standby that does not stream from a primary",
@@ -270,7 +268,7 @@ fn replication(connection: &mut Connection) -> Result<Verdict, Error> {
     Ok(well(message))
 }
 
-/// From one session to another, as the feed needs it: a pooler in transaction mode loses such notifications.
+/// Whether a notification from one session reaches another: a pooler in transaction mode loses it.
 fn listen(connection: &mut Connection, settings: &Settings) -> Result<Verdict, Error> {
     let pid: i32 = connection.query_one("select pg_backend_pid()", &[])?.get(0);
     let channel = format!("signal_feed_doctor_{pid}");
@@ -288,7 +286,7 @@ fn listen(connection: &mut Connection, settings: &Settings) -> Result<Verdict, E
     })
 }
 
-/// Who holds a lock that others wait for: named, and a fault where it lasts longer than a commit.
+/// Names the sessions that hold a lock that others wait for. It is a fault if that lasts longer than a commit.
 fn lock(connection: &mut Connection) -> Result<Verdict, Error> {
     let mut found = blockers(connection)?;
     if !found.is_empty() {
@@ -303,7 +301,7 @@ fn lock(connection: &mut Connection) -> Result<Verdict, Error> {
     })
 }
 
-/// A hold on a table of the feed.
+/// A session that holds a lock of the feed.
 struct Blocker {
     id: String,
     what: String,

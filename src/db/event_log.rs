@@ -1,4 +1,4 @@
-//! Reading the log: pages of rows, its state, its head for delayed keys, and the start of the replay window.
+//! Reads the log: pages of rows, its state, its head for delayed keys, and the start of the replay window.
 
 use std::borrow::Cow;
 
@@ -44,7 +44,8 @@ impl<'a> FromSql<'a> for RawText<'a> {
     }
 }
 
-/// Makes a connection read the log by its indexes alone, whatever the planner expects of a log that grows and is pruned.
+/// Makes a connection read the log only by its indexes: the planner's statistics of a log that grows and is pruned
+/// mislead.
 ///
 /// # Errors
 /// See [`Error`].
@@ -79,8 +80,9 @@ pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogStat
     })
 }
 
-/// Finds where the newest `events` rows begin, fewer if they take more than `bytes` as they are stored: the number before
-/// the first of them. A row that is stored in more than 16 KiB counts sixteen times, because it may be compressed.
+/// Finds where the newest `events` rows begin, fewer if they take more than `bytes` as they are stored: the number
+/// before the first of them. A row that is stored in more than 16 KiB counts sixteen times, because it may be
+/// compressed.
 ///
 /// # Errors
 /// See [`Error`].
@@ -132,7 +134,7 @@ pub fn read_row_at_or_below(connection: &mut Connection, cursor: FeedSeq) -> Res
     Ok(FeedSeq(row.try_get(0)?))
 }
 
-/// Which rows a page is to hold.
+/// Which rows to read.
 #[derive(Debug, Clone, Copy)]
 pub struct Range {
     /// The rows above this number.
@@ -167,8 +169,8 @@ pub struct Page {
     pub is_due: bool,
 }
 
-/// The beginning of a query for a page: its first row describes the log, so that an empty page does too. The parameters are
-/// those of a [`Range`]: `$1` after, `$2` upto, `$3` due.
+/// The beginning of a query for a page: its first row describes the log, so that an empty page does too. The parameters
+/// are those of a [`Range`]: `$1` after, `$2` upto, `$3` due.
 macro_rules! page_description {
     () => {
         "with pruned as materialized \
@@ -186,7 +188,8 @@ macro_rules! page_description {
 /// Reads at most `most_rows` rows of a range, and stops when their text passes `most_bytes`; one row may pass it alone.
 ///
 /// # Errors
-/// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page is to blame: read fewer rows.
+/// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page causes it: read fewer
+/// rows.
 pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
     let found = connection.query(
         concat!(
@@ -214,7 +217,7 @@ pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most
             None if row.try_get(4)? => Err(Poison::NullSignal),
             None => match read_large_row(connection, seq, time)? {
                 Some(signal) => signal,
-                // Removed or replaced since the first statement: the next page finds out.
+                // Removed or replaced since the first statement: the next page will show it.
                 None => {
                     page.is_full = true;
                     break;
@@ -252,7 +255,7 @@ fn operation(op: RawText<'_>) -> Cow<'static, str> {
     }
 }
 
-/// Reads one row; whatever makes it unreadable becomes its poison.
+/// Reads one row. If it cannot be read, the reason becomes its poison.
 ///
 /// # Errors
 /// See [`Error`]: faults of the connection, and faults of the data that are not the row's own.
@@ -262,7 +265,7 @@ pub fn read_single(connection: &mut Connection, range: Range) -> Result<Page, Er
         outcome => return outcome,
     };
     let sql_state = error.sql_state().map_or("unknown", |state| state.code()).to_owned();
-    // Everything but the signal must be readable, or it is not this event's fault.
+    // If anything but the signal cannot be read, the fault is not this event's.
     let found = connection.query(
         concat!(
             page_description!(),
@@ -306,7 +309,7 @@ fn read_large_row(
     }))
 }
 
-/// Rows without a signal may have a reason on record (`capture was off`), which consumers are told.
+/// Rows without a signal may have a recorded reason (`capture was off`), which consumers get.
 fn recall_quarantine(connection: &mut Connection, rows: &mut [LogRow]) -> Result<(), Error> {
     let without: Vec<i64> =
         rows.iter().filter(|row| row.signal == Err(Poison::NullSignal)).map(|row| row.seq.0).collect();
@@ -345,8 +348,8 @@ pub struct DueHead {
     pub next_due: Option<EventTime>,
 }
 
-/// Reads the head at the time `due`. Looks at the newest thousand rows that are due and at the row `known`: a row with an
-/// older time and a higher number than all of those exists only if the clock was set back.
+/// Reads the head at the time `due`. Looks at the newest thousand rows that are due and at the row `known`: a row with
+/// an older time and a higher number than all of those exists only if the clock was set back.
 ///
 /// # Errors
 /// See [`Error`].
@@ -383,11 +386,11 @@ pub struct WindowStart {
     pub prev: FeedSeq,
 }
 
-/// Finds the row with the earliest usable time from `begin` on; of rows with equal times the one with the lowest number.
-/// `None` if there is no such row.
+/// Finds the row with the earliest usable time from `begin` on; of rows with equal times the one with the lowest
+/// number. `None` if there is no such row.
 ///
-/// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes the
-/// lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
+/// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes
+/// the lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
 ///
 /// # Errors
 /// See [`Error`].

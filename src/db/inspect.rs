@@ -1,10 +1,10 @@
-//! Whether an installation is as it should be: what `migrate` repairs and `doctor` names. The questions are SQL (`sql/`).
+//! Checks an installation: `migrate` repairs what is found and `doctor` reports it. The queries are in `sql/`.
 
 use std::sync::LazyLock;
 
 use super::{Connection, Error};
 
-/// What an installation consists of: the beginning of every query that says `{wanted}`.
+/// What an installation consists of: it replaces `{wanted}` at the beginning of a query.
 const WANTED: &str = include_str!("../../sql/wanted.sql");
 /// The functions as this program ships them.
 pub(super) const FUNCTIONS: &str = include_str!("../../sql/functions.sql");
@@ -28,7 +28,7 @@ const REFUSALS: &str = include_str!("../../sql/refusals.sql");
 const ROWS: &str = include_str!("../../sql/rows.sql");
 const SIGNAL_INSERTED: &str = include_str!("../../sql/signal_inserted.sql");
 
-/// Subscriptions that write the log itself. Only some roles may look at subscriptions.
+/// Subscriptions that write the log itself. Only some roles may read the list of subscriptions.
 const SUBSCRIBED: &str = "
     select pg_catalog.format('the subscription %s writes this database''s log itself: publish only stock_market.signal, \
         and let this database number what arrives', s.subname)
@@ -48,10 +48,10 @@ const TWO_PHASE: &str = "
         or r.srrelid in (select i.inhrelid from pg_catalog.pg_inherits as i
             where i.inhparent = pg_catalog.to_regclass('stock_market.signal')))";
 
-/// One thing that is not as it should be.
+/// One fault of the installation.
 #[derive(Debug, Clone)]
 pub(super) struct Fault {
-    /// The check of `doctor` that names it.
+    /// The check of `doctor` that reports it.
     pub(super) check: String,
     pub(super) text: String,
     /// Signals may have been written and not captured.
@@ -64,7 +64,7 @@ impl Fault {
     }
 }
 
-/// Puts the list of what an installation consists of where the text says `{wanted}`.
+/// Replaces `{wanted}` in the text by the list of what an installation consists of.
 pub(super) fn with_wanted(sql: &str) -> String {
     sql.replace("{wanted}", WANTED.trim_end())
 }
@@ -73,7 +73,7 @@ fn texts(connection: &mut Connection, sql: &str) -> Result<Vec<String>, Error> {
     Ok(connection.query(sql, &[])?.iter().map(|row| row.get(0)).collect())
 }
 
-/// The same, of a query that this login or this PostgreSQL may not allow: then there is nothing to say.
+/// The same for a query that this login or this PostgreSQL may not allow: then the result is empty.
 fn texts_if_allowed(connection: &mut Connection, sql: &str) -> Result<Vec<String>, Error> {
     match texts(connection, sql) {
         Err(error) if error.is_statement_error() => Ok(Vec::new()),
@@ -81,7 +81,7 @@ fn texts_if_allowed(connection: &mut Connection, sql: &str) -> Result<Vec<String
     }
 }
 
-/// Why this database cannot be migrated at all, if so.
+/// Why this database cannot be migrated at all, if it cannot.
 pub(super) fn refusal(connection: &mut Connection) -> Result<Option<String>, Error> {
     let mut refusals = texts(connection, REFUSALS)?;
     refusals.extend(texts_if_allowed(connection, SUBSCRIBED)?);
@@ -94,7 +94,7 @@ pub(super) fn refusal(connection: &mut Connection) -> Result<Option<String>, Err
     Ok(refusals.into_iter().next())
 }
 
-/// What has the feed's names and is not the feed's own, asked again within the transaction that migrates.
+/// Refuses objects with the feed's names that are not the feed's own. Checked again in the transaction that migrates.
 pub(super) fn strangers(connection: &mut Connection) -> Result<Option<String>, Error> {
     let strangers = texts(connection, &STRANGERS)?;
     Ok(if strangers.is_empty() { None } else { Some(not_ours(&strangers)) })
@@ -137,9 +137,9 @@ fn trigger_faults_of(connection: &mut Connection, sql: &str) -> Result<Vec<Fault
     Ok(rows.iter().map(fault).collect())
 }
 
-/// Rows that a commit left in the outbox: they were captured and never numbered. Not to be asked on a standby.
+/// Whether a commit left rows in the outbox: they were captured and never numbered. Do not call this on a standby.
 pub(super) fn has_leftovers(connection: &mut Connection) -> Result<bool, Error> {
-    // Rows of open transactions are not visible here, and a commit leaves none.
+    // Rows of open transactions are not visible here, and a commit normally leaves none.
     Ok(connection
         .query_one(
             "select exists (select from signal_feed_private.signal_feed_first)
@@ -149,7 +149,7 @@ pub(super) fn has_leftovers(connection: &mut Connection) -> Result<bool, Error> 
         .get(0))
 }
 
-/// What the catalog shows of everything that `migrate` would repair. Works on a hot standby too.
+/// The faults that the catalog shows. Works on a hot standby too.
 pub(super) fn catalog_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     let mut faults = trigger_faults(connection)?;
     let rows = connection.query(&INSPECT, &[&FUNCTIONS])?;
@@ -157,11 +157,11 @@ pub(super) fn catalog_faults(connection: &mut Connection) -> Result<Vec<Fault>, 
     Ok(faults)
 }
 
-/// Everything that `migrate` would repair in an installation whose files were all applied.
+/// Every fault that `migrate` would repair, if all its files were applied.
 pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     let mut faults = catalog_faults(connection)?;
     if faults.iter().any(|fault| fault.text.starts_with("the table") && fault.text.ends_with("is missing")) {
-        // What follows reads the tables.
+        // The checks below read the tables.
         return Ok(faults);
     }
     let rows = connection.query(ROWS, &[])?;
@@ -184,12 +184,12 @@ pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     Ok(faults)
 }
 
-/// Who notifies channel `signal_inserted`.
+/// Which triggers notify channel `signal_inserted`.
 pub(super) struct SignalInsertedState {
     pub(super) chosen: String,
     /// Whether the feed's own trigger does.
     pub(super) sends: bool,
-    /// The name of another trigger on `signal` that does.
+    /// Another trigger on `signal` that does.
     pub(super) other: Option<String>,
 }
 
@@ -209,7 +209,7 @@ pub(super) fn signal_inserted(connection: &mut Connection, is_installed: bool) -
     Ok(SignalInsertedState { chosen: row.get(0), sends: row.get(1), other: row.get(2) })
 }
 
-/// Something that nobody repairs unasked.
+/// Something that `migrate` reports and does not repair.
 pub(super) struct Remark {
     /// Whether `doctor` fails because of it.
     pub(super) danger: bool,
@@ -222,7 +222,7 @@ pub(super) fn remarks(connection: &mut Connection) -> Result<Vec<Remark>, Error>
     Ok(rows.iter().map(|row| Remark { danger: row.get(0), text: row.get(1) }).collect())
 }
 
-/// Subscriptions that the first prepared transaction will stop.
+/// Subscriptions that stop at their first prepared transaction.
 pub(super) fn two_phase(connection: &mut Connection) -> Result<Vec<String>, Error> {
     texts_if_allowed(connection, TWO_PHASE)
 }
@@ -235,6 +235,6 @@ pub(super) fn signal_inserted_line(connection: &mut Connection) -> Result<String
         (Some(name), false) => format!("signal_inserted: {chosen}; the trigger {name} notifies it"),
         (Some(name), true) => format!("signal_inserted: {chosen}; BOTH the feed and the trigger {name} notify it"),
         (None, true) => format!("signal_inserted: {chosen}; the feed notifies it"),
-        (None, false) => format!("signal_inserted: {chosen}; nobody notifies it"),
+        (None, false) => format!("signal_inserted: {chosen}; nothing notifies it"),
     })
 }

@@ -1,4 +1,4 @@
-//! API keys in the database: only their SHA-256 is ever there.
+//! API keys in the database, which stores only their SHA-256.
 
 use std::time::Duration;
 
@@ -19,22 +19,22 @@ pub struct Key {
     pub hash: KeyHash,
     /// When it was minted.
     pub created_at: EventTime,
-    /// When it ends by itself.
+    /// When it expires.
     pub expires_at: Option<EventTime>,
     /// When it was revoked.
     pub revoked_at: Option<EventTime>,
-    /// How long in the past it lives; zero for most.
+    /// How much later than others it gets events; zero for most keys.
     pub delay: Duration,
-    /// When it was last used, as far as that was recorded.
+    /// When it was last used; recorded every few seconds.
     pub last_used_at: Option<EventTime>,
 }
 
 /// Whether a key opens the feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
-    /// It does.
+    /// It opens the feed.
     Live,
-    /// Its time is over.
+    /// It has expired.
     Expired,
     /// It was revoked.
     Revoked,
@@ -52,7 +52,7 @@ impl KeyState {
 }
 
 impl Key {
-    /// What the key is at a time.
+    /// The state of the key at a time.
     pub fn state(&self, now: EventTime) -> KeyState {
         if self.revoked_at.is_some_and(|at| at <= now) {
             KeyState::Revoked
@@ -92,7 +92,7 @@ pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Er
     Ok((keys.collect::<Result<_, Error>>()?, now))
 }
 
-/// Reads the secret that session cookies are made with.
+/// Reads the secret that signs session cookies.
 ///
 /// # Errors
 /// See [`Error`].
@@ -140,8 +140,9 @@ pub fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
     )
 }
 
-/// Adds a new key beside the newest live one of a name, with its delay and, unless `expires_in` says otherwise, its lifetime
-/// counted from now; every live one ends after `overlap`, never later than it would have. Returns whether there was one.
+/// Adds a new key beside the newest live one of a name, with its delay and, unless `expires_in` says otherwise, its
+/// lifetime counted from now; every live one ends after `overlap`, never later than it would have. Returns whether
+/// there was one.
 ///
 /// # Errors
 /// See [`Error`].
@@ -188,7 +189,7 @@ pub fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error>
     Ok(())
 }
 
-/// Two mints of one name at once must not both find none. (Readers are not kept out.)
+/// Keeps two mints of one name at once from both succeeding. (Readers are not blocked.)
 fn lock_table(connection: &mut Connection) -> Result<(), Error> {
     connection.batch("lock table stock_market.signal_feed_api_key in share row exclusive mode")
 }

@@ -1,7 +1,7 @@
 //! Installs, upgrades and repairs the schema (`sql/`).
 //!
-//! One way for all three: take the lock on `signal`, check that nothing with the feed's names is somebody else's, run every
-//! file, in one transaction. Every file may run again.
+//! All three work the same way: take the lock on `signal`, check that every object with the feed's names is the feed's
+//! own, run every file, in one transaction. Every file may run again.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,38 +16,38 @@ use crate::error::{Doing, Error};
 /// The statements that make the feed's roles and their memberships; safe to run again.
 pub const ROLES_SQL: &str = include_str!("../../sql/roles.sql");
 
-/// The numbered file that makes the tables. Whatever changes a table in a later release is a file with a new number.
+/// The numbered file that makes the tables. A later release that changes a table adds a file with a new number.
 const TABLES: &str = include_str!("../../sql/0005_tables.sql");
 const TABLES_NAME: &str = "0005_tables";
-/// Owners, rows, grants and triggers: what may be done again at any time.
+/// Owners, rows, grants and triggers: safe to run again at any time.
 const INSTALL: &str = include_str!("../../sql/install.sql");
 
 /// The newest schema that this program knows.
 const KNOWN_VERSION: i32 = 5;
-/// The migrations of earlier releases, by number, and the SHA-256 of each. They left what [`TABLES`] moves over.
+/// The migrations of earlier releases, by number, and the SHA-256 of each. [`TABLES`] moves over what they made.
 const EARLIER: [&str; 4] = [
     "ac2b0b8beebd6169006dbc27d72f874ad1a8de8ca92f63ffc6467a18c6923283",
     "1f60db37805490ebe185d01b7cf63691b5df7377a560e09f6547d87a775254d0",
     "483a0126fe1c07382345aa54515ae083c9cb4a1b1c681f9fcecd20c11ac73a8c",
     "c188affc054e84652ad5f568e93a87b4c9e8616edd0d49ab5570ed9fa4944a29",
 ];
-/// From this one on the capture was in place, and being off is a fault.
+/// From this migration on capture must be on.
 const EARLIER_CAPTURE_VERSION: i32 = 4;
-/// One try for a lock: writers queue behind it at most that long.
+/// One try for a lock: writers queue behind it for this long at most.
 const LOCK_TRY: &str = "1s";
-/// Between two tries writers go on.
+/// The pause between two tries, in which writers continue.
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
-/// The advisory lock that lets one migrate at a time into a database: the ASCII codes of `sigfeed`.
+/// The advisory lock that allows one migrate at a time in a database: the ASCII codes of `sigfeed`.
 const ADVISORY_KEY: i64 = 0x0073_6967_6665_6564;
-/// Longest time for one statement: on a large log of the sequence era an index is made.
+/// Longest time for one statement: on a large log of the sequence era, building an index takes long.
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
-/// Two databases of one cluster can meet while they make the roles; then one tries again.
+/// Tries to make the roles: a migrate of another database of the cluster may be making them at the same moment.
 const ROLES_TRIES: u32 = 5;
 
 /// Whether an INSERT also notifies the channel `signal_inserted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalInserted {
-    /// Unless another trigger on `signal` does.
+    /// Yes, unless another trigger on `signal` does.
     Auto,
     /// Yes; refused beside another trigger that does.
     On,
@@ -56,7 +56,7 @@ pub enum SignalInserted {
 }
 
 impl SignalInserted {
-    /// As it is written on the command line and in the database.
+    /// Its word on the command line and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -66,17 +66,17 @@ impl SignalInserted {
     }
 }
 
-/// How to migrate.
+/// The options of `migrate`.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How long to try for the locks before giving up. Default five minutes.
     pub lock_wait: Duration,
-    /// What the operator now chooses for `signal_inserted`; `None` keeps what was chosen before.
+    /// The choice for `signal_inserted`; `None` keeps the earlier choice.
     pub signal_inserted: Option<SignalInserted>,
 }
 
 impl Options {
-    /// As an SQL expression: the choice, or the one that stands in the row.
+    /// The choice as an SQL expression: the new one, or the one in the row.
     fn choice(&self) -> &'static str {
         match self.signal_inserted {
             None => "c.signal_inserted",
@@ -87,11 +87,11 @@ impl Options {
     }
 }
 
-/// Lifts the deadline of the connection's statements, and overrides defaults of the database or the role that would change
-/// what the schema's files and the questions to the catalog mean.
+/// Lifts the deadline of the connection's statements, and overrides settings of the database or the role that would
+/// change the meaning of the schema's files and of queries on the catalog.
 ///
 /// # Errors
-/// Where the database does not answer.
+/// If the database does not answer.
 pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
     connection
         .batch(
@@ -103,10 +103,10 @@ pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is missing or not as it should be, a line each; empty where there is nothing to do. Changes nothing.
+/// What is missing or wrong, one line each; empty if there is nothing to do. Changes nothing.
 ///
 /// # Errors
-/// Where the database cannot be asked, or cannot be migrated at all (the text says why).
+/// If the database cannot be asked, or cannot be migrated at all (the text says why).
 pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<String>, Error> {
     let findings = look(connection, options)?;
     let mut lines: Vec<String> = findings.faults.into_iter().map(|fault| fault.text).collect();
@@ -118,10 +118,10 @@ pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<Strin
     Ok(lines)
 }
 
-/// Installs, upgrades or repairs the schema. Each line that `say` gets tells one thing that was done or should be known.
+/// Installs, upgrades or repairs the schema. Each line for `say` reports one thing that was done or that matters.
 ///
 /// # Errors
-/// Whatever kept it from being done; then nothing is done.
+/// Why nothing was done.
 pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     let until = Instant::now() + options.lock_wait;
     if !check(connection, options)?.is_empty() {
@@ -151,11 +151,11 @@ pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnM
     Ok(())
 }
 
-/// What `serve` asks at its start: whether the schema is the one that this program knows.
+/// Checks, at the start of `serve`, that the schema is the one that this program knows.
 ///
 /// # Errors
-/// [`Error::Failed`] where it is absent, older or newer, with the command that helps; [`Error::Database`] where the
-/// database could not be asked.
+/// [`Error::Failed`] if it is absent, older or newer, with the command to run; [`Error::Database`] if the
+/// query fails.
 pub fn check_schema(connection: &mut Connection) -> Result<(), Error> {
     match newest(&installed(connection)?) {
         0 => Err(Error::Failed("the database has no signal-feed schema: run \"signal-feed migrate\" first".into())),
@@ -171,8 +171,8 @@ pub fn known_version() -> i32 {
     KNOWN_VERSION
 }
 
-/// Number and checksum of what was applied, lowest first. The table is read only where it belongs to somebody who is
-/// trusted with the feed: a view of that name would run a stranger's code.
+/// Number and checksum of the applied migrations, lowest first. The table is read only if its owner is
+/// trusted with the feed: a view with that name could run foreign code.
 fn installed(connection: &mut Connection) -> Result<Vec<(i32, String)>, Error> {
     let doing = "read the schema version";
     let is_there = connection
@@ -209,7 +209,7 @@ fn refuse_newer(version: i32) -> Result<(), Error> {
 
 struct Findings {
     faults: Vec<Fault>,
-    /// What was chosen for `signal_inserted`, where anything is installed.
+    /// The choice for `signal_inserted`, if the feed is installed.
     chosen: Option<String>,
     /// Whether [`TABLES`] was not applied yet.
     is_pending: bool,
@@ -260,7 +260,7 @@ fn checksum(sql: &str) -> String {
     Sha256::digest(sql).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Makes the roles where one is missing, and hands the runner their memberships where it is no superuser.
+/// Makes the missing roles, and makes a runner who is not a superuser a member of them.
 fn make_roles(connection: &mut Connection, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     for attempt in 1.. {
         let missing = inspect::missing_roles(connection).doing("look at the roles")?;
@@ -277,7 +277,7 @@ fn make_roles(connection: &mut Connection, say: &mut dyn FnMut(&str)) -> Result<
                     missing.join(", ")
                 )));
             }
-            // Another database of the cluster does the same at this moment.
+            // A migrate of another database of the cluster is doing the same.
             Err(error) if attempt < ROLES_TRIES && error.is_statement_error() => thread::sleep(LOCK_PAUSE),
             Err(error) => return Err(error).doing("make the roles"),
         }
@@ -309,7 +309,7 @@ fn install(
     until: Instant,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
-    // Another migrate may have done it all while this one waited.
+    // Another migrate may have done everything while this one waited.
     let findings = look(connection, options)?;
     let rechosen = options.signal_inserted.is_some_and(|wanted| findings.chosen.as_deref() != Some(wanted.as_str()));
     if findings.faults.is_empty() && !rechosen {
@@ -323,8 +323,8 @@ fn install(
         connection.batch(TAKE_LOCKS)?;
         connection.batch(TABLES)?;
         connection.batch(inspect::FUNCTIONS)?;
-        // What was looked at before may have been replaced since; from here on it can no longer be. Nothing has run yet
-        // but definitions.
+        // What was checked before may have been replaced since; from here on it cannot be. So far only definitions
+        // have run.
         refused = inspect::strangers(connection)?;
         if refused.is_some() {
             return Ok(false);
@@ -353,15 +353,15 @@ fn install(
     }
     if let Some(feed_seq) = event {
         say(&format!(
-            "capture was off: signals written meanwhile are not in the log; event {feed_seq} tells the consumers, and \
-             \"signal-feed doctor\" shows how to find the rows"
+            "capture was off: signals written meanwhile are not in the log; event {feed_seq} tells consumers so, and \
+             \"signal-feed doctor\" prints a query that finds the rows"
         ));
     }
     Ok(())
 }
 
-/// Before anything else that a writer could hold: whoever has written a signal has this lock too. Readers are in its way
-/// only where signal changes hands or a trigger of the sequence era goes.
+/// Taken before any other lock that a writer could hold: every session that has written a signal holds this lock. It
+/// waits for readers only if the owner of signal changes or a trigger of the sequence era is dropped.
 const TAKE_LOCKS: &str = "do $lock$
 declare
     signal regclass := pg_catalog.to_regclass('stock_market.signal');
@@ -382,7 +382,7 @@ begin
     end if;
 end $lock$";
 
-/// The in-band sign that something is missing.
+/// The event that tells consumers that signals are missing.
 const APPEND_CAPTURE_WAS_OFF: &str = "
     with counted as (
         update stock_market.signal_feed_counter as c set value = c.value + 1
@@ -397,7 +397,7 @@ const APPEND_CAPTURE_WAS_OFF: &str = "
     )
     select c.value, pg_notify('signal_feed', c.value::text) from counted as c";
 
-/// Runs `work` in a transaction that waits only briefly for each lock, again and again until `until`. Rolls back where
+/// Runs `work` in a transaction that waits only briefly for each lock, again and again until `until`. Rolls back if
 /// `work` returns false.
 fn in_one_transaction(
     connection: &mut Connection,
@@ -409,7 +409,7 @@ fn in_one_transaction(
 ) -> Result<(), Error> {
     let mut told = false;
     loop {
-        // The feed's lock is taken by whoever numbers events, for the length of a commit.
+        // Every session that numbers events holds the feed's lock during its commit.
         connection
             .batch(&format!("begin; set local lock_timeout = '{LOCK_TRY}'; set local synchronous_commit = 'on'"))
             .doing(doing)?;
@@ -429,13 +429,13 @@ fn in_one_transaction(
                 if Instant::now() >= until {
                     return Err(Error::Failed(format!(
                         "{doing}: did not get a lock within {}: {error}; \"signal-feed doctor\" names the session that holds it; \
-                         --lock-wait waits longer",
+                         use a longer --lock-wait to wait for it",
                         crate::text::duration(options.lock_wait)
                     )));
                 }
                 if !told {
                     told = true;
-                    say("waiting for a lock; writers go on between the tries");
+                    say("waiting for a lock; writers continue between the tries");
                 }
                 thread::sleep(LOCK_PAUSE);
             }

@@ -1,4 +1,4 @@
-//! All SQL of the programs: a connection whose every call has a deadline, and one file a subject.
+//! All SQL of the programs: a connection whose every call has a deadline, and one file per subject.
 //!
 //! Nothing here owns a thread.
 

@@ -1,12 +1,12 @@
-//! Removing old events from the old end of the log, in batches that hold no lock a writer could want.
+//! Removes events from the old end of the log, in batches that take no lock a writer could need.
 
 use std::time::Duration;
 
 use super::{Connection, Error};
 
-/// Rows that go in one transaction: some 50 ms of work.
+/// Rows deleted in one transaction: some 50 ms of work.
 const BATCH_ROWS: i64 = 5000;
-/// Nothing younger is ever removed, whatever was asked for.
+/// Prune never removes an event younger than this.
 const LEAST_AGE: Duration = Duration::from_secs(3600);
 
 /// What a prune would do.
@@ -16,16 +16,16 @@ pub struct Plan {
     pub older_than: Duration,
     /// The longest delay of a live key.
     pub longest_delay: Duration,
-    /// The number of the last event that goes; `None` where none does.
+    /// The number of the last event to remove; `None` if there is none.
     pub through: Option<i64>,
-    /// How many events go, the remains of a prune that was interrupted included.
+    /// How many events to remove, the rest of an interrupted prune included.
     pub events: i64,
 }
 
 /// Finds what a prune of everything older than `older_than` would remove. Changes nothing.
 ///
 /// # Errors
-/// Where the database cannot be asked.
+/// If the database cannot be asked.
 pub fn plan(connection: &mut Connection, older_than: Duration, replay_window: Duration) -> Result<Plan, Error> {
     let delay: f64 = connection
         .query_one(
@@ -36,7 +36,7 @@ pub fn plan(connection: &mut Connection, older_than: Duration, replay_window: Du
         .get(0);
     let longest_delay = Duration::try_from_secs_f64(delay).unwrap_or(LEAST_AGE);
     let older_than = older_than.max(LEAST_AGE).max(replay_window.max(LEAST_AGE) + longest_delay);
-    // The first row that is still young ends it. A row with an unusable time is as old as the one before it.
+    // The first row that is still too young ends it. A row with an unusable time is as old as the one before it.
     let row = connection.query_one(
         "with young as (
             select e.feed_seq from stock_market.signal_feed_event as e
@@ -57,17 +57,17 @@ pub fn plan(connection: &mut Connection, older_than: Duration, replay_window: Du
     Ok(Plan { older_than, longest_delay, through: row.get(0), events: row.get(1) })
 }
 
-/// Does what the plan says: raises `pruned_through`, and then deletes, batch by batch. Returns how many events went;
-/// `so_far` is told the same after each batch.
+/// Carries out the plan: raises `pruned_through`, then deletes, batch by batch. Returns how many events it removed;
+/// `so_far` gets that number after each batch.
 ///
 /// # Errors
-/// Where the database refuses or is lost; then what is left goes with the next prune.
+/// If the database refuses or is lost; the next prune then removes the rest.
 pub fn run(connection: &mut Connection, plan: &Plan, so_far: &mut dyn FnMut(u64)) -> Result<u64, Error> {
     if let Some(through) = plan.through {
         connection.query("select stock_market.signal_feed_prune_to($1::bigint)", &[&through])?;
     }
     let mut removed = 0;
-    // Where the last batch ended: the dead rows below it need not be looked at again.
+    // Where the last batch ended: the dead rows below it need not be read again.
     let mut after = -1_i64;
     loop {
         let row = connection.query_one(

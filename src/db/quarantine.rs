@@ -41,7 +41,7 @@ pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSe
     rows.iter().map(|row| Ok(FeedSeq(row.try_get(0)?))).collect()
 }
 
-/// How many recorded events nobody has settled.
+/// How many recorded events are not settled.
 ///
 /// # Errors
 /// See [`Error`].
@@ -51,7 +51,7 @@ pub fn count_unsettled(connection: &mut Connection) -> Result<u64, Error> {
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
-/// Reads the whole record, ascending.
+/// Reads all quarantined events, ascending.
 ///
 /// # Errors
 /// See [`Error`].

@@ -1,4 +1,4 @@
-//! What a hot standby knows of its primary.
+//! What a hot standby knows about its primary.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct Reading {
 pub struct Standby {
     /// Whether its WAL receiver streams from a primary. A silent primary counts as one until `wal_receiver_timeout`.
     pub is_streaming: bool,
-    /// How old the last replayed commit is (if there is none, the server's start); zero if all that was received is replayed.
+    /// How old the last replayed commit is (without one, the server's start); zero if everything received is replayed.
     pub lag: Duration,
 }
 
@@ -28,7 +28,7 @@ pub struct Standby {
 /// # Errors
 /// See [`Error`].
 pub fn read(connection: &mut Connection) -> Result<Reading, Error> {
-    // Of the view, a role without pg_read_all_stats sees only that there is a WAL receiver: that has to do.
+    // A role without pg_read_all_stats sees in the view only that there is a WAL receiver: that is enough.
     let row = connection.query_one(
         "select clock_timestamp(), pg_catalog.pg_is_in_recovery(), \
                 exists (select from stock_market.signal_feed_wal_receiver() as r \

@@ -1,4 +1,4 @@
-//! TLS to PostgreSQL (feature `tls`): which certificates are trusted, as libpq has it (PostgreSQL documentation, 34.19.1).
+//! TLS to PostgreSQL (feature `tls`): certificates are trusted as in libpq (PostgreSQL documentation, 34.19.1).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connection_string::{SslMode, Target};
 
-/// Makes the TLS side of connections, with the root certificates as they are now.
+/// Sets up TLS for connections, with the present root certificates.
 ///
 /// # Errors
 /// If the root certificates cannot be read, or the mode needs some and there are none; the text names the option.
@@ -32,7 +32,7 @@ pub(super) fn connector(target: &Target) -> Result<MakeRustlsConnect, String> {
     Ok(MakeRustlsConnect::new(builder.with_no_client_auth()))
 }
 
-/// What to do about the certificate errors that an operator meets.
+/// Advice on the certificate errors that an operator meets.
 pub(super) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let rustls = error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Error>()?;
     let Error::InvalidCertificate(error) = rustls else { return None };
@@ -46,11 +46,11 @@ pub(super) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
         // The errors of webpki itself reach us only as text.
         other => match format!("{other:?}") {
             text if text.contains("CaUsedAsEndEntity") => Some(
-                "the server's certificate is marked as an authority's, as openssl req -x509 makes it: make it anew with \
+                "the server's certificate is marked as an authority's, as openssl req -x509 makes it: make a new one with \
                  -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:HOST",
             ),
             text if text.contains("UnsupportedCertVersion") => Some(
-                "the server's certificate has no extensions: make it anew with openssl x509 -req -extfile FILE, \
+                "the server's certificate has no extensions: make a new one with openssl x509 -req -extfile FILE, \
                  where FILE holds the line subjectAltName=DNS:HOST",
             ),
             _ => None,
@@ -58,7 +58,7 @@ pub(super) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
     }
 }
 
-/// The trusted authorities; `None` trusts every certificate, which a mode below verify-ca does if there is no file.
+/// The trusted authorities; `None` trusts every certificate: a mode below verify-ca does so if there is no file.
 fn roots(target: &Target) -> Result<Option<RootCertStore>, String> {
     let is_required = matches!(target.ssl_mode, SslMode::VerifyCa | SslMode::VerifyFull);
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
@@ -103,7 +103,7 @@ fn read_system() -> Result<RootCertStore, String> {
     Err(format!("sslrootcert=system: the system has no root certificates {remedy} {}", causes.join("; ")))
 }
 
-/// Checks the server's certificate as `sslmode` asks: not at all, its chain, or its chain and the host's name.
+/// Checks the server's certificate as `sslmode` requires: not at all, its chain, or its chain and the host's name.
 #[derive(Debug)]
 struct Verifier {
     roots: Option<RootCertStore>,
