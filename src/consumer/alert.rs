@@ -9,7 +9,7 @@ use super::order::Order;
 pub(super) use crate::alert::Level;
 use crate::alert::{About, AlertCommand};
 
-/// Why there is an alert. The word is the same in the log line and in what the program gets.
+/// The reason of an alert, the same word in the log line and in the program's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reason {
@@ -56,7 +56,7 @@ impl Alerts {
         self.0.run(level, &reason.to_string(), message, about.as_ref());
     }
 
-    /// Gives programs that still run a moment to end.
+    /// Waits briefly for programs that still run.
     pub(super) fn finish(&mut self) {
         self.0.finish();
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How long to wait before the next try.
+/// The waits between tries.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     min: Duration,
@@ -11,7 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first wait is at most `min`, the limit doubles with each failure and ends at `max`.
+    /// The first wait is at most `min`. The limit doubles with each failure, up to `max`.
     pub fn new(min: Duration, max: Duration) -> Self {
         Self { min: min.min(max), max, failures: 0 }
     }
@@ -23,13 +23,13 @@ impl Backoff {
         limit.mul_f64(random_fraction())
     }
 
-    /// Begins anew: the work succeeded for long enough.
+    /// Starts again from the minimum, after the work succeeded for long enough.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
     fn limit(&self) -> Duration {
-        // Beyond 2^31 times the least wait every cap is reached.
+        // 2^31 times the minimum exceeds every maximum.
         self.min.saturating_mul(1 << self.failures.min(31)).min(self.max)
     }
 }

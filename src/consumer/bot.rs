@@ -1,7 +1,7 @@
 //! The bot: from events to orders, each at most once, with everything that can go wrong on the way.
 //!
 //! One thread does it all, one event at a time: journal the intent, place, journal the outcome, then move the cursor.
-//! Before anything is sent or consumed, every order whose outcome is open is settled with the broker.
+//! Before it sends or consumes anything, it settles every open order with the broker.
 
 mod place;
 mod recover;
@@ -31,10 +31,10 @@ use crate::error::Error;
 use crate::logging::{self, LIMITED};
 use crate::text::{self, clip};
 
-/// How long before its end a key is warned about, once a day.
+/// How long before its key expires the bot warns, once a day.
 const KEY_WARNING: SignedDuration = SignedDuration::from_hours(7 * 24);
 const DAY: SignedDuration = SignedDuration::from_hours(24);
-/// So many different unreadable events are remembered, so that each raises one alert although it comes again.
+/// How many different unreadable events the bot remembers, so that each raises one alert although it comes again.
 const MOST_UNREADABLE: usize = 1000;
 
 /// What to do when the feed cannot deliver an event to any client.
@@ -46,26 +46,26 @@ pub enum OnQuarantined {
     CloseOnly,
 }
 
-/// How a bot works.
+/// The bot's options.
 #[derive(Debug)]
 pub struct BotOptions {
     /// The feed.
     pub follow: FollowOptions,
     /// Cursor and mode.
     pub state_file: PathBuf,
-    /// Every order ever.
+    /// The journal: every order ever.
     pub journal: PathBuf,
     /// Entries older than this are not placed; `None`: all are.
     pub max_entry_age: Option<Duration>,
     /// What to do when the feed cannot deliver an event to any client.
     pub on_quarantined: OnQuarantined,
-    /// Gets every alert.
+    /// Raises alerts.
     pub alert_command: Option<PathBuf>,
     /// Catch up from the database first.
     pub recovery: Option<Recovery>,
 }
 
-/// Makes the broker once the journal is the bot's alone. Gets the journal's path.
+/// Makes the broker, given the journal's path, once the bot holds the journal's lock.
 pub type OpenBroker<'a> = &'a dyn Fn(&Path) -> Result<Box<dyn Broker>, Error>;
 
 /// Why the bot ends.
@@ -87,7 +87,7 @@ pub use recover::dry_run;
 /// Runs the bot until `stop` is asked. Blocks.
 ///
 /// # Errors
-/// Whatever ends it otherwise; the text is one line.
+/// Why it ended, in one line.
 pub fn run(options: &BotOptions, open_broker: OpenBroker<'_>, stop: &Stop) -> Result<(), Error> {
     let mut bot = Bot::open(options, open_broker, stop)?;
     let halt = match bot.run() {
@@ -115,9 +115,9 @@ struct Bot<'a> {
     broker: Box<dyn Broker>,
     alerts: Alerts,
     follower: Follower,
-    /// Between the snapshot and the end of a recovery: entries are placed although the mode is close-only.
+    /// A recovery is running: entries are placed although the mode is close-only.
     is_recovering: bool,
-    /// Hashes of events without a usable number, which may come again with every stream.
+    /// Hashes of events without a usable number, which can come again with every stream.
     unreadable: HashSet<u64>,
     key_expires_at: Option<Timestamp>,
     _locks: [Lock; 2],
@@ -137,7 +137,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Reads the state file. Beside one, the journal must not be missing.
+    /// Reads the state file. If there is one, there must be a journal too.
     fn load_state(&self, state_file: &StateFile) -> Result<Found, Error> {
         if files::is_empty(&self.state) && files::is_empty(&self.journal) {
             return Ok(Found::Nothing);
@@ -163,7 +163,7 @@ impl<'a> Bot<'a> {
         let found = files.load_state(&state_file)?;
         let journal = Journal::open(&files.journal)?;
         let state = reconcile(found, journal.ledger())?;
-        // Before any order: a state file that cannot be written ends the bot here.
+        // Before any order: if the state file cannot be written, the bot ends here.
         state_file.save(&state, true)?;
         let mut broker = open_broker(&files.journal)?;
         for intent in journal.ledger().working() {
@@ -195,7 +195,7 @@ impl<'a> Bot<'a> {
         if let Some(recovery) = &self.options.recovery {
             self.recover(recovery)?;
         }
-        // A bot without a cursor connects first, whatever the broker does: its signals begin now.
+        // A bot without a cursor connects first, even if the broker is away: its signals begin now.
         if self.state.cursor.is_some() || self.journal.ledger().first_open().is_some() {
             self.settle(None, settle::Unsent::Send)?;
         }
@@ -214,12 +214,12 @@ impl<'a> Bot<'a> {
                 return Ok(());
             }
             FeedEvent::Connected(connected) => self.connected(connected)?,
-            // Its signals begin with the first connection, whatever the broker does.
+            // Its signals begin with the first connection, even if the broker is away.
             FeedEvent::Nothing if self.state.cursor.is_none() => return Ok(()),
             _ => {}
         }
         if let Err(why) = self.broker.connected() {
-            // What is in hand is not acknowledged, so it comes again.
+            // The event in hand is not acknowledged, so it comes again.
             self.follower.disconnect();
             return self.settle(Some(settle::Wait::away(why)), settle::Unsent::Send);
         }
@@ -239,7 +239,7 @@ impl<'a> Bot<'a> {
         match end {
             End::Stopped => Halt::Stopped,
             End::Unauthorized { url, answer } => {
-                let message = format!("{url}: {answer}: the feed does not accept the key; the bot ends");
+                let message = format!("{url}: {answer}: the feed refuses the key; the bot ends");
                 self.alert(Level::Critical, Reason::Unauthorized, &message);
                 Halt::Failed(Error::Refused(message))
             }
@@ -257,8 +257,7 @@ impl<'a> Bot<'a> {
             }
             Some(Alarm::BadCursor) => {
                 let cursor = self.state.cursor.unwrap_or_default();
-                let message =
-                    format!("{url}: {cause}: the feed does not take cursor {cursor}, and the bot keeps trying");
+                let message = format!("{url}: {cause}: the feed refuses cursor {cursor}; the bot keeps trying");
                 self.alert(Level::Critical, Reason::BadCursor, &message);
             }
             None => {}
@@ -278,7 +277,7 @@ impl<'a> Bot<'a> {
         self.warn_of_key_end(Some(connected))
     }
 
-    /// Journal and state belong to one log, and never to another.
+    /// Journal and state file belong to one log for good.
     fn bind(&mut self, feed_id: &str) -> Result<(), Error> {
         match &self.state.feed_id {
             Some(bound) if bound != feed_id => Err(Error::Failed(format!(
@@ -295,7 +294,7 @@ impl<'a> Bot<'a> {
         }
     }
 
-    /// Once a day, also on a stream that lasts for weeks: the last `connected` is remembered.
+    /// Warns once a day, also on a stream that lasts for weeks: the bot remembers the last `connected`.
     fn warn_of_key_end(&mut self, connected: Option<&Connected>) -> Result<(), Error> {
         if let Some(connected) = connected {
             self.key_expires_at = connected.key_expires_at.as_deref().and_then(clock::instant);
@@ -358,7 +357,7 @@ impl<'a> Bot<'a> {
 
     fn enter_close_only(&mut self, reason: Reason, message: &str) -> Result<(), Error> {
         if self.state.mode.is_close_only() {
-            log::warn!("{message}; the mode is close-only already");
+            log::warn!("{message}; already in close-only mode");
             return Ok(());
         }
         let ledger = self.journal.ledger();
@@ -387,7 +386,7 @@ impl<'a> Bot<'a> {
         self.save(true)
     }
 
-    /// The event is dealt with, and the journal says so.
+    /// Records in the journal that the event is handled.
     fn moved(&mut self, cursor: Cursor, sync: bool) -> Result<(), Error> {
         self.state.set_cursor(Some(cursor.clone()));
         self.save(sync)?;
@@ -408,7 +407,7 @@ impl<'a> Bot<'a> {
     }
 }
 
-/// Merges state file and journal. If they differ, a crash came between: the journal is written first.
+/// Merges state file and journal. They differ after a crash between the two writes; the journal is written first.
 fn reconcile(found: Found, ledger: &Ledger) -> Result<State, Error> {
     let mut merged = State::default();
     merged.feed_id.clone_from(&ledger.feed_id);
@@ -417,12 +416,12 @@ fn reconcile(found: Found, ledger: &Ledger) -> Result<State, Error> {
     let state = match found {
         Found::State(state) => state,
         Found::Torn(why) => {
-            log::warn!("the state file cannot be read ({why}): cursor and mode are taken from the journal");
+            log::warn!("cannot read the state file ({why}): taking cursor and mode from the journal");
             return Ok(merged);
         }
         Found::Nothing => {
             if merged.cursor.is_some() {
-                log::warn!("there is no state file: cursor and mode are taken from the journal");
+                log::warn!("there is no state file: taking cursor and mode from the journal");
             }
             return Ok(merged);
         }
@@ -431,7 +430,7 @@ fn reconcile(found: Found, ledger: &Ledger) -> Result<State, Error> {
         && one != other
     {
         return Err(Error::Failed(format!(
-            "the state file belongs to the log {one}, but the journal to the log {other}: they are not of the same bot"
+            "the state file belongs to the log {one}, but the journal to the log {other}: they are from different bots"
         )));
     }
     merged.key_warned_at = state.key_warned_at.clone();

@@ -2,17 +2,17 @@
 
 use jiff::Timestamp;
 
-/// Now, UTC with six digits.
+/// The present time in UTC with six digits.
 pub(super) fn now_text() -> String {
     text(Timestamp::now())
 }
 
-/// UTC with six digits.
+/// A time in UTC with six digits.
 pub(super) fn text(instant: Timestamp) -> String {
     format!("{instant:.6}")
 }
 
-/// An instant written with any offset. A time without a time zone, and anything else (`infinity`), is an unknown time.
+/// Parses an instant with any offset. A time without a time zone, or anything else (`infinity`), is an unknown time.
 pub(super) fn instant(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! What is done with a signal: an order, or why not. Pure, so that the README's table can be read off it.
+//! Decides what to do with a signal: place an order, or not and why. A pure function, like the table in the README.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use super::order::{Action, Signal};
 /// A row created earlier than this before the bot's first start is from before its time. Clocks differ a little.
 const START_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// What is done with a signal.
+/// What to do with a signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// An order is placed.
+    /// Place an order.
     Place,
-    /// Its (id, action) is known: nothing is placed.
+    /// Its (id, action) is known: place nothing.
     PassOver,
-    /// Its (id, action) is known with other facts: nothing is placed.
+    /// Its (id, action) is known with other facts: place nothing, raise an alert.
     Conflict(String),
-    /// An entry in close-only mode: never placed.
+    /// An entry in close-only mode: never place it.
     Blocked,
-    /// Never placed, for this reason.
+    /// Never place it, for this reason.
     Stale(String),
 }
 
@@ -37,15 +37,15 @@ pub(super) enum Origin {
     Recovery,
 }
 
-/// What a decision depends on besides journal and signal.
+/// What else a decision depends on.
 #[derive(Debug, Clone)]
 pub(super) struct Circumstances {
     pub(super) origin: Origin,
-    /// Entries are not placed.
+    /// Whether entries are blocked.
     pub(super) is_close_only: bool,
     /// Entries older than this are stale.
     pub(super) max_entry_age: Option<Duration>,
-    /// What the age counts from, if it is known.
+    /// What the age is counted from, if known.
     pub(super) made_at: Option<Timestamp>,
     pub(super) now: Timestamp,
 }
@@ -71,7 +71,7 @@ pub(super) fn decide(ledger: &Ledger, signal: &Signal, circumstances: &Circumsta
     }
 }
 
-/// Whether an event is about a row from before the bot's time: a backfill, say, or a row moved between partitions. A row
+/// Whether a row is from before the bot's first start: a backfill, or a row moved between partitions. A row
 /// without a usable `created_at` is taken for new when it is inserted, and for old when it is updated.
 fn predates(signal: &Signal, origin: Origin, started_at: Timestamp) -> bool {
     if origin == Origin::Recovery {
@@ -83,7 +83,8 @@ fn predates(signal: &Signal, origin: Origin, started_at: Timestamp) -> bool {
     }
 }
 
-/// What the age of a signal counts from: the older of its event's time and its row's creation, else its last change.
+/// What the age of a signal is counted from: the older of its event's time and its row's creation, else its last
+/// change.
 pub(super) fn made_at(
     event_time: Option<&str>,
     created_at: Option<&str>,
@@ -96,7 +97,7 @@ pub(super) fn made_at(
     }
 }
 
-/// An entry of unknown age is not younger than anything.
+/// An entry of unknown age counts as too old.
 pub(super) fn is_younger(circumstances: &Circumstances, limit: Duration) -> bool {
     circumstances.made_at.is_some_and(|made_at| {
         Duration::try_from(circumstances.now.duration_since(made_at)).unwrap_or_default() <= limit

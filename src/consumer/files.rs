@@ -1,4 +1,4 @@
-//! Files that survive a crash: replaced whole, and locked against a second bot.
+//! Files that survive a crash: replaced as a whole, and locked against a second bot.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -14,7 +14,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of `path`, which is the file `path.lock` and never goes away. Does not block.
+    /// Takes the lock of `path`: the file `path.lock`, which is never removed. Does not block.
     pub(super) fn take(path: &Path) -> Result<Self, Error> {
         let lock_path = with_suffix(path, ".lock");
         let file = OpenOptions::new()
@@ -28,7 +28,7 @@ impl Lock {
     }
 }
 
-/// Locks an open file for this process, until the file is closed. `used` is what a second bot would be running on.
+/// Locks an open file for this process, until the file is closed. `used` names it in the error for a second bot.
 pub(super) fn lock(file: &File, path: &Path, used: &Path) -> Result<(), Error> {
     match file.try_lock() {
         Ok(()) => Ok(()),
@@ -41,7 +41,7 @@ pub(super) fn lock(file: &File, path: &Path, used: &Path) -> Result<(), Error> {
     }
 }
 
-/// The same file whichever way it was named, so that its lock is the same too.
+/// The canonical path, so that every name of a file gives the same lock.
 pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     if let Ok(real) = fs::canonicalize(path) {
         return Ok(real);
@@ -63,13 +63,13 @@ pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether an empty file lies there: an operator makes one for a bind mount to begin with.
+/// Whether the file is empty: an operator creates an empty one for a bind mount.
 pub(super) fn is_empty(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0)
 }
 
-/// Replaces a file as a whole: temporary file, with `sync` onto the disk, rename. After a crash of the machine either the
-/// old file is there or the new one.
+/// Replaces a file as a whole: temporary file, with `sync` onto the disk, rename. After a crash of the machine either
+/// the old file is there or the new one.
 pub(super) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temporary = with_suffix(path, ".tmp");
     let mut file = File::create(&temporary)?;
@@ -77,13 +77,13 @@ pub(super) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
-/// Whether a failure of [`replace`] may be due to the file's place: it is a mount point, or its directory is read-only.
+/// Whether [`replace`] may have failed because the file is a mount point or its directory is read-only.
 pub(super) fn is_irreplaceable(error: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
     matches!(error.kind(), CrossesDevices | PermissionDenied | ReadOnlyFilesystem | ResourceBusy)
 }
 
-/// Puts a directory's entry for `path` on the disk.
+/// Syncs the directory entry of `path` to the disk.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()

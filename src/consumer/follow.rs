@@ -1,7 +1,8 @@
-//! Follows a feed: opens streams, proves that nothing is missing between events, and comes back after every interruption.
+//! Follows a feed: opens streams, proves that nothing is missing between events, and reconnects after every
+//! interruption.
 //!
-//! The cursor moves only by [`Follower::acknowledge`]. After any interruption the stream continues after the acknowledged
-//! event, so that an event that was taken and not acknowledged comes again.
+//! The cursor moves only by [`Follower::acknowledge`]. After any interruption the stream continues after the
+//! acknowledged event, so an event that was taken and not acknowledged comes again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,25 +13,25 @@ use super::message::{Connected, Message, Missed, Quarantined, SignalEvent};
 use super::stop::Stop;
 use super::stream::{ApiKey, Client, Cursor, FeedUrl, Stream, StreamError, TURN};
 
-/// A stream this old has lasted: the back-off begins anew after it. (Where `backoff_max` is shorter, that.)
+/// After a stream this old the back-off starts again from its minimum. (If `backoff_max` is shorter, that counts.)
 const LASTED: Duration = Duration::from_secs(10);
-/// The same hole this many times in a row is an alarm.
+/// The same hole this many times in a row raises an alert.
 const HOLES_TO_ALERT: u32 = 3;
 
-/// Where a feed is and how patient to be with it.
+/// Where the feed is, and its time-outs.
 #[derive(Debug, Clone)]
 pub struct FollowOptions {
     /// The feed's addresses, tried in turn; all stream the same log.
     pub urls: Vec<FeedUrl>,
     /// The API key.
     pub key: ApiKey,
-    /// The file that the key came from: read again when the feed does not accept the key.
+    /// The file with the key, read again when the feed refuses the key.
     pub key_file: Option<PathBuf>,
     /// Longest silence before a connection counts as dead. The feed sends a heartbeat every 15 s.
     pub read_timeout: Duration,
-    /// Limit of the first wait after a failure.
+    /// Longest first wait after a failure.
     pub backoff_min: Duration,
-    /// Limit of every wait.
+    /// Longest wait.
     pub backoff_max: Duration,
 }
 
@@ -48,20 +49,20 @@ impl FollowOptions {
     }
 }
 
-/// What a consumer has to know next.
+/// What happened next on the feed.
 #[derive(Debug)]
 pub enum FeedEvent {
     /// A stream is open.
     Connected(Connected),
-    /// The next event; acknowledge it once it is dealt with.
+    /// The next event. Acknowledge it once it is handled.
     Signal(SignalEvent),
     /// An event whose data cannot be read; acknowledge it if it has a number.
     Unreadable {
-        /// Its number, if its block names one that leaves no hole.
+        /// Its number, if its block has one that leaves no hole.
         feed_seq: Option<i64>,
-        /// What is wrong with it.
+        /// Why it cannot be read.
         why: String,
-        /// The data as it came.
+        /// The data as received.
         data: String,
     },
     /// The feed cannot deliver the next event to any client; acknowledge it.
@@ -79,41 +80,41 @@ pub enum FeedEvent {
 /// An interruption of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interruption {
-    /// The address that was tried.
+    /// The address of the feed.
     pub url: FeedUrl,
     /// Why.
     pub cause: Cause,
-    /// Somebody has to know: it does not get better by itself. Told once.
+    /// Set if it will not get better by itself, so somebody must act. Reported once.
     pub alarm: Option<Alarm>,
     /// How long the next call waits before it tries again.
     pub wait: Duration,
 }
 
-/// What does not get better by itself, although it is tried again and again.
+/// A fault that retrying does not cure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alarm {
     /// The same events are missing for the third time.
     Hole,
-    /// The feed does not take the cursor, not even without its `cursor_time`.
+    /// The feed refuses the cursor, even without its `cursor_time`.
     BadCursor,
 }
 
-/// Why a stream was left.
+/// Why a stream ended or did not open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// The connection, or the feed's answer.
+    /// The connection failed, or the feed refused the request.
     Stream(StreamError),
-    /// The feed dropped events for this client; the cursor brings them.
+    /// The feed dropped events for this client; it sends them again after the cursor.
     Dropped(String),
     /// The stream did not begin with a `connected` block that can be read.
     NotConnected(String),
-    /// An event's predecessor lies beyond the cursor: something between is missing.
+    /// An event's predecessor lies beyond the cursor, so events in between are missing.
     Hole {
         /// The last acknowledged event.
         cursor: i64,
-        /// What the event at hand says came before it.
+        /// The `prev_seq` of the event received.
         prev_seq: i64,
-        /// The event at hand.
+        /// The event received.
         feed_seq: i64,
     },
 }
@@ -123,9 +124,9 @@ impl fmt::Display for Cause {
         match self {
             Self::Stream(error) => error.fmt(f),
             Self::Dropped(data) => write!(f, "the feed dropped events for this client: {data}"),
-            Self::NotConnected(what) => write!(f, "the stream does not begin with a readable connected block: {what}"),
+            Self::NotConnected(what) => write!(f, "the stream did not begin with a readable connected block: {what}"),
             Self::Hole { cursor, prev_seq, feed_seq } => {
-                write!(f, "something is missing: event {feed_seq} follows {prev_seq}, but the cursor is {cursor}")
+                write!(f, "events are missing: event {feed_seq} follows {prev_seq}, but the cursor is {cursor}")
             }
         }
     }
@@ -134,11 +135,11 @@ impl fmt::Display for Cause {
 /// Why following ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// [`Stop`] was asked.
+    /// [`Stop`] was requested.
     Stopped,
-    /// The key is not accepted (401 or 403): trying again is of no use.
+    /// The feed refuses the key (401 or 403), and will refuse it again.
     Unauthorized {
-        /// The address that said so.
+        /// The address of the feed.
         url: FeedUrl,
         /// The feed's answer.
         answer: StreamError,
@@ -153,29 +154,29 @@ pub struct Follower {
     read_timeout: Duration,
     stop: Stop,
     endpoints: Vec<Endpoint>,
-    /// The endpoint that is streaming, or is tried next.
+    /// The endpoint in use, or to try next.
     at: usize,
     /// Endpoints that failed since the last wait.
     tried: usize,
     backoff: Backoff,
     lasted: Duration,
     stream: Option<Stream>,
-    /// The stream's `connected` has come.
+    /// Whether the stream's `connected` has come.
     is_connected: bool,
     try_at: Instant,
     cursor: Option<Cursor>,
-    /// The feed said that events are lost: the next event is taken as it comes.
+    /// The feed reported lost events: the next event begins a new chain.
     new_chain: bool,
-    /// How often in a row events after this same cursor have been missing.
+    /// How often in a row events after this cursor were missing.
     same_hole: u32,
-    /// The caller knows that the feed does not take this cursor.
+    /// Whether the caller already knows that the feed refuses this cursor.
     cursor_is_refused: bool,
 }
 
 #[derive(Debug)]
 struct Endpoint {
     url: FeedUrl,
-    /// A `Retry-After` forbids to try before.
+    /// `Retry-After`: do not try before.
     not_before: Instant,
 }
 
@@ -186,7 +187,8 @@ enum Order {
 }
 
 impl Follower {
-    /// Follows from after `cursor`, or from now. Nothing is opened before the first [`next_event`](Self::next_event).
+    /// Follows the feed after `cursor`, or from now. Nothing is opened before the first
+    /// [`next_event`](Self::next_event).
     pub fn new(options: &FollowOptions, cursor: Option<Cursor>, stop: Stop) -> Self {
         let now = Instant::now();
         let endpoint = |url: &FeedUrl| Endpoint { url: url.clone(), not_before: now };
@@ -210,7 +212,7 @@ impl Follower {
         }
     }
 
-    /// What happens next. Blocks for a moment, and then says that nothing happened.
+    /// Waits briefly for what happens next, and returns [`FeedEvent::Nothing`] if nothing does.
     ///
     /// # Errors
     /// [`End`], for good.
@@ -255,7 +257,7 @@ impl Follower {
         }
     }
 
-    /// Moves the cursor to an event that is dealt with.
+    /// Moves the cursor to an event that was handled.
     pub fn acknowledge(&mut self, cursor: Cursor) {
         self.cursor = Some(cursor);
         self.new_chain = false;
@@ -274,14 +276,14 @@ impl Follower {
         self.cursor.as_ref()
     }
 
-    /// Reads the key file again: an operator may have replaced an expired key.
+    /// Reads the key file again: an operator may have replaced the key.
     fn has_another_key(&mut self) -> bool {
         let Some(file) = &self.key_file else { return false };
         match ApiKey::from_file(file) {
             Ok(key) => {
                 let differs = self.client.change_key(key);
                 if differs {
-                    log::warn!("the feed does not accept the key; {} holds another one, trying that", file.display());
+                    log::warn!("the feed refused the key; {} holds a new one: trying it", file.display());
                 }
                 differs
             }
@@ -320,7 +322,7 @@ impl Follower {
             },
             Message::Unreadable { feed_seq, why, data } => match feed_seq.map(|number| self.order(number, None)) {
                 Some(Order::Repetition) => None,
-                // At the start of a new chain it is unknown whether the number leaves a hole.
+                // In a new chain nobody knows whether the number leaves a hole.
                 Some(Order::Next) if !self.new_chain => Some(FeedEvent::Unreadable { feed_seq, why, data }),
                 _ => Some(FeedEvent::Unreadable { feed_seq: None, why, data }),
             },
@@ -345,7 +347,7 @@ impl Follower {
         }
     }
 
-    /// Where an event stands after the cursor. One that does not name the event before it follows directly, or not at all.
+    /// How an event follows the cursor. Without `prev_seq` it must be the very next number.
     fn order(&self, feed_seq: i64, prev_seq: Option<i64>) -> Order {
         let Some(cursor) = self.cursor.as_ref().filter(|_| !self.new_chain) else {
             return Order::Next;
@@ -357,7 +359,7 @@ impl Follower {
         }
     }
 
-    /// Whether somebody has to know of this interruption. Without its time a cursor that was refused is tried once more.
+    /// Whether somebody must act on this interruption. A refused cursor is tried once more without its time.
     fn alarm(&mut self, cause: &Cause) -> Option<Alarm> {
         match cause {
             Cause::Stream(StreamError::TooLarge(_)) | Cause::Dropped(_) | Cause::Hole { .. } => {
@@ -386,7 +388,7 @@ impl Follower {
         }
         let url = self.endpoints[self.at].url.clone();
         self.tried += 1;
-        // Another address is tried at once; only when all have failed there is a wait.
+        // The next address is tried at once. The wait comes after all have failed.
         let mut try_at = now;
         if self.tried >= self.endpoints.len() {
             self.tried = 0;
@@ -394,7 +396,7 @@ impl Follower {
         }
         let count = self.endpoints.len();
         let in_turn = (1..=count).map(|step| (self.at + step) % count);
-        // The first in turn that may be tried then, else the one that may be tried first.
+        // The first in turn that may be tried by then, else the one that may be tried soonest.
         self.at = in_turn.min_by_key(|&at| self.endpoints[at].not_before.max(try_at)).unwrap_or(self.at);
         self.try_at = try_at.max(self.endpoints[self.at].not_before);
         FeedEvent::Interrupted(Interruption { url, cause, alarm, wait: self.try_at.duration_since(now) })

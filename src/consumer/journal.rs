@@ -1,6 +1,7 @@
-//! The journal: one JSON line a fact, appended and never changed, but for old lines that shrink at start.
+//! The journal: one JSON line per fact, appended and never changed, except that old lines are shortened at the start.
 //!
-//! It alone suffices to go on. A last line that a crash tore is dropped; its order was not sent, or will be asked for.
+//! The bot can continue from it alone. A last line that a crash tore is dropped: its order was not sent, or will be
+//! looked up.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -11,7 +12,7 @@ use super::json;
 use super::ledger::{Ledger, Line, Record, VERSION};
 use crate::error::{Doing, Error};
 
-/// The newest lines are kept as they were written when older ones shrink.
+/// So many of the newest lines stay as they are when older ones are shortened.
 const KEPT_LINES: usize = 200;
 
 /// An open journal.
@@ -36,9 +37,9 @@ impl Journal {
         }
     }
 
-    /// Opens the journal, or begins it. Reads it whole, drops a torn last line, shrinks what is old.
+    /// Opens or creates the journal. Reads it whole, drops a torn last line, shortens old lines.
     ///
-    /// The file is locked too: under a bind mount or a hard link it has another name, and so another lock file.
+    /// Locks the file itself too: under a bind mount or a hard link it has another name, and so another lock file.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
         files::lock(&file, path, path)?;
@@ -81,12 +82,12 @@ impl Journal {
         read_lines(&lines, Ledger::default(), 0, path).map(Some)
     }
 
-    /// What the journal says.
+    /// The contents of the journal.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Appends a line; with `sync` it is on the disk when this returns.
+    /// Appends a line. With `sync` it is on the disk when this returns.
     pub(super) fn append(&mut self, line: &Line, sync: bool) -> Result<(), Error> {
         let doing_it = || doing("write", &self.path);
         self.file.write_all(&bytes(line)).doing(doing_it())?;
@@ -96,12 +97,13 @@ impl Journal {
         self.ledger.apply(line).map_err(|why| Error::Failed(format!("{}: {why}", doing_it())))
     }
 
-    /// Replaces the first `old` lines of `text` with `shrunk`. A journal that cannot be replaced (a bind mount) stays long.
+    /// Replaces the first `old` lines of `text` with `shrunk`. A journal that cannot be replaced (a bind mount) stays
+    /// long.
     fn shrink(&mut self, shrunk: &[Line], text: &[u8], old: usize) -> Result<(), Error> {
         let mut shorter: Vec<u8> = shrunk.iter().flat_map(bytes).collect();
         text.split_inclusive(|byte| *byte == b'\n').skip(old).for_each(|line| shorter.extend_from_slice(line));
         if let Err(error) = files::replace(&self.path, &shorter, true) {
-            log::warn!("{}: {error}; it stays as long as it is", doing("shrink", &self.path));
+            log::warn!("{}: {error}; keeping it as it is", doing("shrink", &self.path));
             return Ok(());
         }
         files::sync_directory(&self.path).doing(doing("shrink", &self.path))?;
@@ -281,7 +283,7 @@ mod tests {
             bytes.splice(from..(from + length).min(bytes.len()), noise);
             fs::write(&path, &bytes).unwrap();
             match Journal::open(&path) {
-                // What could be read can be gone on with, and is read again.
+                // A journal that was read can be appended to and read again.
                 Ok(mut journal) => {
                     write_orders(&mut journal, 9..=9);
                     drop(journal);

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// Reads a JSON object. Derived readers also take an array for a struct, field by field, so an array is refused first.
+/// Reads a JSON object. Derived deserializers would also accept an array for a struct, so arrays are refused first.
 ///
 /// # Errors
 /// What is wrong with the text.

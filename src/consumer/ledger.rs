@@ -1,4 +1,5 @@
-//! What the journal says: which orders are known and how they ended, the cursor, the mode. Built from its lines in order.
+//! The contents of the journal: the known orders and how they ended, the cursor, the mode. Built from its lines in
+//! order.
 
 use std::collections::BTreeMap;
 
@@ -31,21 +32,21 @@ pub(super) enum Record {
     Placed,
     /// The broker refused it for good.
     Rejected,
-    /// An order that was placed has been filled.
+    /// A placed order was filled.
     Filled,
-    /// It ended without a fill, or not wholly filled.
+    /// A placed order ended unfilled or partly filled.
     Unfilled,
-    /// The broker certainly has not got it: it is placed as soon as the broker is back.
+    /// The broker certainly does not have it: it is placed as soon as the broker is back.
     Unsent,
-    /// Nobody knows whether the broker has it: it will be asked.
+    /// It is unknown whether the broker has it: the bot will ask.
     Unknown,
     /// An entry in close-only mode: never placed.
     Blocked,
     /// Too old, or from before the bot's time: never placed.
     Stale,
-    /// A known id and action with another symbol, side or creation: nothing was placed.
+    /// A known id and action with another symbol, side or creation time: nothing was placed.
     Conflict,
-    /// An event that cannot be used.
+    /// An event that the bot cannot use.
     Unusable,
     /// An event that the feed cannot deliver to any client.
     Quarantined,
@@ -55,14 +56,14 @@ pub(super) enum Record {
     Known,
 }
 
-/// One line of the journal. Which fields are there depends on the record.
+/// One line of the journal. Its fields depend on the record.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Line {
     pub(super) record: Record,
     pub(super) time: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) version: Option<u32>,
-    /// In a line that ends the work on an event: the cursor has moved here.
+    /// In the last line about an event: the cursor moves here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) feed_seq: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +97,7 @@ pub(super) struct Line {
     /// The connection broke before the broker said anything about the order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) broke: Option<bool>,
-    /// The order is sent again after the broker's lists did not show it. That happens once, ever.
+    /// The order is sent again because the broker's lists did not show it. That happens at most once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) resent: Option<bool>,
 }
@@ -146,7 +147,7 @@ impl Line {
         self
     }
 
-    /// The outcome of an order needs only its key: the intent has the rest.
+    /// An outcome needs only the order's key: the intent has the rest.
     pub(super) fn order_key(mut self, order: &Order) -> Self {
         self.signal_id = Some(order.signal_id.clone());
         self.action = Some(order.action);
@@ -158,7 +159,7 @@ impl Line {
     }
 }
 
-/// What is known of one (id, action); it never leaves the journal.
+/// What is known about one (id, action). It never leaves the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) symbol: String,
@@ -168,7 +169,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// What differs in a signal that has the same id and action; the id was used again, then.
+    /// How a signal with the same id and action differs. If it does, the id was used again.
     pub(super) fn conflict(&self, signal: &Signal) -> Option<String> {
         let mut differences = Vec::new();
         if self.symbol != signal.symbol {
@@ -186,18 +187,18 @@ impl Known {
     }
 }
 
-/// An order whose outcome is not known yet, or that the broker has accepted and not ended yet.
+/// An order whose outcome is unknown, or that the broker has accepted and not ended yet.
 #[derive(Debug, Clone)]
 pub(super) struct OpenIntent {
     pub(super) order: Order,
     pub(super) created_at: Option<String>,
-    /// The broker certainly has not got it.
+    /// Whether the broker certainly does not have it.
     pub(super) unsent: bool,
     /// The last attempt to place it.
     pub(super) attempt: Attempt,
 }
 
-/// What the journal says.
+/// The contents of the journal.
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
     /// When the bot first started.
@@ -236,17 +237,17 @@ impl Ledger {
         self.known.get(&key.id)?[key.action as usize].as_ref()
     }
 
-    /// Whether an entry or an exit of this id is known.
+    /// Whether an entry or an exit with this id is known.
     pub(super) fn knows_id(&self, id: &str) -> bool {
         self.known.contains_key(id)
     }
 
-    /// The orders whose outcome is not known yet.
+    /// The orders whose outcome is unknown.
     pub(super) fn open(&self) -> impl Iterator<Item = &OpenIntent> {
         self.open.iter()
     }
 
-    /// The order to settle first: one whose outcome is unknown goes before those that certainly were not sent.
+    /// The order to settle first: unknown outcomes come before orders that certainly were not sent.
     pub(super) fn first_open(&self) -> Option<&OpenIntent> {
         self.open.iter().find(|intent| !intent.unsent).or(self.open.first())
     }
@@ -256,7 +257,7 @@ impl Ledger {
         &self.working
     }
 
-    /// Takes the next line into account.
+    /// Applies the next line.
     pub(super) fn apply(&mut self, line: &Line) -> Result<(), String> {
         self.highest_order_id = self.highest_order_id.max(line.order_id.unwrap_or_default());
         match line.record {
@@ -308,10 +309,10 @@ impl Ledger {
         };
         self.set(&key, known);
         let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
-        // A bot that says nothing more about it has ended, and its connection with it.
+        // Without a later line about it, that bot and its connection have ended.
         let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent == Some(true) };
         match self.open.iter_mut().find(|intent| intent.order.key() == key) {
-            // Sent once more after the broker certainly had not got it.
+            // Sent once more, because the broker certainly did not have it.
             Some(intent) => {
                 attempt.resent |= intent.attempt.resent;
                 (intent.unsent, intent.attempt) = (false, attempt);
@@ -354,7 +355,7 @@ impl Ledger {
         self.known.entry(key.id.clone()).or_default()[key.action as usize] = Some(known);
     }
 
-    /// The fewest lines that tell the same.
+    /// The fewest lines with the same meaning.
     pub(super) fn summary(&self) -> Vec<Line> {
         let mut first = Line::new(Record::Journal);
         first.version = Some(VERSION);
@@ -399,7 +400,7 @@ impl Ledger {
 }
 
 impl OpenIntent {
-    /// The intent as it was written, but for what later lines added.
+    /// The intent as it was written, with what later lines added.
     fn line(&self) -> Line {
         let mut line = intent_line(&self.order, self.created_at.clone());
         line.time = clock::text(self.attempt.tried_at);

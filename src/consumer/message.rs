@@ -1,6 +1,6 @@
-//! What a feed's events say: signals, and messages about the stream itself.
+//! The feed's events: signals, and messages about the stream itself.
 //!
-//! Nothing here fails: what cannot be read becomes a message that says so, and unknown fields are skipped.
+//! Nothing here fails: data that cannot be read becomes a message that says so, and unknown fields are ignored.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -11,7 +11,7 @@ use super::sse::Event;
 use super::{clock, json};
 use crate::text::clip;
 
-/// 2^53: a feed counts less far.
+/// 2^53: a feed's numbers stay below it.
 const LEAST_IMPOSSIBLE_NUMBER: i64 = 1 << 53;
 
 /// One event of the stream, read.
@@ -21,11 +21,11 @@ pub enum Message {
     Signal(SignalEvent),
     /// An event, or a notice of a quarantined one, whose data cannot be read.
     Unreadable {
-        /// The number of its block, if the block has one.
+        /// The block's number, if it has one.
         feed_seq: Option<i64>,
-        /// What is wrong with it.
+        /// Why it cannot be read.
         why: String,
-        /// The data as it came.
+        /// The data as received.
         data: String,
     },
     /// The first message of every stream.
@@ -36,9 +36,9 @@ pub enum Message {
     Quarantined(Quarantined),
     /// Events are lost to this consumer: the next one begins a new chain.
     Missed(Missed),
-    /// This client was too slow; the stream ends, and the cursor brings the rest.
+    /// This client stalled; the stream ends, and the feed sends the missing events again after the cursor.
     Dropped(String),
-    /// `degraded`, `recovered`, `closing`, or anything unknown: to be logged.
+    /// `degraded`, `recovered`, `closing`, or anything unknown: for the log.
     Notice(String),
 }
 
@@ -49,13 +49,13 @@ pub struct SignalEvent {
     pub feed_seq: i64,
     /// The number of the event before it.
     pub prev_seq: Option<i64>,
-    /// When it was logged, as it was sent; `None` if that is not RFC 3339.
+    /// Its `event_time` as received; `None` if that is not RFC 3339.
     pub event_time: Option<String>,
     /// Whether it is an `UPDATE`: the row was there before.
     pub is_update: bool,
     /// The row, or why it cannot be used.
     pub signal: Result<Box<Signal>, String>,
-    /// The whole data as it came.
+    /// The whole data as received.
     pub data: String,
 }
 
@@ -88,12 +88,12 @@ pub struct Quarantined {
 pub enum Missed {
     /// The log had rows after the cursor that are not replayed any more.
     ReplayTruncated,
-    /// The database was restored: the cursor belongs to the history before it.
+    /// The database was restored, and the cursor belongs to the old log.
     HistoryRewritten,
 }
 
 impl Missed {
-    /// The feed's own word for it.
+    /// The feed's word for it.
     pub fn reason(self) -> &'static str {
         match self {
             Self::ReplayTruncated => "replay_truncated",
@@ -155,12 +155,12 @@ fn signal(event: Event) -> Message {
     })
 }
 
-/// The number that a block names as its `id`.
+/// The number in a block's `id`.
 fn block_number(event: &Event) -> Option<i64> {
     event.last_event_id.parse().ok().filter(|_| event.has_own_id).filter(is_possible)
 }
 
-/// A feed counts from 1 and stays below 2^53. A number beyond that would put the cursor where no event ever comes.
+/// A feed counts from 1 and stays below 2^53. A larger number would move the cursor to where no event ever comes.
 fn is_possible(number: &i64) -> bool {
     (1..LEAST_IMPOSSIBLE_NUMBER).contains(number)
 }

@@ -1,22 +1,22 @@
-//! Consuming a feed: what `trader-bot` and `signal-feed tail` are made of, for other Rust bots too.
+//! Consumes a feed: the parts of `trader-bot` and `signal-feed tail`, for other Rust bots too.
 //!
-//! In the order in which an event goes through it:
+//! The modules, in the order in which an event passes them:
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`stream`] | one HTTP connection, its answer judged |
+//! | [`stream`] | one HTTP connection, and its answer |
 //! | [`sse`] | bytes to events |
 //! | [`message`] | events to signals and messages about the stream |
-//! | [`follow`] | proves that nothing is missing, comes back after every interruption ([`backoff`]) |
-//! | [`bot`] | decides what is placed, and settles what is open |
+//! | [`follow`] | proves that nothing is missing, reconnects after every interruption ([`backoff`]) |
+//! | [`bot`] | decides what to place, and settles open orders |
 //! | [`order`], [`broker`] | the order, and where it goes |
-//! | [`state`] | cursor and mode; the journal beside it alone suffices |
+//! | [`state`] | cursor and mode; the bot can continue from the journal alone |
 //! | [`recovery`] | catches up from the database |
 //!
-//! Nothing here imports anything of the server. [`stop::Stop`] ends it all from another thread.
+//! Nothing here imports anything of the server. [`stop::Stop`] ends everything from another thread.
 //!
-//! A bot of your own needs [`Follower`](follow::Follower): it moves its cursor only when it is told to, so whatever was
-//! not acknowledged comes again after any interruption.
+//! Your own bot needs [`Follower`](follow::Follower). It moves its cursor only when you acknowledge an event, so an
+//! event that was not acknowledged comes again after any interruption.
 //!
 //! ```no_run
 //! use signal_feed::consumer::follow::{FollowOptions, Follower, FeedEvent};
@@ -26,7 +26,7 @@
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let key = ApiKey::new(&std::fs::read_to_string("feed.key")?)?;
 //!     let options = FollowOptions::new(vec!["http://feed:8080/feed".parse()?], key);
-//!     // `None` begins now; a bot that was here before passes the cursor that it kept.
+//!     // `None` begins now. Pass the saved cursor to continue.
 //!     let mut follower = Follower::new(&options, None, Stop::new());
 //!     loop {
 //!         match follower.next_event().map_err(|end| format!("{end:?}"))? {
@@ -35,7 +35,7 @@
 //!                     Ok(signal) => println!("{} {} {}", signal.action, signal.side, signal.symbol),
 //!                     Err(why) => eprintln!("event {} cannot be used: {why}", event.feed_seq),
 //!                 }
-//!                 // Keep the cursor somewhere safe first, then acknowledge.
+//!                 // Save the cursor first, then acknowledge.
 //!                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: event.event_time });
 //!             }
 //!             FeedEvent::Quarantined(event) => {

@@ -1,4 +1,4 @@
-//! What is placed: an order, made of a row of `signal`, and the key under which it is placed at most once.
+//! An order, made from a row of `signal`, and the key under which it is placed at most once.
 
 use std::fmt;
 
@@ -13,13 +13,13 @@ const KEPT_IN_REFERENCES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_'
 /// A number with more digits than this is not an id. (The widest `double precision` has 341.)
 const MOST_ID_DIGITS: usize = 400;
 
-/// What a signal asks for.
+/// What a signal wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Open a position.
     Entry,
-    /// Close one: the more important of the two.
+    /// Close a position.
     Exit,
 }
 
@@ -41,7 +41,7 @@ pub struct OrderKey {
     pub action: Action,
 }
 
-/// One order as the broker gets it; on one line it is what an `exec:` program reads.
+/// One order as the broker gets it. As one line of JSON, it is the input of an `exec:` program.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
     /// See [`order_ref`].
@@ -66,7 +66,7 @@ pub struct Order {
     pub signal: Box<RawValue>,
 }
 
-/// What an `exec:` program is asked.
+/// What an `exec:` program should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Place it.
@@ -81,7 +81,7 @@ impl Order {
         OrderKey { id: id_text(&self.signal_id).unwrap_or_default(), action: self.action }
     }
 
-    /// What it is about, for people: `BUY 100 ACME at 12.50`.
+    /// A short description: `BUY 100 ACME at 12.50`.
     pub fn terms(&self) -> String {
         let Self { side, quantity, symbol, price, .. } = self;
         match price.get() {
@@ -106,7 +106,7 @@ impl Order {
 pub struct Signal {
     /// The row's `id` as JSON, a number in its canonical text.
     pub id: Box<RawValue>,
-    /// Its text.
+    /// The id's text.
     pub id_text: String,
     /// Entry or exit.
     pub action: Action,
@@ -116,15 +116,15 @@ pub struct Signal {
     pub side: String,
     quantity: Option<Box<RawValue>>,
     price: Option<Box<RawValue>>,
-    /// When the row was made, as it was written.
+    /// `created_at`, as it was written.
     pub created_at: Option<String>,
-    /// When the row was last changed, as it was written.
+    /// `updated_at`, as it was written.
     pub updated_at: Option<String>,
     /// The whole row.
     pub row: Box<RawValue>,
 }
 
-/// The columns that matter here, each as it was written.
+/// The columns that the bot uses, each as it was written.
 #[derive(Deserialize)]
 struct Columns<'a> {
     #[serde(borrow, default)]
@@ -149,9 +149,9 @@ impl Signal {
     /// Reads a row.
     ///
     /// # Errors
-    /// What of it cannot be used, and why.
+    /// Which part of it cannot be used, and why.
     pub fn from_row(row: &RawValue) -> Result<Self, String> {
-        // Before its columns are taken: each of them goes into a line too.
+        // First: each column becomes part of a line too.
         let row = on_one_line(row);
         let columns: Columns<'_> =
             json::object(row.get()).map_err(|error| format!("the row cannot be read: {error}"))?;
@@ -183,12 +183,12 @@ impl Signal {
         })
     }
 
-    /// The key of the order that this row asks for.
+    /// The key of this row's order.
     pub fn key(&self) -> OrderKey {
         OrderKey { id: self.id_text.clone(), action: self.action }
     }
 
-    /// The order that this row asks for; both arguments are `None` in recovery.
+    /// The order of this row; both arguments are `None` in recovery.
     pub fn order(&self, feed_seq: Option<i64>, event_time: Option<String>) -> Order {
         let or_null = |value: &Option<Box<RawValue>>| value.clone().unwrap_or_else(|| RawValue::NULL.to_owned());
         Order {
@@ -237,7 +237,7 @@ fn usable_id(raw: &RawValue) -> Result<(Box<RawValue>, String), String> {
     Ok((id.map_err(|error| format!("the row's id cannot be read: {error}"))?, text))
 }
 
-/// One text for each number: without an exponent, without zeros after the last digit of a fraction, without a point if it
+/// The canonical text of a number: no exponent, no trailing zeros after the point, no point if it
 /// is whole. PostgreSQL writes one `double precision` as `1e+21` here and as 22 digits there. `None` if it is too long.
 fn canonical_number(json: &str) -> Option<String> {
     let (sign, unsigned) = json.strip_prefix('-').map_or(("", json), |rest| ("-", rest));
@@ -248,7 +248,7 @@ fn canonical_number(json: &str) -> Option<String> {
     if significant.is_empty() {
         return Some("0".to_owned());
     }
-    // Where the point stands, counted from the first significant digit.
+    // The position of the point, counted from the first significant digit.
     let leading_zeros = digits.len() - significant.len();
     let point = i64::try_from(whole.len()).ok()? - i64::try_from(leading_zeros).ok()? + exponent.parse::<i64>().ok()?;
     let significant = significant.trim_end_matches('0');
@@ -263,7 +263,7 @@ fn canonical_number(json: &str) -> Option<String> {
     })
 }
 
-/// A line end is white space: JSON allows none inside strings.
+/// Replaces line ends by spaces: JSON allows them only between tokens.
 fn on_one_line(row: &RawValue) -> Box<RawValue> {
     if row.get().contains(['\n', '\r']) {
         RawValue::from_string(row.get().replace(['\n', '\r'], " ")).unwrap_or_else(|_| row.to_owned())

@@ -1,16 +1,16 @@
-//! What the stream cannot bring any more, read from the database in one snapshot.
+//! Reads what the stream cannot deliver any more from the database, in one snapshot.
 
 use std::time::Duration;
 
 use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
 
-/// The snapshot may read a whole table without a fitting index.
+/// Longest time for the snapshot: it may read a whole table without an index.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
-/// Clocks of writers differ, and a transaction may be long: the rows are looked for from this much before the last event.
+/// How long before the last event the search begins: writers' clocks differ, and a transaction may be long.
 const OVERLAP: &str = "1 hour";
 
-/// Where to catch up from, and how far back.
+/// The options of recovery.
 #[derive(Debug, Clone)]
 pub struct Recovery {
     /// The database, for the role `signal_feed_bot`.
@@ -19,7 +19,7 @@ pub struct Recovery {
     pub lookback: Duration,
 }
 
-/// The database at one moment.
+/// The database at one moment in time.
 pub(super) struct Snapshot {
     /// The identity of the log.
     pub(super) feed_id: String,
@@ -29,14 +29,15 @@ pub(super) struct Snapshot {
     pub(super) rows: Vec<String>,
 }
 
-/// Reads the rows within the look-back, and further back if events were missed since `missed_since`, an instant. Blocks.
+/// Reads the rows within the look-back, and further back if events were missed since `missed_since`, an instant.
+/// Blocks.
 ///
 /// # Errors
-/// Where the database cannot be asked, or would not show every row.
+/// If the database cannot be asked, or would not show every row.
 pub(super) fn read_snapshot(recovery: &Recovery, missed_since: Option<&str>) -> Result<Snapshot, Error> {
     let mut connection = Connection::open(&recovery.database, "trader-bot").doing("connect to the database")?;
     connection.set_deadline(SNAPSHOT_PATIENCE);
-    // The log renders rows under these settings too. Row security that would hide rows shall be an error.
+    // The log renders rows under the same settings. Row security that would hide rows must be an error.
     let settings = format!(
         "set statement_timeout = {}; set row_security = off; set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres'; \
          set extra_float_digits = 1; set bytea_output = 'hex'; begin isolation level repeatable read read only",
@@ -54,7 +55,7 @@ pub(super) fn read_snapshot(recovery: &Recovery, missed_since: Option<&str>) -> 
     Ok(Snapshot { feed_id, cursor, rows })
 }
 
-/// Recovery needs these columns, and times that mean an instant: without a zone they would depend on who reads them.
+/// Checks the columns that recovery needs. Times without a zone would depend on the reader's settings.
 fn check_columns(connection: &mut Connection) -> Result<(), Error> {
     let sql = "select c.name, a.attnum is not null, \
                       c.is_time and coalesce(nullif(t.typbasetype, 0), t.oid) is distinct from 'timestamptz'::regtype::oid \
@@ -77,8 +78,8 @@ fn check_columns(connection: &mut Connection) -> Result<(), Error> {
 }
 
 fn read_cursor(connection: &mut Connection) -> Result<i64, Error> {
-    // The counter is above the log only after `signal-feed restored` skipped numbers. A cursor in the skipped range gets
-    // `history_rewritten`; the log's last event is a good cursor.
+    // The counter is above the log only after `signal-feed restored` skipped numbers. A cursor in the skipped range
+    // gets `history_rewritten`; the log's last event is a good cursor.
     let sql = "select coalesce((select max(feed_seq) from stock_market.signal_feed_event), \
                                (select max(value) from stock_market.signal_feed_counter))";
     let row = connection.query_one(sql, &[]).doing("read the counter")?;
@@ -90,7 +91,7 @@ fn read_rows(
     recovery: &Recovery,
     missed_since: Option<&str>,
 ) -> Result<Vec<String>, Error> {
-    // As json and not jsonb: no row's content makes it fail.
+    // json, not jsonb: no row's content makes it fail.
     let sql = format!(
         "select row_to_json(s)::text from stock_market.signal s, \
                 (select least(now() - make_interval(secs => $1), $2::text::timestamptz - interval '{OVERLAP}') as since) w \

@@ -1,12 +1,13 @@
 //! Server-Sent Events: bytes in, events out, without any input or output of its own (WHATWG HTML §9.2.5 and §9.2.6).
 //!
-//! Invariant: how the bytes are cut into pieces never changes the events. A block that the stream cut off is never dispatched.
+//! Invariant: how the bytes are cut into pieces never changes the events. A block that the stream cut off is never
+//! dispatched.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-/// The largest block that is taken: the feed's own limit of 16 MiB, and room for a proxy that writes it in another way.
+/// The largest block that is accepted: the feed's limit of 16 MiB, and room for a proxy that reformats it.
 pub const MAX_BLOCK_BYTES: usize = 17 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -20,11 +21,11 @@ pub struct Event {
     pub data: String,
     /// The last event id that the stream has named so far, in this block or an earlier one; empty if none.
     pub last_event_id: String,
-    /// Whether this block named it.
+    /// Whether this block set it.
     pub has_own_id: bool,
 }
 
-/// A block grew beyond [`MAX_BLOCK_BYTES`]. The parser is of no use any more; the stream has to be opened again.
+/// A block grew beyond [`MAX_BLOCK_BYTES`]. The parser cannot continue; open the stream again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLarge;
 
@@ -79,10 +80,11 @@ impl Parser {
         }
     }
 
-    /// Takes the next bytes of the stream; the events they complete are then had from [`next_event`](Self::next_event).
+    /// Parses the next bytes of the stream. [`next_event`](Self::next_event) then returns the events that they
+    /// complete.
     ///
     /// # Errors
-    /// [`TooLarge`]; the events before the large one can still be had.
+    /// [`TooLarge`]; the events before the large one are still available.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), TooLarge> {
         while !bytes.is_empty() {
             if std::mem::take(&mut self.after_cr) && bytes[0] == b'\n' {
@@ -126,7 +128,7 @@ impl Parser {
         if std::mem::take(&mut self.at_start) {
             bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         }
-        // Line by line gives what decoding the whole stream would: no broken sequence reaches over a CR or LF.
+        // Decoding line by line is the same as decoding the whole stream: no broken sequence spans a CR or LF.
         let text = String::from_utf8_lossy(bytes);
         if text.is_empty() {
             self.dispatch();

@@ -1,4 +1,5 @@
-//! The state file: the bot's cursor and mode. The journal knows both; the file is a short form of it, replaced as a whole.
+//! The state file: the bot's cursor and mode. The journal has both too; this file is its short form, replaced as a
+//! whole.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -22,11 +23,11 @@ pub enum Mode {
     Normal,
     /// Something was missed: exits are placed, entries are not, until a run with `--recovery` has succeeded.
     CloseOnly {
-        /// Why, in the feed's word.
+        /// The feed's reason.
         reason: String,
         /// When the bot entered the mode.
         since: String,
-        /// The time of the last event that the bot had then: what it missed is not older.
+        /// The time of the last event before that: what the bot missed is not older.
         missed_since: String,
     },
 }
@@ -38,13 +39,13 @@ impl Mode {
     }
 }
 
-/// What the state file says.
+/// The contents of the state file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     version: u32,
     /// The log that cursor and journal belong to.
     pub feed_id: Option<String>,
-    /// The last event that was dealt with.
+    /// The last event that was handled.
     pub cursor: Option<i64>,
     /// That very event's time.
     pub event_time: Option<String>,
@@ -57,7 +58,7 @@ pub struct State {
 }
 
 impl State {
-    /// The cursor as a feed takes it.
+    /// The cursor for a request to the feed.
     pub fn cursor(&self) -> Option<Cursor> {
         self.cursor.map(|feed_seq| Cursor { feed_seq, event_time: self.event_time.clone() })
     }
@@ -69,7 +70,7 @@ impl State {
     }
 }
 
-/// What was found where the state file should be.
+/// What was found at the state file's path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Nothing,
@@ -77,11 +78,11 @@ pub(super) enum Found {
     State(State),
 }
 
-/// The state file's place.
+/// The state file on disk.
 #[derive(Debug)]
 pub(super) struct StateFile {
     path: PathBuf,
-    /// The log says already that the file cannot be replaced.
+    /// Whether the bot has already logged that the file cannot be replaced.
     is_told: Cell<bool>,
 }
 
@@ -120,14 +121,14 @@ impl StateFile {
                 return Err(error);
             }
             if !self.is_told.replace(true) {
-                log::warn!("{}: {error}; it is written in place, and a crash may tear it", self.doing("replace"));
+                log::warn!("{}: {error}; writing it in place instead, so a crash may tear it", self.doing("replace"));
             }
             self.write_in_place(text.as_bytes(), sync)
         });
         replaced.doing(self.doing("write"))
     }
 
-    /// A torn state file is not a loss: the journal knows the same.
+    /// A torn state file loses nothing: the journal has the same contents.
     fn write_in_place(&self, bytes: &[u8], sync: bool) -> io::Result<()> {
         let mut file = File::options().create(true).truncate(true).write(true).open(&self.path)?;
         file.write_all(bytes)?;
@@ -165,7 +166,7 @@ mod tests {
             let whole = fs::read(&path).unwrap();
             let Found::State(loaded) = file.load().unwrap() else { panic!("{:?}", String::from_utf8_lossy(&whole)) };
             prop_assert_eq!((loaded.cursor(), &loaded.mode), (state.cursor(), &state.mode));
-            // But for the line end, which nobody needs.
+            // Except for the line end, which is not needed.
             fs::write(&path, &whole[..at.index(whole.len() - 1)]).unwrap();
             prop_assert!(matches!(file.load(), Ok(Found::Torn(_))));
             fs::remove_file(&path).unwrap();

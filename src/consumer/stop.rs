@@ -1,9 +1,9 @@
-//! A request to stop: made by a signal handler, noticed by every wait.
+//! A request to stop, set by a signal handler and checked by every wait.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Shared between the thread that follows a feed and the threads that may end it. Clones are the same stop.
+/// Shared by the thread that follows a feed and the threads that may end it. Clones share one state.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<Inner>);
 
@@ -20,12 +20,13 @@ struct State {
 }
 
 impl Stop {
-    /// A stop that is not asked for yet.
+    /// A stop that is not requested yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks to stop: ends every [`sleep`](Self::sleep) and every blocking read of a feed. Asking again changes nothing.
+    /// Requests the stop: ends every [`sleep`](Self::sleep) and every blocking read of a feed. Doing so again changes
+    /// nothing.
     pub fn ask(&self) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.stopped = true;
@@ -37,19 +38,19 @@ impl Stop {
         }
     }
 
-    /// Whether somebody asked.
+    /// Whether the stop was requested.
     pub fn is_asked(&self) -> bool {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).stopped
     }
 
-    /// Waits for `duration`; false if a stop was asked for meanwhile.
+    /// Waits for `duration`. Returns false if the stop was requested meanwhile.
     pub fn sleep(&self, duration: Duration) -> bool {
         let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.0.changed.wait_timeout_while(state, duration, |state| !state.stopped);
         !waited.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 
-    /// Runs `interrupt` when a stop is asked for, or at once if it was.
+    /// Runs `interrupt` when the stop is requested, or at once if it already was.
     pub(super) fn on_ask(&self, interrupt: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.stopped {

@@ -1,6 +1,7 @@
-//! One connection to a feed: a GET, its answer judged, then the stream's events.
+//! One connection to a feed: a GET, its answer, then the stream's events.
 //!
-//! What is deliberately absent: redirects (the key goes nowhere else), proxies from the environment, compression, pooling.
+//! What is deliberately absent: redirects (the key goes nowhere else), proxies from the environment, compression,
+//! pooling.
 
 use std::fmt;
 use std::fs;
@@ -23,18 +24,18 @@ use crate::error::{Doing, Error};
 
 /// Longest time to look up the feed's name, and again to connect to it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// A longer `Retry-After` counts as this one.
+/// The longest `Retry-After` that counts.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
-/// The codes that come with the feed's own 401 and 403.
+/// The codes of the feed's own 401 and 403.
 const KEY_REFUSALS: [&str; 4] = ["missing_key", "unknown_key", "expired_key", "revoked_key"];
-/// How much of an error's body is read, and for how long, for the code in it.
+/// How much of an error's body is read, and for how long, to find its code.
 const MAX_ERROR_BODY_BYTES: u64 = 4096;
 const ERROR_BODY_PATIENCE: Duration = Duration::from_millis(500);
-/// Longest wait for an event or a retry: the caller has other things to look after than the feed.
+/// Longest wait for an event or a retry: the caller has other work too.
 pub(super) const TURN: Duration = Duration::from_millis(250);
-/// Characters of a time that stay as they are in a query.
+/// Characters of a time that need no escape in a query.
 const KEPT_IN_TIMES: &AsciiSet = &NON_ALPHANUMERIC.remove(b':').remove(b'.').remove(b'-');
-/// Bytes taken from the connection at once.
+/// Bytes read from the connection at once.
 const READ_BYTES: usize = 64 << 10;
 
 /// The address of a feed's stream; it ends in `/feed`.
@@ -88,10 +89,10 @@ impl std::str::FromStr for FeedUrl {
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// Takes a key, white space round it removed.
+    /// Makes a key from a text, without white space around it.
     ///
     /// # Errors
-    /// Where it is empty or holds what a header cannot; the text does not repeat it.
+    /// If it is empty or contains characters that a header cannot hold; the error does not repeat it.
     pub fn new(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if text.is_empty() {
@@ -106,7 +107,7 @@ impl ApiKey {
     /// Reads a key from a file.
     ///
     /// # Errors
-    /// Where it cannot be read, or holds no key.
+    /// If it cannot be read, or holds no key.
     pub fn from_file(file: &Path) -> Result<Self, Error> {
         let doing = format!("read --feed-api-key-file {}", file.display());
         let text = fs::read_to_string(file).doing(doing.as_str())?;
@@ -123,42 +124,42 @@ impl fmt::Debug for ApiKey {
 /// Where a stream continues: after this event, whose time may be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// The number of the last event that was dealt with.
+    /// The number of the last event that was handled.
     pub feed_seq: i64,
-    /// That event's own `event_time`, as it was sent.
+    /// That event's `event_time`, as received.
     pub event_time: Option<String>,
 }
 
-/// Why a stream was not opened, or ended.
+/// Why a stream did not open, or ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamError {
-    /// 401 or 403 with one of the feed's own codes: the key is not accepted. Trying again with it does not help.
+    /// 401 or 403 with one of the feed's own codes: the feed refuses the key, and will refuse it again.
     Unauthorized {
         /// The status.
         status: u16,
         /// The feed's error code.
         code: String,
     },
-    /// Another status than 200; a redirect is one.
+    /// Any other status than 200, redirects included.
     Status {
         /// The status.
         status: u16,
         /// The feed's error code, if it gave one.
         code: Option<String>,
-        /// Not before this long from now.
+        /// The earliest retry, from now.
         retry_after: Option<Duration>,
     },
-    /// 200, but no event stream that can be read.
+    /// 200, but not an event stream that can be read.
     NoEventStream(String),
-    /// The connection could not be made, or broke.
+    /// The connection failed or broke.
     Connection(String),
-    /// Not a byte for this long, not even a heartbeat.
+    /// No byte came for this long, not even a heartbeat.
     Silence(Duration),
     /// The server ended the stream.
     Ended,
-    /// An event larger than any that a feed sends.
+    /// An event is larger than any that a feed sends.
     TooLarge(String),
-    /// [`Stop`] was asked.
+    /// [`Stop`] was requested.
     Stopped,
 }
 
@@ -192,7 +193,7 @@ impl fmt::Display for StreamError {
 #[derive(Debug)]
 pub struct Client {
     config: Config,
-    /// The agent of the newest connection: shutting it down ends that connection.
+    /// The agent of the newest connection; shutting it down ends that connection.
     agent: Arc<Mutex<Agent>>,
     key: ApiKey,
     read_timeout: Duration,
@@ -200,11 +201,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for these addresses that counts a connection dead after `read_timeout` without a byte. Asking `stop` ends
+    /// A client for these addresses. A connection without a byte for `read_timeout` counts as dead. `stop` ends
     /// its streams.
     ///
-    /// For `https` the server's certificate must be signed by an authority that the system trusts, or that the file named by
-    /// the environment variable `SSL_CERT_FILE` holds, as they are now.
+    /// For `https` the server's certificate must be signed by an authority that the system trusts, or that the file
+    /// named by the environment variable `SSL_CERT_FILE` holds, as they are now.
     pub fn new(urls: &[FeedUrl], key: &ApiKey, read_timeout: Duration, stop: Stop) -> Self {
         let config = Agent::config_builder();
         #[cfg(not(feature = "tls"))]
@@ -233,14 +234,14 @@ impl Client {
         Self { config, agent, key: key.clone(), read_timeout, stop }
     }
 
-    /// Uses another key from now on; false if it is the same.
+    /// Uses another key from now on. Returns false if it is the same.
     pub fn change_key(&mut self, key: ApiKey) -> bool {
         let differs = self.key.0 != key.0;
         self.key = key;
         differs
     }
 
-    /// Begins to open the stream after `cursor`, or from now. Does not block: the stream says how it went.
+    /// Begins to open the stream after `cursor`, or from now. Does not block: the stream reports the result.
     ///
     /// # Errors
     /// See [`StreamError`].
@@ -267,7 +268,7 @@ impl Client {
         }
         let (sender, pieces) = mpsc::sync_channel(1);
         let (read_timeout, stop) = (self.read_timeout, self.stop.clone());
-        // It ends with the connection, or when nobody takes what it has read.
+        // The thread ends with the connection, or when its receiver is dropped.
         let read = move || {
             let name = |error| named_error(error, read_timeout, &stop);
             let mut body = match request.call().map_err(name).and_then(judge) {
@@ -291,14 +292,14 @@ impl Client {
     }
 }
 
-/// What the thread of a stream has to tell.
+/// A message from the thread of a stream.
 enum Piece {
     /// The feed has answered with a stream.
     Opened,
     Bytes(Vec<u8>),
 }
 
-/// A stream that is open, or being opened by its thread. Dropping it closes the connection.
+/// A stream that is open, or that its thread is opening. Dropping it closes the connection.
 pub struct Stream {
     pieces: mpsc::Receiver<Result<Piece, StreamError>>,
     agent: Agent,
@@ -308,7 +309,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The next event; `None` if none came for a moment, so that the caller can look after other things.
+    /// The next event; `None` if none came for a moment, so that the caller can do other work.
     ///
     /// # Errors
     /// See [`StreamError`]; the stream is over then.
@@ -364,13 +365,13 @@ fn named_error(error: ureq::Error, read_timeout: Duration, stop: &Stop) -> Strea
     match error {
         ureq::Error::Timeout(Timeout::PerRead | Timeout::RecvResponse) => StreamError::Silence(read_timeout),
         ureq::Error::Timeout(during) => StreamError::Connection(format!("connect to the feed: timed out ({during})")),
-        ureq::Error::HostNotFound => StreamError::Connection("look up the feed's name: not found".to_owned()),
+        ureq::Error::HostNotFound => StreamError::Connection("look up the feed's host name: not found".to_owned()),
         ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => StreamError::Ended,
         other => StreamError::Connection(format!("connection to the feed: {other}{}", advice(&other))),
     }
 }
 
-/// The system's root certificates, not a list that was compiled in: an operator has one place for a private authority.
+/// The system's root certificates, not a built-in list: so an operator can add a private authority in one place.
 #[cfg(feature = "tls")]
 fn tls_config() -> ureq::tls::TlsConfig {
     let found = rustls_native_certs::load_native_certs();
@@ -384,14 +385,14 @@ fn tls_config() -> ureq::tls::TlsConfig {
         .build()
 }
 
-/// What to do about an authority that is not trusted here.
+/// Advice if the authority is not trusted here.
 #[cfg(feature = "tls")]
 fn advice(error: &ureq::Error) -> &'static str {
     use rustls::{CertificateError::UnknownIssuer, Error::InvalidCertificate};
     let ureq::Error::Io(error) = error else { return "" };
     match error.get_ref().and_then(|cause| cause.downcast_ref()) {
         Some(InvalidCertificate(UnknownIssuer)) => {
-            "; its authority's certificate must be among the system's, or in a file that SSL_CERT_FILE names"
+            "; add its authority's certificate to the system's, or name a file with it in SSL_CERT_FILE"
         }
         _ => "",
     }
@@ -409,7 +410,7 @@ fn judge(response: Response<Body>) -> Result<Response<Body>, StreamError> {
         _ => {
             let retry_after = retry_after(response.headers());
             return Err(match error_code(response) {
-                // Without the feed's own code it is the answer of a proxy, which may know better soon.
+                // Without the feed's own code it is a proxy's answer, which may change soon.
                 Some(code) if matches!(status, 401 | 403) && KEY_REFUSALS.contains(&code.as_str()) => {
                     StreamError::Unauthorized { status, code }
                 }
@@ -427,7 +428,9 @@ fn judge(response: Response<Body>) -> Result<Response<Body>, StreamError> {
     }
     let encoding = value(header::CONTENT_ENCODING);
     if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
-        return Err(StreamError::NoEventStream(format!("compressed ({encoding}), which nobody asked for")));
+        return Err(StreamError::NoEventStream(format!(
+            "compressed ({encoding}), although the bot did not ask for that"
+        )));
     }
     Ok(response)
 }
@@ -437,7 +440,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
-        // More seconds than any number holds.
+        // Too many digits for a number.
         Err(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => MAX_RETRY_AFTER,
         Err(_) => {
             let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
@@ -453,13 +456,13 @@ struct ErrorAnswer {
     error: String,
 }
 
-/// The feed's `{"error": CODE}`. Read by a thread that is left behind if the body does not come at once.
+/// The code in the feed's `{"error": CODE}`. A separate thread reads it, and is abandoned if the body is slow.
 fn error_code(response: Response<Body>) -> Option<String> {
     let (sender, receiver) = mpsc::channel();
     let read = move || {
         let mut bytes = Vec::new();
         let mut body = response.into_body().into_reader().take(MAX_ERROR_BODY_BYTES);
-        // What came before an error may still be the whole answer.
+        // What came before a read error may be the whole answer.
         let _ = body.read_to_end(&mut bytes);
         let _ = sender.send(bytes);
     };
@@ -467,7 +470,7 @@ fn error_code(response: Response<Body>) -> Option<String> {
     let bytes = receiver.recv_timeout(ERROR_BODY_PATIENCE).ok()?;
     let answer: ErrorAnswer = json::object_from_bytes(&bytes).ok()?;
     let code = answer.error;
-    // It goes into log lines and alerts: only what looks like a code.
+    // It goes into log lines and alerts, so only accept what looks like a code.
     let is_code = code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     is_code.then_some(code)
 }

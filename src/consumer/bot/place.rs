@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::text::clip;
 
 impl Bot<'_> {
-    /// Handles an event. Until it is done it is not acknowledged, so it comes again.
+    /// Handles an event. It is acknowledged only when this is done, so after a crash it comes again.
     pub(super) fn signal(&mut self, event: SignalEvent) -> Result<(), Halt> {
         let cursor = Cursor { feed_seq: event.feed_seq, event_time: event.event_time.clone() };
         let signal = match event.signal {
@@ -51,7 +51,7 @@ impl Bot<'_> {
         self.state.mode.is_close_only() && !self.is_recovering
     }
 
-    /// Decides about a signal and carries it out. `cursor` is where the cursor goes once it is done; none in recovery.
+    /// Decides about a signal and acts on the decision. `cursor` is where the cursor then moves; none in recovery.
     pub(super) fn act(
         &mut self,
         signal: &Signal,
@@ -63,7 +63,7 @@ impl Bot<'_> {
         let line = match decide(self.journal.ledger(), signal, circumstances) {
             Decision::Place => return self.place(order, signal.created_at.clone(), cursor),
             Decision::PassOver => {
-                log::debug!("{name} is known: nothing is placed");
+                log::debug!("{name} is known: placing nothing");
                 if cursor.is_some() {
                     self.journal.append(&Line::new(Record::Cursor).at(cursor), false)?;
                 }
@@ -125,7 +125,7 @@ impl Bot<'_> {
         }
     }
 
-    /// The broker is asked about it at once. There is an alert if it gives no answer.
+    /// Asks the broker about it at once. Raises an alert if there is no answer.
     fn unknown(&mut self, order: &Order, why: &str, broke: Option<bool>) -> Result<Acted, Error> {
         log::warn!("{}: {why}; asking the broker whether it has the order", order.order_ref);
         let mut line = Line::new(Record::Unknown).order_key(order).why(clip(why));
@@ -134,7 +134,7 @@ impl Bot<'_> {
         Ok(Acted::Ask)
     }
 
-    /// The broker has the order. If it has a number there, it is followed to its end.
+    /// Records that the broker has the order. If the order has a number there, the bot follows it to its end.
     pub(super) fn placed(
         &mut self,
         order: &Order,
@@ -164,7 +164,8 @@ impl Bot<'_> {
         self.journal.append(&Line::new(Record::Unfilled).order_key(order).why(clip(why)).at(cursor), true)
     }
 
-    /// After a bad end of an exit the position is still open: an alert. Of an entry: an error line.
+    /// Reports an order that was not filled. For an exit, whose position is still open, an alert; for an entry, an
+    /// error line.
     fn bad_end(&mut self, exit_reason: Reason, message: &str, order: &Order) {
         match order.action {
             Action::Exit => self.alert_about(exit_reason, &format!("{message}: the position is still open"), order),
@@ -172,7 +173,7 @@ impl Bot<'_> {
         }
     }
 
-    /// Orders that the broker had accepted, and that have ended since.
+    /// Records accepted orders that have ended since.
     pub(super) fn note_ended_orders(&mut self) -> Result<(), Error> {
         while let Some((order_id, ended)) = self.broker.next_ended() {
             let working = self.journal.ledger().working();

@@ -1,4 +1,4 @@
-//! `--recovery`: what was missed is read from the database and placed; then the stream continues from the snapshot.
+//! `--recovery`: reads what was missed from the database and places it; then the stream continues from the snapshot.
 
 use std::fmt;
 
@@ -18,9 +18,9 @@ use crate::consumer::stream::Cursor;
 use crate::error::Error;
 
 impl Bot<'_> {
-    /// Catches up and leaves close-only mode. What the journal knows is not placed again, so it can be repeated.
+    /// Catches up and leaves close-only mode. It can be repeated: an order that the journal knows is not placed again.
     pub(super) fn recover(&mut self, recovery: &Recovery) -> Result<(), Halt> {
-        // The broker is asked about unknown outcomes before anything is sent. Unsent orders wait for the snapshot.
+        // Unknown outcomes are looked up before anything is sent. Unsent orders wait for the snapshot.
         self.settle(None, Unsent::Keep)?;
         let connected = self.read_connected()?;
         if connected.has_delay {
@@ -80,7 +80,8 @@ impl Bot<'_> {
     }
 }
 
-/// What a run with `--recovery` would place, one line each. Reads the database and the bot's files, and changes nothing.
+/// What a run with `--recovery` would place, one line each. Reads the database and the bot's files, and changes
+/// nothing.
 ///
 /// # Errors
 /// As a run with `--recovery`.
@@ -98,14 +99,14 @@ pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>,
     });
     let missed =
         plan.signals.iter().map(|signal| describe(&signal.order(None, None), age_counts_from(signal), plan.now));
-    // In the order in which they would be placed.
+    // In the order in which recovery would place them.
     let mut lines: Vec<String> = waiting.chain(missed).collect();
     lines.push(format!("recovery would find: {plan}"));
     Ok(lines)
 }
 
-/// From when on events may be missing. The cursor jumps to the snapshot, so a bot that was away for longer than the
-/// look-back reaches back to its last event.
+/// The time from which events may be missing. The cursor jumps to the snapshot, so a bot that was away for longer than
+/// the look-back looks back to its last event.
 fn missed_since(state: &State, ledger: &Ledger) -> Option<String> {
     let since = match &state.mode {
         Mode::CloseOnly { missed_since, .. } => Some(missed_since.clone()),
@@ -132,7 +133,7 @@ fn age_counts_from(signal: &Signal) -> Option<Timestamp> {
     made_at(None, signal.created_at.as_deref(), signal.updated_at.as_deref())
 }
 
-/// The orders that the rows of a snapshot ask for.
+/// The orders of a snapshot's rows.
 struct Plan {
     now: Timestamp,
     signals: Vec<Signal>,

@@ -1,4 +1,4 @@
-//! Settling with the broker: before anything is sent or consumed, no order's outcome is open and the broker is there.
+//! Settles orders with the broker: before the bot sends or consumes anything, no order is open and the broker is there.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,9 @@ use super::{Bot, Halt};
 use crate::error::Error;
 use crate::logging::LIMITED;
 
-/// A broker that is away is asked again after this at the latest, whatever the feed's back-off.
+/// Longest wait before the bot asks a broker that is away again, even if the feed's back-off is longer.
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// With an order of unknown outcome, a broker that is away for longer is a CRITICAL alert.
+/// If an order's outcome is unknown, a broker that is away for longer than this raises a CRITICAL alert.
 const AWAY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the bot waits for, and why.
@@ -30,24 +30,24 @@ impl Wait {
         Self { reason: Reason::BrokerAway, why }
     }
 
-    /// Whatever the reason, what matters is that an order's outcome is unknown.
+    /// The outcome of an order is unknown; that matters more than the reason.
     fn unknown(self) -> Self {
         Self { reason: Reason::OutcomeUnknown, ..self }
     }
 }
 
-/// What became of a signal.
+/// The result of handling a signal.
 #[derive(Debug)]
 pub(super) enum Acted {
-    /// It is dealt with; `sync` if the cursor's move has to be on the disk.
+    /// It is handled; `sync` if the cursor's move must be on the disk.
     Done { sync: bool },
     /// The broker is away.
     Wait(Wait),
-    /// The broker has to be asked whether it has the order.
+    /// The bot must ask the broker whether it has the order.
     Ask,
 }
 
-/// What [`Bot::settle`] does with orders that the broker certainly does not have.
+/// What [`Bot::settle`] does with orders that were certainly not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsent {
     Send,
@@ -55,9 +55,10 @@ pub(super) enum Unsent {
 }
 
 impl Bot<'_> {
-    /// Returns once the broker is there and no order's outcome is open, except unsent ones that are to be kept.
+    /// Returns once the broker is there and no order is open, except unsent ones that are to be kept.
     ///
-    /// An episode of waiting raises one alert for each reason to wait. A reason whose text changes is logged again.
+    /// An episode of waiting raises one alert for each reason to wait. If the text of a reason changes, it is logged
+    /// again.
     pub(super) fn settle(&mut self, mut wait: Option<Wait>, unsent: Unsent) -> Result<(), Halt> {
         let max = self.options.follow.backoff_max.min(BROKER_BACKOFF_MAX);
         let mut backoff = Backoff::new(self.options.follow.backoff_min, max);
@@ -84,11 +85,11 @@ impl Bot<'_> {
             self.note_ended_orders()?;
             let open = self.journal.ledger().first_open().cloned();
             wait = match open {
-                // The question itself shows whether the broker is there.
+                // The look-up itself shows whether the broker is there.
                 Some(intent) if !intent.unsent => {
-                    // A program may always fail in this way: from the second time on there is a wait, and one alert.
+                    // A program may fail like this every time: from the second time on the bot waits, with one alert.
                     let answer = self.ask(&intent)?;
-                    // After a while an unknown order is more than a broker that is away.
+                    // After a while an unknown order is worse than a broker that is away.
                     let answer = answer.map(|wait| if began.elapsed() < AWAY_PATIENCE { wait } else { wait.unknown() });
                     answer.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
                 }
@@ -116,10 +117,12 @@ impl Bot<'_> {
             let name = &intent.order.order_ref;
             let message = match reason {
                 Reason::SendingFails => {
-                    format!("{name} cannot be placed; the bot keeps trying and sends nothing else meanwhile: {why}")
+                    format!("{name} cannot be placed; the bot keeps trying and sends nothing else: {why}")
                 }
                 _ => {
-                    format!("it is unknown whether the broker has {name}; the bot sends nothing else meanwhile: {why}")
+                    format!(
+                        "it is unknown whether the broker has {name}; until that is known the bot sends nothing else: {why}"
+                    )
                 }
             };
             self.alert_about(reason, &message, &intent.order);
@@ -127,12 +130,12 @@ impl Bot<'_> {
             self.alert(
                 Level::Warning,
                 reason,
-                &format!("the broker is away; the bot consumes nothing meanwhile: {why}"),
+                &format!("the broker is away; the bot waits and consumes nothing: {why}"),
             );
         }
     }
 
-    /// `Some` if the answer is still open.
+    /// `Some` if there is still no answer.
     fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let order = &intent.order;
         let name = &order.order_ref;
@@ -197,7 +200,7 @@ impl Bot<'_> {
         }
     }
 
-    /// `Some` if the order was sent, and the broker certainly does not have it.
+    /// `Some` if the order was sent and the broker certainly does not have it.
     fn sending_fails(&self, intent: &OpenIntent) -> Option<Wait> {
         let open = self.journal.ledger().first_open()?;
         let is_unsent = open.unsent && open.order.order_ref == intent.order.order_ref;
@@ -205,7 +208,7 @@ impl Bot<'_> {
         is_unsent.then_some(Wait { reason: Reason::SendingFails, why })
     }
 
-    /// Why an entry that waited in the journal is not sent any more.
+    /// Why an entry that waited in the journal is not sent now.
     fn is_stale_by_now(&self, intent: &OpenIntent) -> Option<String> {
         let limit = self.options.max_entry_age.filter(|_| intent.order.action == Action::Entry)?;
         let row = Signal::from_row(&intent.order.signal).ok();

@@ -1,4 +1,4 @@
-//! A broker that is a program in any language, run once an order: the order on its input, the answer in its exit code.
+//! A broker that is a program in any language, run once per order: the order on its input, the answer in its exit code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,15 +25,15 @@ const EXIT_HAS_NOT: i32 = 66;
 /// The broker is away, and certainly nothing was sent (sysexits: EX_TEMPFAIL).
 const EXIT_AWAY: i32 = 75;
 
-/// So many lines of what a run wrote to standard error are logged.
+/// The most lines of a run's standard error that are logged.
 const MOST_SHOWN_LINES: usize = 20;
 
-/// Runs a program once an order.
+/// Runs a program once per order.
 #[derive(Debug)]
 pub struct ExecBroker {
     program: PathBuf,
     timeout: Duration,
-    /// Tells the next bot which program was running when this one was killed.
+    /// A file that tells the next bot which program was running if this bot is killed.
     running: PathBuf,
     leftover: Option<Running>,
 }
@@ -52,19 +52,19 @@ struct Run {
 }
 
 impl ExecBroker {
-    /// Orders go to `program`, which has `timeout` for each. Beside the journal the broker keeps a file of its own.
+    /// Sends orders to `program`, which has `timeout` for each. The broker keeps a file of its own beside the journal.
     ///
     /// # Errors
-    /// Where the program's path cannot be made absolute.
+    /// If the program's path cannot be made absolute.
     pub fn open(program: &Path, timeout: Duration, journal: &Path) -> Result<Self, Error> {
         let running = with_suffix(journal, ".running");
         let program = std::path::absolute(program).doing(format!("find {}", program.display()))?;
-        // A file that a crash tore was torn before the program had got its order.
+        // If a crash tore the file, the program had not got its order yet.
         let leftover = fs::read(&running).ok().and_then(|bytes| json::object_from_bytes(&bytes).ok());
         Ok(Self { program, timeout, running, leftover })
     }
 
-    /// Waits for the program of a bot that was killed, for the rest of its time, and then kills it.
+    /// Waits for the program of a killed bot, for the rest of its time, and then kills it.
     fn outwait_leftover(&mut self) {
         let Some(leftover) = self.leftover.take() else { return };
         if leftover.group.is_alive() {
@@ -75,7 +75,7 @@ impl ExecBroker {
         }
     }
 
-    /// `Err` if the program certainly got nothing.
+    /// `Err` if the program certainly got no order.
     fn run(&mut self, order: &Order, request: Request) -> Result<Run, String> {
         self.outwait_leftover();
         let child = program::start_heard(&self.program)
@@ -89,7 +89,7 @@ impl ExecBroker {
         }
         let ended = program::finish(child, order.line(request) + "\n", self.timeout);
         if !matches!(ended, Ok((Ended::Code(EXIT_DONE | EXIT_REJECTED | EXIT_HAS_NOT | EXIT_AWAY), _))) {
-            // What it left running might still send.
+            // A process that it left running might still send.
             program::kill(group);
         }
         let (ended, errors) = ended.map_err(|error| format!("run {}: {error}", self.program.display()))?;
@@ -102,11 +102,11 @@ impl ExecBroker {
 
     fn note(&self, order: &Order, group: Group) -> std::io::Result<()> {
         let running = Running { order_ref: order.order_ref.clone(), started_at: clock::now_text(), group };
-        // Not synced: a crash of the machine ends the program too.
+        // No sync needed: a crash of the machine ends the program too.
         fs::write(&self.running, serde_json::to_vec(&running)?)
     }
 
-    /// What the program said last, or else `otherwise`.
+    /// The program's last line on standard error, or else `otherwise`.
     fn said(&self, otherwise: &str, run: &Run) -> String {
         let said = if run.reason.is_empty() { format!(": {otherwise}") } else { run.reason.clone() };
         format!("{}{said}", self.program.display())
@@ -119,7 +119,7 @@ impl ExecBroker {
                 format!("{program} ended with exit code {code}, which says nothing about the order{reason}")
             }
             Ended::Untold => format!("it is unknown how {program} ended{reason}"),
-            Ended::Signal(signal) => format!("{program} was ended by signal {signal}{reason}"),
+            Ended::Signal(signal) => format!("{program} was killed by signal {signal}{reason}"),
             Ended::TimedOut => {
                 let timeout = crate::text::duration(self.timeout);
                 format!("{program} did not end within {timeout} and was killed{reason}")

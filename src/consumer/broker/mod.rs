@@ -1,4 +1,4 @@
-//! The broker: where orders go. Three questions, and answers that never pretend to know more than they do.
+//! The broker: where orders go. If an implementation does not know an answer, it says so.
 
 mod exec;
 #[cfg(feature = "ibkr")]
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::order::Order;
 
-/// What became of an order that was to be placed.
+/// The result of placing an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placing {
     /// The broker has it.
@@ -25,20 +25,20 @@ pub enum Placing {
     Unfilled(String),
     /// The broker is away, and certainly nothing was sent.
     Away(String),
-    /// Nobody knows: it has to be looked up.
+    /// Unknown: the bot must look it up.
     Unknown(String),
-    /// Nobody knows, because the connection broke before the broker said anything about the order.
+    /// Unknown, because the connection broke before the broker said anything about the order.
     Broke(String),
 }
 
 /// Whether the broker has an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
-    /// It has, under this number if it numbers its orders.
+    /// It does, under this number if it numbers its orders.
     Has(Option<i64>),
-    /// It certainly has not, and nothing is on its way.
+    /// It certainly does not, and nothing is on its way.
     HasNot,
-    /// [`Placing::Broke`], and then the broker's lists did not show it: it may be sent again, once ever.
+    /// After [`Placing::Broke`] the broker's lists did not show it: it may be sent again, once.
     Lost,
     /// The broker refused it for good.
     Rejected(String),
@@ -46,13 +46,13 @@ pub enum Lookup {
     Unfilled(String),
     /// The broker is away.
     Away(String),
-    /// It gave no answer that tells.
+    /// The answer does not say.
     Unknown(String),
-    /// The same, and the connection that the order was sent on broke before the broker said anything about it.
+    /// The answer does not say, and the order's connection broke before the broker said anything about it.
     Broke(String),
 }
 
-/// One attempt to place an order, as the journal has it.
+/// One attempt to place an order, from the journal.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
     /// When.
@@ -61,7 +61,7 @@ pub struct Attempt {
     pub order_id: Option<i64>,
     /// The connection broke before the broker said anything about the order.
     pub broke: bool,
-    /// It is the second, after [`Lookup::Lost`]: there is no third.
+    /// It is the second attempt, after [`Lookup::Lost`]: there is no third.
     pub resent: bool,
 }
 
@@ -70,7 +70,7 @@ pub struct Attempt {
 pub enum Ended {
     /// It was filled.
     Filled(String),
-    /// It was not, or not wholly.
+    /// It was not filled, or only in part.
     Unfilled(String),
 }
 
@@ -82,13 +82,13 @@ pub trait Broker {
     /// Why not.
     fn connected(&mut self) -> Result<(), String>;
 
-    /// A number for the next order, above `used`. `None` where the broker needs none, or is away.
+    /// A number for the next order, above `used`. `None` if the broker needs none or is away.
     fn next_order_id(&mut self, used: i64) -> Option<i64> {
         let _ = used;
         None
     }
 
-    /// Places an order under that number. The caller sees to it that no order comes twice.
+    /// Places an order under that number. The caller makes sure that no order is placed twice.
     fn place(&mut self, order: &Order, order_id: Option<i64>) -> Placing;
 
     /// Says whether the broker has the order with this `order_ref`.

@@ -1,4 +1,4 @@
-//! A broker on paper: every order is filled at once, into a file that a person can read.
+//! The paper broker: it fills every order at once, into a file that a person can read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -39,10 +39,10 @@ struct Reference {
 }
 
 impl PaperBroker {
-    /// Opens the paper in `directory`, or begins it.
+    /// Opens or creates the file in `directory`.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If it cannot be written.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let paper = directory.join("trader-bot.paper");
         let opened = OpenOptions::new().read(true).append(true).create(true).open(&paper);
@@ -63,7 +63,7 @@ impl PaperBroker {
         };
         let mut line = serde_json::to_string(&fill)?;
         line.push('\n');
-        // A line that a crash tore is no fill: it goes before the next one comes.
+        // A line that a crash tore is no fill: it is removed before the next one is written.
         let whole = self.whole_bytes()?;
         self.file.set_len(whole)?;
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());

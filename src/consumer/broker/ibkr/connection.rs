@@ -1,6 +1,6 @@
 //! The connection to the gateway, and whether orders can go over it.
 //!
-//! A lost connection is never repaired: the next one is a new client, which knows nothing of the old one.
+//! A lost connection is never repaired: the next one is a new client without any state of the old one.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -14,13 +14,13 @@ use crate::consumer::stop::Stop;
 
 /// The bot's number among the gateway's clients.
 pub(super) const CLIENT_ID: i32 = 7417;
-/// How long a wait goes on before it looks at the stop flag.
+/// How often a wait checks the stop flag.
 pub(super) const SLICE: Duration = Duration::from_millis(50);
 
-/// IB's servers are out of the gateway's reach (1100 and 2110), or are back (1101 and 1102).
+/// The gateway has lost IB's servers (1100 and 2110), or has them back (1101 and 1102).
 const LOST: [i32; 2] = [1100, 2110];
 const REGAINED: [i32; 2] = [1101, 1102];
-/// The gateway refuses orders and lists while its Read-Only setting is on. Other errors have the same code.
+/// The gateway refuses orders and lists while its Read-Only setting is on. Other errors share this code.
 const READ_ONLY: i32 = 321;
 
 /// Whether this is the error of a gateway whose API is read-only.
@@ -46,18 +46,18 @@ impl Trouble {
     }
 }
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 pub(super) struct Connection {
     pub(super) client: Client,
     notices: NoticeStream,
-    /// Everything about this client's orders. `None` where it cannot be opened.
+    /// Updates about this client's orders. `None` if it cannot be opened.
     updates: Option<Subscription<OrderUpdate>>,
     /// Which connection of this bot it is.
     pub(super) number: u64,
     pub(super) trouble: Option<Trouble>,
-    /// Something about the bot's orders may have been missed: they are to be looked up.
+    /// An update about the bot's orders may have been missed: look them up.
     pub(super) has_gap: bool,
-    /// A list was not answered in time: its late answer would end the next one, which proves nothing then.
+    /// A list did not come in time. Its late answer would end the next list, which would then prove nothing.
     pub(super) has_late_list: bool,
     /// The last list was cut short by a row that cannot be read.
     pub(super) has_cut_list: bool,
@@ -71,12 +71,12 @@ pub(super) enum Update {
 }
 
 impl Connection {
-    /// Whether the other side ended it.
+    /// Whether the gateway closed it.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost || !self.client.is_connected()
     }
 
-    /// What came about orders; waits up to `patience` for the first. Notices about the connection are taken in.
+    /// Updates about orders; waits up to `patience` for the first. Handles notices about the connection.
     pub(super) fn updates(&mut self, patience: Duration) -> Vec<Update> {
         let mut updates = Vec::new();
         let deadline = Instant::now() + patience;
@@ -98,7 +98,7 @@ impl Connection {
         updates
     }
 
-    /// A frame that cannot be read ends the stream, also one that only looks like the bot's own.
+    /// Handles a frame that cannot be read, which ends the stream. It may be another client's.
     fn reopen_updates(&mut self, error: &ApiError) {
         self.updates = None;
         self.has_gap = true;
@@ -106,7 +106,7 @@ impl Connection {
             self.is_lost = true;
             return;
         }
-        log::warn!("the gateway sent something about an order that cannot be read: {error}");
+        log::warn!("cannot read an order update from the gateway: {error}");
         match self.client.order_update_stream() {
             Ok(stream) => self.updates = Some(stream),
             Err(error) => {
@@ -116,7 +116,7 @@ impl Connection {
         }
     }
 
-    /// Takes in what the gateway says about itself.
+    /// Handles what the gateway says about itself.
     pub(super) fn take_notices(&mut self) {
         while let Some(notice) = self.notices.try_next() {
             let Notice { code, message, .. } = &notice;
@@ -142,7 +142,7 @@ impl Connection {
     }
 }
 
-/// Whether this error means that there is no connection any more.
+/// Whether this error means that the connection is lost.
 pub(super) fn is_end(error: &ApiError) -> bool {
     error.is_connection_lost() || matches!(error, ApiError::Shutdown | ApiError::ConnectionFailed | ApiError::Io(_))
 }
@@ -153,7 +153,7 @@ type Connected = Result<(Client, NoticeStream, Subscription<OrderUpdate>), ApiEr
 pub(super) struct Dialer {
     address: String,
     stop: Stop,
-    /// An attempt cannot be ended (30 s where the gateway says nothing), and a second one meanwhile would find the client
+    /// An attempt cannot be cancelled (it takes 30 s if the gateway is silent), and a second one would find the client
     /// id in use.
     attempt: Option<Receiver<Connected>>,
     made: u64,
@@ -164,7 +164,7 @@ impl Dialer {
         Self { address: address.to_owned(), stop, attempt: None, made: 0 }
     }
 
-    /// Waits up to `patience` for a connection; the attempt goes on meanwhile.
+    /// Waits up to `patience` for a connection; the attempt continues after that.
     pub(super) fn connect(&mut self, patience: Duration) -> Result<Connection, String> {
         let deadline = Instant::now() + patience;
         let attempt = match self.attempt.take() {
@@ -207,7 +207,7 @@ impl Dialer {
                 let updates = client.order_update_stream()?;
                 Ok((client, notices, updates))
             });
-            // Where nobody waits any more the client is dropped, which disconnects it.
+            // If nothing waits for it any more, dropping the client disconnects it.
             let _ = sender.send(connected);
         };
         thread::Builder::new().name("ibkr-connect".into()).spawn(connect)?;

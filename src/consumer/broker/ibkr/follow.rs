@@ -1,4 +1,4 @@
-//! Following: an accepted order is not finished. Its end is heard, or found in the lists after anything that may hide it.
+//! Follows accepted orders to their end: the gateway reports it, or the lists show it if a report may have been missed.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use super::heard::{Verdict, end_text};
 use super::lists::{Found, Lists, Scope};
 use crate::consumer::broker::Ended;
 
-/// Two looks so far apart that do not find an order tell that it is gone; what was sent may still be on its way.
+/// An order is gone if two sets of lists, this far apart, do not show it; before, it may still be on its way.
 pub(super) const LOOK_APART: Duration = Duration::from_secs(10);
 
 /// An accepted order.
@@ -15,12 +15,12 @@ pub(super) const LOOK_APART: Duration = Duration::from_secs(10);
 pub(super) struct Followed {
     pub(super) reference: String,
     pub(super) quantity: f64,
-    /// The lists have not shown it since then.
+    /// Since when the lists have not shown it.
     pub(super) missing_since: Option<Instant>,
 }
 
 impl IbkrBroker {
-    /// Notes the ends of followed orders that were heard.
+    /// Records the ends of followed orders that the gateway reported.
     pub(super) fn judge_followed(&mut self) {
         let mut ended = Vec::new();
         for (&order_id, followed) in &self.followed {
@@ -32,7 +32,7 @@ impl IbkrBroker {
                 Verdict::Ended { status, filled, refusal } => {
                     ended.push((order_id, Ended::Unfilled(end_text(&status, filled, refusal.as_ref()))));
                 }
-                // The lists say whether that was its end.
+                // The lists show whether that was its end.
                 Verdict::Refused(_) => {
                     self.look_at = Some(self.look_at.map_or_else(Instant::now, |at| at.min(Instant::now())))
                 }
@@ -50,7 +50,7 @@ impl IbkrBroker {
         self.ended.push_back((order_id, how));
     }
 
-    /// Looks all followed orders up, where something about them may have been missed.
+    /// Looks up all followed orders if a report about them may have been missed.
     pub(super) fn look_at_followed(&mut self) -> Result<(), String> {
         let Some(connection) = self.connection.as_mut() else { return Ok(()) };
         if std::mem::take(&mut connection.has_gap) {
@@ -75,7 +75,7 @@ impl IbkrBroker {
         for order_id in ids {
             self.look_at_one(order_id, &lists);
         }
-        // An unreadable frame ends the stream of updates also while lists are read.
+        // An unreadable frame also ends the stream of updates while lists are read.
         if let Some(connection) = self.connection.as_mut().filter(|connection| connection.has_gap) {
             connection.has_gap = false;
             self.look_at = Some(Instant::now() + LOOK_APART);

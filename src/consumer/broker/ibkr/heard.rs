@@ -1,4 +1,4 @@
-//! What the gateway has said about one order, and what that means.
+//! The gateway's messages about one order, and what they mean.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use ibapi::orders::{OrderStatusKind, OrderUpdate};
 
 use super::connection::{Update, is_read_only};
 
-/// The reason of an end comes as a message of its own, shortly before or after it.
+/// The reason of an end comes in a separate message, shortly before or after it.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
-/// Messages about an order that are no refusal: a remark on it (399), held while shares are located (404), and its time in
+/// Messages about an order that are not refusals: a remark (399), held while shares are located (404), and its time in
 /// force taken from a preset (10349). So is every warning (2100 to 2199), and a message without a code.
 const MERE_NOTICES: [i32; 4] = [0, 399, 404, 10349];
 const WARNINGS: std::ops::RangeInclusive<i32> = 2100..=2199;
@@ -47,10 +47,10 @@ impl Refusal {
     }
 }
 
-/// What it all means.
+/// What the messages mean.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Verdict {
-    /// Nothing that decides.
+    /// Not decided.
     Open,
     /// It is in the market, or on its way there.
     Working,
@@ -65,7 +65,7 @@ pub(super) enum Verdict {
     Refused(Refusal),
 }
 
-/// Everything about one order.
+/// All messages about one order.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     status: Option<OrderStatusKind>,
@@ -114,7 +114,7 @@ impl Heard {
             self.status = Some(status.clone());
         }
         match status {
-            // Whatever an error before it said.
+            // This outweighs an earlier error.
             OrderStatusKind::PreSubmitted | OrderStatusKind::Submitted => (self.ended, self.refusal) = (None, None),
             status if status.is_terminal() => {
                 self.ended.get_or_insert_with(Instant::now);
@@ -134,7 +134,7 @@ impl Heard {
         }
     }
 
-    /// A list shows the order working: the error was none.
+    /// Forgets an error, because a list shows the order working.
     pub(super) fn forgive(&mut self) {
         self.refusal = None;
     }
@@ -170,7 +170,7 @@ impl Heard {
     }
 }
 
-/// How an end reads in journal and alert: the reason first, where there is one.
+/// The text of an end for journal and alert: the reason first, if there is one.
 pub(super) fn end_text(status: &str, filled: f64, refusal: Option<&Refusal>) -> String {
     let filled = if filled > 0.0 { format!("{filled} were filled") } else { "nothing was filled".to_owned() };
     match refusal {

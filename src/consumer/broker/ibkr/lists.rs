@@ -21,7 +21,7 @@ struct Row {
     reason: String,
 }
 
-/// What the lists say about one order.
+/// The state of one order in the lists.
 #[derive(Debug, PartialEq)]
 pub(super) enum Found {
     /// It is open, under this number.
@@ -33,7 +33,7 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// The answers to one set of questions.
+/// One set of lists.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     rows: Vec<Row>,
@@ -44,24 +44,24 @@ pub(super) struct Lists {
 /// How a list ended.
 enum End {
     Whole,
-    /// A row cannot be read, and there is no way to read on.
+    /// A row cannot be read, so the rest of the list cannot be read either.
     CutShort(String),
 }
 
-/// What is asked for.
+/// Which lists to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     /// This client's executions and open orders: enough to see that an order works.
     Own,
-    /// The completed orders and those of all clients too: enough to see that an order is not there.
+    /// Completed orders and the orders of all clients too: enough to prove that an order is not there.
     All,
 }
 
 impl Lists {
-    /// Asks, one list at a time: two at once would get each other's answers.
+    /// Requests one list at a time: two at once would mix their answers.
     ///
-    /// Somebody else's row that cannot be read ends only the lists of all clients. What it may hide there of the bot's own
-    /// is neither open nor executed, as the bot's own lists show.
+    /// If another client's row cannot be read, only the lists of all clients end. What they may hide of the bot's
+    /// orders is neither open nor executed, as the bot's own lists show.
     pub(super) fn read(
         connection: &mut Connection,
         scope: Scope,
@@ -78,7 +78,7 @@ impl Lists {
             |execution| lists.take_execution(execution),
         )?;
         lists.note_gap("executions", end);
-        // The rest of a list that was cut short may still arrive, and would end this one: it is asked for twice.
+        // The rest of a list that was cut short may still arrive and would end this one, so it is requested twice.
         for _ in 0..=usize::from(std::mem::take(&mut reader.connection.has_cut_list)) {
             let open = reader.connection.client.open_orders();
             let next = open.map(|list| move |patience| list.next_timeout(patience));
@@ -128,7 +128,7 @@ impl Lists {
     fn take_order(&mut self, order: Orders) {
         match order {
             Orders::OrderData(data) => {
-                // A completed order has its number inside.
+                // A completed order contains its number.
                 let order_id = if data.order_id > 0 { data.order_id } else { data.order.order_id };
                 let state = data.order_state;
                 let reasons = [state.reject_reason, state.warning_text, state.completed_status];
@@ -152,7 +152,8 @@ impl Lists {
         }
     }
 
-    /// What they say about the order with this reference. An earlier attempt that ended is not the attempt `order_id`.
+    /// The state of the order with this reference. An earlier attempt that ended does not count as the attempt
+    /// `order_id`.
     pub(super) fn find(&self, reference: &str, order_id: Option<i64>) -> Found {
         let rows = || self.rows.iter().filter(|row| row.reference == reference);
         let is_open = |row: &&Row| row.status.as_ref().is_some_and(|status| !status.is_terminal());
@@ -185,7 +186,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads a list to its end. `Err` where the gateway does not give it.
+    /// Reads a list to its end. `Err` if the gateway does not send it.
     fn all<T>(
         &mut self,
         name: &str,
@@ -209,7 +210,7 @@ impl Reader<'_> {
                     self.connection.has_cut_list = true;
                     return Ok(End::CutShort(error.to_string()));
                 }
-                // Nothing before the time is up is the end of the list, or of the connection.
+                // No further row in time: the list or the connection has ended.
                 None if asked_at.elapsed() < slice => {
                     return if self.connection.is_lost() {
                         Err("the connection was lost".to_owned())

@@ -1,7 +1,7 @@
-//! Looking an order up whose outcome nobody knows.
+//! Looks up an order whose outcome is unknown.
 //!
 //! Silence on a connection that stayed up never permits a second send: the gateway may hold the order in a dialog. Only
-//! where the connection broke before any answer do the lists decide, two sets of them, on a new connection.
+//! if the connection broke before any answer do the lists decide: two sets of them, on a new connection.
 
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ impl IbkrBroker {
     pub(super) fn try_lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup {
         let deadline = Instant::now() + self.timeout;
         let ready = self.ready(self.timeout);
-        // Whatever the gateway said about the order was an answer, whenever it came.
+        // Any message about the order is an answer, even a late one.
         if let Some(lookup) = self.heard_answer(order, attempt, deadline) {
             return lookup;
         }
@@ -62,7 +62,7 @@ impl IbkrBroker {
         }
         if attempt.resent {
             return unknown(
-                "it was sent again once already, and is lost again; settle it with a line in the journal".to_owned(),
+                "it was already sent again once and was lost again; settle it with a line in the journal".to_owned(),
             );
         }
         if let Some(why) = lists.gap {
@@ -101,7 +101,7 @@ impl IbkrBroker {
         unknown(format!("the gateway's lists do not show it; looking again after {} s", LOOK_APART.as_secs()))
     }
 
-    /// What was heard about the order, where that tells.
+    /// The outcome, if the gateway's messages about the order show it.
     fn heard_answer(&mut self, order: &Order, attempt: &Attempt, deadline: Instant) -> Option<Lookup> {
         let order_id = attempt.order_id?;
         match self.heard.get(&order_id)?.verdict() {
@@ -124,15 +124,15 @@ impl IbkrBroker {
         }
     }
 
-    /// Whether the connection that this attempt was sent on has broken, and nothing was heard on it.
+    /// Whether the connection of this attempt has broken without a message about it.
     fn has_broken(&self, attempt: &Attempt) -> bool {
         let Some(sent) = self.sent.filter(|sent| attempt.order_id == Some(sent.order_id)) else { return false };
         let is_silent = self.heard.get(&sent.order_id).is_none_or(|heard| heard.since.is_none());
         is_silent && sent.broke
     }
 
-    /// Leaves a connection whose answers cannot be trusted any more. It keeps one whose trouble is known, and one that a
-    /// silent order was sent on: its end would tell something.
+    /// Closes a connection whose answers cannot be trusted any more. It keeps one whose trouble is known, and one that
+    /// a silent order was sent on: if that breaks later, it means something.
     pub(super) fn leave_unless_silent(&mut self) {
         let holds_silent = |number: u64| {
             self.sent.is_some_and(|sent| {
@@ -142,14 +142,14 @@ impl IbkrBroker {
         };
         let is_useless = |connection: &Connection| connection.trouble.is_none() && !holds_silent(connection.number);
         if self.connection.as_ref().is_some_and(is_useless) {
-            log::warn!("the gateway does not answer: connecting anew");
+            log::warn!("the gateway does not answer: reconnecting");
             self.connection = None;
         }
     }
 }
 
-/// Whether both instants are on one day where the gateway is. Where nobody knows that, only within a quarter of an hour:
-/// every zone's midnight is at one's beginning.
+/// Whether both instants are on one day in the gateway's time zone. If that is unknown, only within a quarter of an
+/// hour: in every zone midnight is at the beginning of one.
 fn is_same_day(offset_seconds: Option<i32>, one: Timestamp, other: Timestamp) -> bool {
     let quarter = |instant: Timestamp| instant.as_second().div_euclid(900);
     match offset_seconds.and_then(|seconds| Offset::from_seconds(seconds).ok()) {

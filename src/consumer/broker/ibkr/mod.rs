@@ -1,7 +1,7 @@
 //! Interactive Brokers: TWS or IB Gateway, through the blocking client of the crate `ibapi`.
 //!
-//! An order is found again by its reference (`orderRef`), and named by its number on the connection. The gateway's own
-//! words decide: an error that names the order refuses it, a status accepts it, silence says nothing.
+//! An order is found again by its reference (`orderRef`); on a connection its number names it. The gateway's own
+//! words decide: an error that names the order refuses it, a status accepts it, silence proves nothing.
 
 mod connection;
 mod follow;
@@ -25,7 +25,7 @@ use crate::consumer::stop::Stop;
 
 /// How long an event waits for a connection that was just lost, before the broker counts as away.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a gateway that was read-only gets to answer a list.
+/// How long to wait for a list from a gateway that was read-only.
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The last order that was sent.
@@ -34,24 +34,24 @@ struct Sent {
     order_id: i64,
     /// The number of the connection that it went over.
     connection: u64,
-    /// The other side ended that connection. One that the bot left does not count.
+    /// Whether the gateway closed that connection. One that the bot closed does not count.
     broke: bool,
 }
 
-/// Orders go to TWS or IB Gateway.
+/// The broker for TWS or IB Gateway.
 pub struct IbkrBroker {
     timeout: Duration,
     stop: Stop,
     dialer: Dialer,
     connection: Option<Connection>,
-    /// What was heard about orders that are not settled yet.
+    /// The gateway's messages about orders that are not settled yet.
     heard: BTreeMap<i64, Heard>,
     sent: Option<Sent>,
-    /// So many order ids are passed over, because the gateway said that one was taken.
+    /// How many order ids to skip, because the gateway said that one was taken.
     skip: i64,
     followed: BTreeMap<i64, Followed>,
     ended: VecDeque<(i64, Ended)>,
-    /// When the followed orders are looked up.
+    /// When to look up the followed orders.
     look_at: Option<Instant>,
     missing: Option<Missing>,
 }
@@ -75,7 +75,7 @@ impl IbkrBroker {
         }
     }
 
-    /// Connects where there is no connection, waiting up to `patience`, and takes in what has come.
+    /// Connects if there is no connection, waiting up to `patience`, and handles what has arrived.
     ///
     /// # Errors
     /// Why no order can be sent.
@@ -92,7 +92,7 @@ impl IbkrBroker {
         }
     }
 
-    /// Asks a gateway that was read-only for a list, which it refuses as long as it is.
+    /// Requests a list from a gateway that was read-only: it refuses lists as long as it is.
     fn probe(&mut self, why: String) -> Result<(), String> {
         let patience = PROBE_PATIENCE.min(self.timeout);
         if let Some(connection) = &mut self.connection {
@@ -100,7 +100,7 @@ impl IbkrBroker {
         }
         match self.lists(Scope::Own, Instant::now() + patience) {
             Ok(_) => {
-                log::info!("the gateway answers again: it is not read-only any more");
+                log::info!("the gateway is not read-only any more");
                 Ok(())
             }
             Err(_) => {
@@ -112,7 +112,7 @@ impl IbkrBroker {
         }
     }
 
-    /// Takes in what the gateway says, waiting up to `patience` for something about an order. Drops a lost connection.
+    /// Handles the gateway's messages, waiting up to `patience` for one about an order. Drops a lost connection.
     fn hear(&mut self, patience: Duration) {
         let Some(connection) = &mut self.connection else { return };
         for update in connection.updates(patience) {

@@ -1,4 +1,4 @@
-//! Placing: an order is sent under a number of its own, and whatever names that number is the answer.
+//! Places an order under a number of its own. Any message that names the number is the answer.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use super::{IbkrBroker, Sent};
 use crate::consumer::broker::Placing;
 use crate::consumer::order::Order;
 
-/// An order that the gateway has, but has not sent on (`PendingSubmit`), is waited for this long: a refusal may follow.
+/// How long to wait if the gateway has the order but has not passed it on (`PendingSubmit`): a refusal may follow.
 const PENDING_PATIENCE: Duration = Duration::from_secs(2);
-/// A refusal stands unless the gateway's lists, asked for at most this long, show the order.
+/// How long to look in the gateway's lists for a refused order: if they show it, the refusal does not count.
 const LIST_PATIENCE: Duration = Duration::from_secs(3);
-/// How long the bot, asked to stop, still waits for the answer to an order that is sent.
+/// How long a bot that should stop still waits for the answer to an order in flight.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
 impl IbkrBroker {
@@ -32,7 +32,7 @@ impl IbkrBroker {
         let Some((order_id, number)) = order_id.and_then(|id| Some((id, i32::try_from(id).ok()?))) else {
             return Placing::Away("the gateway has not said which order ids are free".to_owned());
         };
-        // Of the last order nothing more is expected, unless it is followed.
+        // Nothing more is expected about the last order, unless it is followed.
         self.heard.retain(|order_id, _| self.followed.contains_key(order_id));
         self.heard.insert(order_id, Heard::default());
         self.sent = Some(Sent { order_id, connection: connection.number, broke: false });
@@ -79,7 +79,7 @@ impl IbkrBroker {
         }
     }
 
-    /// An error that names the order, and no status: a refusal, unless the lists show that the order works.
+    /// An error that names the order without a status is a refusal, unless the lists show the order working.
     fn refused(&mut self, order: &Order, order_id: i64, refusal: &Refusal, deadline: Instant) -> Placing {
         if self.is_not_sent(refusal) {
             return Placing::Away(refusal.why());
@@ -87,7 +87,7 @@ impl IbkrBroker {
         let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
         let found = self.lists(Scope::Own, deadline).map(|lists| lists.find(&order.order_ref, Some(order_id)));
         if matches!(found, Ok(Found::Open(_) | Found::Executed(..))) {
-            // The lists may be all that tells of its end.
+            // The lists may be the only sign of its end.
             self.look_at = Some(Instant::now());
             return Placing::Placed;
         }
@@ -100,7 +100,7 @@ impl IbkrBroker {
         }
     }
 
-    /// Whether the order may simply be tried again, and what has to be different then.
+    /// Whether the order may be sent again, and under which condition.
     pub(super) fn is_not_sent(&mut self, refusal: &Refusal) -> bool {
         if refusal.code == DUPLICATE_ID {
             // The numbers just above may be taken too.
@@ -115,17 +115,17 @@ impl IbkrBroker {
     pub(super) fn lists(&mut self, scope: Scope, deadline: Instant) -> Result<Lists, String> {
         let connection = self.connection.as_mut().ok_or("not connected to the gateway")?;
         let lists = Lists::read(connection, scope, deadline, &self.stop);
-        // What they told of the bot's own orders was heard there too.
+        // Reports about the bot's own orders came there too.
         self.hear(Duration::ZERO);
         lists
     }
 }
 
-/// The answer, where what was heard is one.
+/// The answer, if the messages are one.
 fn answer(heard: &Heard) -> Option<Placing> {
     match heard.verdict() {
         Verdict::Working | Verdict::Filled => Some(Placing::Placed),
-        // What was filled is the beginning of the story; its end is heard by whoever follows the order.
+        // A partial fill is not the end: `follow` waits for that.
         Verdict::Ended { filled, .. } if filled > 0.0 => Some(Placing::Placed),
         Verdict::Ended { status, filled, refusal } => {
             let why = end_text(&status, filled, refusal.as_ref());

@@ -1,4 +1,5 @@
-//! What is sent: a stock, in US dollars, by the smart router; a limit order where the row has a price, else a market order.
+//! The order that the bot sends: a stock, in US dollars, by the smart router; limit if the row has a price, else
+//! market.
 
 use ibapi::contracts::Contract;
 use ibapi::orders::{Action, Order as ApiOrder};
@@ -12,7 +13,7 @@ const CURRENCY: &str = "USD";
 const EXCHANGE: &str = "SMART";
 const SEC_TYPE: &str = "STK";
 
-/// Columns of a row that may ask for something else than the bot sends.
+/// Columns of a row that may ask for something that the bot does not send.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Wishes {
