@@ -1,4 +1,4 @@
-//! The operator's alert program: it gets one JSON line per alert and never delays the program that raised it.
+//! Runs the operator's alert program, which gets one JSON line per alert and never delays the caller.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use serde_json::value::RawValue;
 use crate::program;
 use crate::text;
 
-/// Programs that may run at once. One more, and the oldest is killed.
+/// The most programs that run at once. For one more, the oldest is killed.
 const MOST_RUNNING: usize = 16;
 /// Longest wait at the end for programs that still run.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
-/// The line must fit into the smallest pipe (4 KiB), so that writing it never blocks. With every character escaped these
-/// limits add up to less.
+/// The line must fit into the smallest pipe (4 KiB), so that writing it never blocks. Even with every character
+/// escaped, these limits add up to less.
 const MOST_MESSAGE_BYTES: usize = 1200;
 const MOST_ID_BYTES: usize = 256;
 
@@ -25,7 +25,7 @@ const MOST_ID_BYTES: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub(crate) enum Level {
-    /// Somebody has to act.
+    /// Somebody must act.
     Critical,
     /// Somebody should know.
     Warning,
@@ -60,7 +60,7 @@ pub(crate) struct AlertCommand {
 }
 
 impl AlertCommand {
-    /// Without a program, alerts go nowhere.
+    /// Without a program, alerts are dropped.
     pub(crate) fn new(program: Option<PathBuf>) -> Self {
         Self { program, running: Vec::new() }
     }

@@ -15,13 +15,13 @@ pub struct ServeOptions {
     pub ops_listen: Option<SocketAddr>,
     /// How far back a consumer can replay. Default 72 h.
     pub replay_window: Duration,
-    /// Events that wait for one stalled client. Default 1024.
+    /// The most events that wait for one stalled client. Default 1024.
     pub queue_capacity: usize,
     /// Longest silence on a stream. Default 15 s.
     pub heartbeat: Duration,
-    /// Streams in all. Default 1024.
+    /// The most streams in all. Default 1024.
     pub max_clients: usize,
-    /// Streams of one key's name. Default 16.
+    /// The most streams of one key's name. Default 16.
     pub max_clients_per_key: usize,
     /// A client that takes nothing for this long is cut off. Default 20 s.
     pub write_timeout: Duration,
@@ -31,11 +31,11 @@ pub struct ServeOptions {
     pub poll_interval: Duration,
     /// Connections for replay. Default 4.
     pub replay_connections: usize,
-    /// How long a new request waits in an outage before it gets 503. Default 5 s.
+    /// New requests wait until an outage is this old, then get 503. Default 5 s.
     pub degraded_hold: Duration,
     /// Longest time for streams to end after SIGTERM. Default 5 s.
     pub shutdown_grace: Duration,
-    /// Program that is run for each alert, with one JSON line on its input. Default none.
+    /// The program to run for each alert, with one JSON line on its input. Default none.
     pub alert_command: Option<PathBuf>,
     /// Reverse proxies whose headers about a client are trusted. Default none.
     pub trusted_proxies: Vec<IpNet>,

@@ -1,4 +1,4 @@
-//! The error of commands and of the server's start: what ends a process, and with which exit code.
+//! The error that ends a command or the server's start, with its exit code.
 
 mod database;
 
@@ -14,24 +14,24 @@ pub use database::DatabaseError;
 pub enum Error {
     /// A flag, an environment variable or a value in one is wrong: exit code 2.
     Usage(String),
-    /// The work itself cannot be done, for a reason said in full: exit code 1.
+    /// The command failed; the text gives the whole cause: exit code 1.
     Failed(String),
-    /// The feed does not accept the key, and will not by trying again: exit code 77 (sysexits: EX_NOPERM).
+    /// The feed refuses the key, and will refuse it again: exit code 77 (sysexits: EX_NOPERM).
     Refused(String),
-    /// The server that was asked about itself does not answer: exit code 2.
+    /// `status`: the server does not answer: exit code 2.
     Unreachable(String),
     /// A database call failed while doing something: exit code 1.
     Database {
-        /// What was being done, a verb phrase.
+        /// What the program was doing, as a verb phrase.
         doing: String,
-        /// What the call said.
+        /// The call's error.
         cause: DatabaseError,
     },
     /// An operating system call failed while doing something: exit code 1.
     Io {
-        /// What was being done, a verb phrase.
+        /// What the program was doing, as a verb phrase.
         doing: String,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
 }
@@ -59,7 +59,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What helps where the database itself says only what is wrong.
+/// Advice, if the database's own message has none.
 fn advice(cause: &DatabaseError) -> &'static str {
     match cause.sql_state().map(SqlState::code) {
         // undefined_table, invalid_schema_name (PostgreSQL documentation, appendix A).
@@ -73,9 +73,9 @@ fn advice(cause: &DatabaseError) -> &'static str {
     }
 }
 
-/// Says what was being done when a call failed.
+/// Adds to an error what the program was doing.
 pub trait Doing<T> {
-    /// Turns the call's own error into an [`Error`] that begins with `doing`, a verb phrase.
+    /// Turns the call's error into an [`Error`] that begins with `doing`, a verb phrase.
     ///
     /// # Errors
     /// The error it was given, wrapped.

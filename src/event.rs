@@ -9,17 +9,17 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 
-/// Where PostgreSQL counts from.
+/// PostgreSQL's epoch, 2000-01-01.
 const POSTGRES_EPOCH: DateTime = date(2000, 1, 1).at(0, 0, 0, 0);
 /// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
-/// 0001-01-01 and 10000-01-01, in PostgreSQL's microseconds: what an RFC 3339 year can say.
+/// 0001-01-01 and 10000-01-01 in PostgreSQL's microseconds: the range of an RFC 3339 year.
 const FIRST_USABLE: i64 = -63_082_281_600_000_000;
 const FIRST_BEYOND: i64 = 252_455_616_000_000_000;
 
 static SIX_DIGITS: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
-/// The number of an event in the log, or of a place in it (a cursor). 0 is before the first.
+/// The number of an event in the log, or a cursor. 0 is before the first event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize)]
 #[serde(transparent)]
 pub struct FeedSeq(pub i64);
@@ -42,12 +42,12 @@ impl fmt::Display for FeedSeq {
 pub struct EventTime(pub i64);
 
 impl EventTime {
-    /// Whether it is finite and within the years 1 to 9999, so that RFC 3339 can say it.
+    /// Whether it is finite and within the years 1 to 9999, so that RFC 3339 can express it.
     pub fn is_usable(self) -> bool {
         (FIRST_USABLE..FIRST_BEYOND).contains(&self.0)
     }
 
-    /// This time less a duration.
+    /// This time minus a duration.
     pub fn minus(self, duration: std::time::Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
@@ -57,17 +57,17 @@ impl EventTime {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// How far it lies after `other`; zero where it does not.
+    /// How long after `other` it is; zero if it is not.
     pub fn since(self, other: Self) -> std::time::Duration {
         std::time::Duration::from_micros(u64::try_from(self.0.saturating_sub(other.0)).unwrap_or(0))
     }
 
-    /// The last day or so of the year 9999, which the library keeps as room for offsets.
+    /// Whether it is in the last day of the year 9999, which the library reserves for offsets.
     fn on_the_last_day(self) -> Option<DateTime> {
         self.is_usable().then(|| POSTGRES_EPOCH.checked_add(SignedDuration::from_micros(self.0)).ok()).flatten()
     }
 
-    /// The same instant as a library's type; `None` where it is not usable, or too near to the end of time for an offset.
+    /// The same instant as the library's type; `None` if it is unusable, or in the last day of the year 9999.
     pub fn timestamp(self) -> Option<Timestamp> {
         if !self.is_usable() {
             return None;
@@ -95,7 +95,7 @@ impl fmt::Display for EventTime {
 }
 
 impl serde::Serialize for EventTime {
-    /// As it is displayed.
+    /// Serialized as it is displayed.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -109,12 +109,12 @@ impl WrittenTime {
     /// Reads `date-time` of RFC 3339 §5.6; `None` for anything else. The plus sign of an offset may be a space: a form
     /// decoder turns one into the other.
     pub fn parse(text: &str) -> Option<Self> {
-        // jiff also reads the shorter forms of ISO 8601. RFC 3339 has one.
+        // jiff also reads the shorter forms of ISO 8601. RFC 3339 has one form.
         let (date_time, rest) = text.split_at_checked("2000-01-01T00:00:00".len())?;
         let is_separated = [(4, "-"), (7, "-"), (10, "Tt "), (13, ":"), (16, ":")]
             .into_iter()
             .all(|(at, separators)| separators.as_bytes().contains(&date_time.as_bytes()[at]));
-        // An event's time has six digits. Of any further ones it only matters whether they are zero: jiff stops at nine.
+        // An event's time has six digits. Of further digits it only matters whether they are zero: jiff reads nine.
         let (fraction, offset) = match rest.strip_prefix('.') {
             Some(rest) => rest.split_at(rest.find(|sign: char| !sign.is_ascii_digit()).filter(|count| *count > 0)?),
             None => ("", rest),
@@ -137,7 +137,7 @@ impl WrittenTime {
         Some(Self(local.duration_since(POSTGRES_EPOCH) - SignedDuration::from_secs(offset.seconds().into()) + beyond))
     }
 
-    /// Whether it is the very instant of an event.
+    /// Whether it is exactly the instant of an event.
     pub fn is(self, time: EventTime) -> bool {
         self.0 == SignedDuration::from_micros(time.0)
     }
@@ -169,12 +169,12 @@ impl ToSql for EventTime {
 /// The largest block that is sent, 16 MiB: every consumer must take blocks of that size. A larger event is quarantined.
 pub const LARGEST_BLOCK_BYTES: usize = 16 * 1024 * 1024;
 
-/// One row of the log as it was read.
+/// One row of the log, as read.
 #[derive(Debug, Clone)]
 pub struct LogRow {
     /// Its number.
     pub seq: FeedSeq,
-    /// Its time; unusable ones included.
+    /// Its time, which may be unusable.
     pub time: EventTime,
     /// `INSERT` or `UPDATE`.
     pub op: Cow<'static, str>,
@@ -187,7 +187,7 @@ pub struct LogRow {
 pub enum Poison {
     /// `signal` is NULL: the row could not become jsonb, or capture was off.
     NullSignal,
-    /// `event_time` is infinite or beyond the years 1 to 9999.
+    /// `event_time` is infinite or outside the years 1 to 9999.
     UnusableTime,
     /// The block would be larger than [`LARGEST_BLOCK_BYTES`].
     TooLarge {
@@ -203,7 +203,7 @@ pub enum Poison {
     },
     /// Rendering panicked.
     Panicked,
-    /// What the quarantine already says of this event.
+    /// The error that the quarantine table has for this event.
     Recorded(String),
 }
 

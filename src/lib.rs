@@ -13,14 +13,14 @@
 //!   → thread `client`      feed::stream    writes what follows its cursor to one socket (feed::writer)
 //! ```
 //!
-//! A client's thread runs one loop. What follows its cursor is in the tail, or in an older page of the log, or not there
-//! yet. In the last case the thread waits on its channel, which holds batches, and drops the oldest when it is full. The
-//! thread subscribes to the channel before it reads anything, so no event can fall between replay and live events. If a
-//! batch does not follow the cursor, the thread looks into the tail again.
+//! A client's thread runs one loop. The next event after its cursor is in the tail, or in an older page of the log, or not
+//! there yet. In the last case the thread waits on its channel of batches; if the channel is full, the reader drops the
+//! oldest batch. The thread subscribes before it reads anything, so no event is lost between replay and live events. If a
+//! batch does not follow the cursor, the thread reads the tail again.
 //!
 //! Waking a thread costs more than writing a small batch. So the reader writes a small batch directly to the socket of a
-//! client that waits: it tries the lock of the client's writer, and never waits for it. What the socket does not take
-//! stays in the writer, and the channel wakes the client's thread.
+//! client that waits: it tries the lock of the client's writer, and never waits for it. Bytes that the socket does not
+//! take stay in the writer, and the channel wakes the client's thread.
 //!
 //! A key with a delay uses the same loop with another head: the newest event that is old enough.
 //!
@@ -42,29 +42,29 @@
 //!
 //! # Shutdown
 //!
-//! At a signal the server closes its listening sockets, so that clients retry a refused connection and see no error
+//! At SIGTERM or SIGINT the server closes its listening sockets, so that clients retry a refused connection and see no error
 //! status. Every stream gets a last block, `closing`. The process ends when the last one is written, at the latest after
 //! `--shutdown-grace`.
 //!
 //! # Locks
 //!
-//! No lock is held over a database call, a system call that can block, or another lock. Each lock guards data and a few
-//! lines of code; the comment beside it says for what. The most important ones:
+//! No thread holds a lock during a database call, a system call that can block, or while it takes another lock. The
+//! comment beside each lock says what it guards. The most important ones:
 //!
 //! | lock | guards |
 //! |---|---|
 //! | `Feed::tail` | the tail and its head: to add a batch, or to take some |
-//! | `Client::writer` | one socket and what it has not taken: to write once, without blocking |
-//! | `Clients::list` | the streams that are open, and their limits |
-//! | `KeyRing::known` | the keys as they were last read |
-//! | `ReplayPool::idle` | the replay connections that nobody uses |
+//! | `Client::writer` | one socket and its pending bytes: to write once, without blocking |
+//! | `Clients::list` | the open streams, and their limits |
+//! | `KeyRing::known` | the keys, as last read |
+//! | `ReplayPool::idle` | the idle replay connections |
 //!
 //! # Invariants
 //!
 //! * The reader adds a batch to the tail before it offers it. So what a client's channel drops, the client finds in the
 //!   tail or in the log.
-//! * Every batch carries the number of the row before it. Whoever writes a batch compares that number with the client's
-//!   cursor. This comparison alone proves that nothing is missing.
+//! * Every batch carries the number of the row before it. Before a thread writes a batch, it compares that number with
+//!   the client's cursor. This comparison alone proves that nothing is missing.
 //! * The reader never waits for a client. A client never holds a replay connection while its socket blocks.
 //! * A replaced log (a restore) is a new generation of the tail. A client whose cursor belongs to an older generation
 //!   checks its last event before it continues.
@@ -72,7 +72,7 @@
 //! * Every database call has a deadline ([`db::Connection`]). A connection that missed one is never used again.
 //! * The server refuses a key (401, 403) only after it has asked the database since the request came, and never while the
 //!   database is away.
-//! * What a delayed key receives, and when, depends on nothing that is not due for it yet.
+//! * What a delayed key receives, and when, depends only on events that are due for it.
 //!
 //! # Layers
 //!

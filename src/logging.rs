@@ -1,7 +1,8 @@
 //! The log of both programs: one line per occurrence on standard error, with levels that journald understands.
 //!
-//! Lines that unauthenticated clients can cause are limited, so that they fill neither the disk nor the journal: after ten
-//! of a kind, one summary every ten seconds. Such a line has the target [`LIMITED`]. All other lines are always written.
+//! Lines that unauthenticated clients can cause are limited, so that they cannot fill the disk or the journal: after
+//! ten of a kind, one summary every ten seconds. Such a line has the target [`LIMITED`]. All other lines are always
+//! written.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -14,14 +15,14 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::sync::lock;
 use crate::text;
 
-/// The target of lines that are limited: refusals, and whatever else can be caused from outside without a key.
+/// The target of limited lines: refusals, and other lines that clients without a key can cause.
 pub(crate) const LIMITED: &str = "signal_feed::limited";
 
-/// Lines of one kind that are written within a window; further ones are only counted.
+/// How many lines of one kind are written within a window. Further ones are only counted.
 const FLOOD_LINES: usize = 10;
-/// The window: 10 s. While a flood goes on, each window ends with one line that says how many there were.
+/// The window: 10 s. During a flood, each window ends with one line that gives the number of lines.
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
-/// Longest text of a line; the time and the level come on top of it, and together they stay below 4 KiB.
+/// Longest text of a line. With the time and the level the line stays below 4 KiB.
 const MOST_TEXT_BYTES: usize = 4000;
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
@@ -38,7 +39,7 @@ pub(crate) fn start(level: LevelFilter) {
     }
 }
 
-/// Writes the summaries of floods whose window is over.
+/// Writes the summaries whose window is over.
 pub(crate) fn turn() {
     if let Some(logger) = LOGGER.get() {
         logger.summarise(Instant::now());
@@ -52,7 +53,7 @@ pub(crate) fn finish() {
     }
 }
 
-/// What stands before a line of this level that is written without the log: journald's level, or nothing.
+/// The prefix for a line of this level that is written without the logger: journald's level, or nothing.
 pub(crate) fn prefix(level: Level) -> &'static str {
     if is_journal() { priority(level, "") } else { "" }
 }
@@ -63,7 +64,7 @@ fn is_journal() -> bool {
     rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// The level as journald reads it at a line's start (sd-daemon(3)).
+/// The level in the form that journald reads at a line's start (sd-daemon(3)).
 fn priority(level: Level, text: &str) -> &'static str {
     match level {
         Level::Error if text.starts_with("CRITICAL") => "<2>",
@@ -83,13 +84,13 @@ struct Logger {
 impl Logger {
     /// Writes one line in one piece: other processes may write to the same standard error.
     fn write(&self, level: Level, text: &str) {
-        // journald has its own times.
+        // journald adds the time itself.
         let line = if self.is_journal {
             format!("{}{text}\n", priority(level, text))
         } else {
             format!("{:.3} [{level}] {text}\n", Timestamp::now())
         };
-        // There is nowhere else to complain.
+        // A failure cannot be reported anywhere else.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 
@@ -103,8 +104,8 @@ impl Logger {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // The HTTP client would log headers, and one of them is the key; the database's driver statements with hashes in them.
-        // The broker's library says only in the log what it could not do.
+        // The HTTP client would log headers, which contain the key; the database driver would log statements with
+        // hashes. The broker's library reports its failures only in the log.
         let is_broker_trouble = metadata.level() <= Level::Warn && metadata.target().starts_with("ibapi");
         metadata.level() <= self.level && (metadata.target().starts_with("signal_feed") || is_broker_trouble)
     }
@@ -128,10 +129,10 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// A place in the program that logs.
+/// The place in the program that logs.
 type Kind = (Option<&'static str>, Option<u32>);
 
-/// The lines of each kind within its window.
+/// Counts the lines of each kind within a window.
 #[derive(Debug, Default)]
 struct Counts(HashMap<Kind, Count>);
 
@@ -144,7 +145,7 @@ struct Count {
 }
 
 impl Counts {
-    /// Counts a line; says whether it is to be written.
+    /// Counts a line. Returns whether to write it.
     fn admit(&mut self, kind: Kind, level: Level, text: &str, now: Instant) -> bool {
         let new = || Count { since: now, written: 0, held: 0, last: (level, String::new()) };
         let count = self.0.entry(kind).or_insert_with(new);
@@ -157,7 +158,7 @@ impl Counts {
         false
     }
 
-    /// The summaries of windows that are over. A kind of which lines were held stays a flood for another window.
+    /// The summaries of windows that are over. A kind with counted lines is limited for another window.
     fn summaries(&mut self, now: Instant) -> Vec<(Level, String)> {
         let mut summaries = Vec::new();
         self.0.retain(|_, count| {

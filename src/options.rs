@@ -1,4 +1,4 @@
-//! What the command lines of both programs share: values, errors of usage, exit codes, the database's address.
+//! The shared parts of both command lines: values, usage errors, exit codes, the database's connection string.
 
 use std::any::TypeId;
 use std::fs;
@@ -18,13 +18,13 @@ use crate::db::Settings;
 use crate::error::{Doing, Error};
 use crate::{logging, text};
 
-/// The longest duration that is taken: a hundred years. Beyond it PostgreSQL's own arithmetic on times has an end.
+/// The longest duration that is accepted: a hundred years. Much longer ones overflow PostgreSQL's timestamps.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Reads a duration as people write it: `500ms`, `15s`, `5m`, `72h`, `7d`, also `1h 30m`.
 ///
 /// # Errors
-/// A text saying what is allowed, where it is none, or longer than a hundred years.
+/// A text saying what is allowed, if it is not a duration or longer than a hundred years.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text.trim())
         .map_err(|_| "expected a duration such as 500ms, 15s, 5m, 72h or 30d".to_owned())?;
@@ -70,12 +70,12 @@ pub(crate) fn parse_number_from(least: i64, text: &str) -> Result<i64, String> {
     number.ok_or_else(|| format!("expected a number from {least} to {}", i64::MAX))
 }
 
-/// Which database is meant: `--database-url`, else what is in `--database-url-file`, else `DATABASE_URL`. What is empty
-/// counts as not given, so that an environment file may list every variable.
+/// The connection string: `--database-url`, else the contents of `--database-url-file`, else `DATABASE_URL`. An empty
+/// value counts as not given, so that an environment file can list every variable.
 ///
 /// # Errors
-/// Where the file cannot be read, or the connection string cannot be used; the text names where it came from and the
-/// offending part, never a secret. `None` where nothing is given.
+/// If the file cannot be read, or the connection string cannot be used; the text names its source and the
+/// offending part, never a secret. `None` if nothing is given.
 pub(crate) fn database_settings(url: Option<&str>, file: Option<&Path>) -> Result<Option<Settings>, Error> {
     let variable = std::env::var("DATABASE_URL").unwrap_or_default();
     let (source, text) = match (url, file) {
@@ -94,15 +94,15 @@ pub(crate) fn database_settings(url: Option<&str>, file: Option<&Path>) -> Resul
     Ok(Some(settings))
 }
 
-/// Whether `--database-url-file` is a flag and `--database-url` is not: a flag wins over whatever the environment says.
+/// Whether `--database-url-file` is a flag and `--database-url` is not: a flag wins over the environment.
 pub(crate) fn file_wins(matches: &ArgMatches) -> bool {
     let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
     is_flag("database_url_file") && !is_flag("database_url")
 }
 
-/// The same command, more lenient with values. Those of options may begin with a hyphen: `-1s` is then a wrong value of its
-/// option, and no unknown option. (Not of options that take any text: there a value that was left out is the likelier
-/// mistake.) And the variable of a flag may say `1` or `yes`.
+/// The same command, more lenient with values. The value of an option may begin with a hyphen: `-1s` is then a wrong
+/// value and not an unknown option. (This excludes options that take any text: there a missing value is the likelier
+/// mistake.) The variable of a flag may be `1` or `yes`.
 pub(crate) fn with_lenient_values(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|argument| {
         let kind = argument.get_value_parser().type_id();
@@ -121,10 +121,10 @@ pub(crate) fn with_lenient_values(command: clap::Command) -> clap::Command {
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
 pub(crate) fn usage(error: &clap::Error) -> Error {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Error::Usage("a command is needed; --help shows them".into());
+        return Error::Usage("no command given; see --help".into());
     }
     let hint = match error.kind() {
-        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => "; --help shows what there is",
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => "; see --help",
         _ => "",
     };
     let text = error.render().to_string();

@@ -1,4 +1,5 @@
-//! Programs of the operator: each in a process group of its own, without our secrets, with one line on its input.
+//! Runs the operator's programs: each in its own process group, without this program's secrets, with one line on its
+//! input.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -11,12 +12,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
-/// How often to look at a process group that cannot be waited for.
+/// How often to check a process group that cannot be waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// As much of what a program wrote to standard error is kept.
+/// How much of a program's standard error is kept.
 const MOST_HEARD_BYTES: usize = 4096;
-/// Longest wait for the end of standard error once the program has ended: what it left running may hold it open.
+/// Longest wait for the end of standard error after the program has ended: its children may keep it open.
 const HEAR_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Starts a program with its input open. Ctrl-C at this program's terminal does not reach it.
@@ -24,7 +25,7 @@ pub(crate) fn start(path: &Path) -> io::Result<Child> {
     command(path).spawn()
 }
 
-/// The same, with its standard error for [`finish`].
+/// The same, and keeps its standard error for [`finish`].
 pub(crate) fn start_heard(path: &Path) -> io::Result<Child> {
     command(path).stderr(Stdio::piped()).spawn()
 }
@@ -44,29 +45,29 @@ fn command(path: &Path) -> Command {
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// With this exit code.
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// This signal killed it.
     Signal(i32),
-    /// Not within its time: its process group was killed.
+    /// It ran out of time, and its process group was killed.
     TimedOut,
-    /// The system did not tell.
+    /// Unknown.
     Untold,
 }
 
-/// Gives the program its line and waits for its end, at most `patience`; then its process group is killed. Also gives the
-/// end of what it wrote to standard error, if it was [`start_heard`].
+/// Gives the program its line and waits for its end. After `patience` it kills the process group. Also returns the
+/// end of its standard error, if it was started by [`start_heard`].
 ///
 /// # Errors
-/// If no thread can be started; the program has got nothing then.
+/// If no thread can be started; then the program got no input.
 pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::Result<(Ended, String)> {
     let group = group_of(&child);
     let heard = child.stderr.take().map(Heard::start).transpose()?;
     let (sender, receiver) = mpsc::channel();
-    // A program need not read its input, and a long line does not fit into a pipe: the write may block until the end.
+    // A program may never read its input, and a long line does not fit into a pipe: the write can block until the end.
     let feed_and_wait = move || {
         if let Some(mut input) = child.stdin.take() {
-            // A program that has closed its input says what it made of the order by its exit code.
+            // If the program has closed its input, its exit code is the answer.
             let _ = input.write_all(line.as_bytes());
         }
         let _ = sender.send(child.wait());
@@ -77,7 +78,7 @@ pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::
         Ok(Err(_)) => Ended::Untold,
         Err(_) => {
             kill(group);
-            // It cannot refuse; a program stuck in the kernel is left to the kernel.
+            // SIGKILL cannot be refused; a program that hangs in the kernel is left alone.
             let _ = receiver.recv_timeout(patience);
             Ended::TimedOut
         }
@@ -85,14 +86,14 @@ pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::
     Ok((ended, heard.map(Heard::end).unwrap_or_default()))
 }
 
-/// Reads what a program writes to standard error, and keeps the end of it.
+/// Reads a program's standard error and keeps its end.
 struct Heard {
     bytes: Arc<Mutex<Vec<u8>>>,
     is_over: mpsc::Receiver<()>,
 }
 
 impl Heard {
-    /// The thread reads until the pipe closes, so that no process is held up by a full pipe or killed by a closed one.
+    /// The thread reads until the pipe closes, so that a full pipe blocks no process and a closed one kills none.
     fn start(mut from: ChildStderr) -> io::Result<Self> {
         let (sender, is_over) = mpsc::channel();
         let bytes = Arc::new(Mutex::new(Vec::new()));
@@ -124,10 +125,10 @@ fn ended(status: ExitStatus) -> Ended {
     }
 }
 
-/// Kills whatever is left of a program's process group.
+/// Kills the rest of a program's process group.
 pub(crate) fn kill(group: Option<Pid>) {
     if let Some(group) = group {
-        // Nobody left in it is as good.
+        // An empty group is fine too.
         let _ = kill_process_group(group, Signal::KILL);
     }
 }
@@ -137,17 +138,17 @@ pub(crate) fn group_of(child: &Child) -> Option<Pid> {
     Pid::from_raw(i32::try_from(child.id()).ok()?)
 }
 
-/// A process group that can be recognised by another process, later.
+/// A process group in a form that a later process can recognise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Group {
     id: i32,
-    /// When its leader started, in the kernel's ticks since boot: a process id is used again, this is not.
+    /// When its leader started, in the kernel's ticks since boot: process ids are reused, this is not.
     leader_started: u64,
     boot: String,
 }
 
 impl Group {
-    /// The group of a program that was just started.
+    /// The process group of a program that was just started.
     pub(crate) fn of(child: &Child) -> Option<Self> {
         let id = group_of(child)?.as_raw_nonzero().get();
         Some(Self { id, leader_started: stat(id)?.started, boot: boot_id() })
@@ -183,10 +184,10 @@ struct Stat {
     started: u64,
 }
 
-/// A process's state, group and start (proc(5), /proc/PID/stat: fields 3, 5 and 22).
+/// A process's state, group and start time (proc(5), /proc/PID/stat: fields 3, 5 and 22).
 fn stat(id: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in parentheses may hold anything, also parentheses.
+    // The name in parentheses may contain anything, even parentheses.
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     Some(Stat {

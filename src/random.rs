@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A random number.
 pub fn random_u64() -> u64 {
-    // Jitter may be poor when the system has no random bytes.
+    // Poor randomness is good enough for jitter.
     getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()))
 }
 

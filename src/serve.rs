@@ -1,4 +1,4 @@
-//! `serve`, wired together: the threads, what connects them, and the order in which they begin and end.
+//! `serve`: its threads, the channels between them, and the order in which they start and end.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -22,17 +22,18 @@ use crate::logging;
 use crate::ops::{self, Operator};
 use crate::service::{self, ServiceManager};
 
-/// Longest time for a database call of `serve`: what a silent database costs before it is noticed.
+/// Longest time for a database call of `serve`: it takes this long to notice a silent database.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
-/// The core threads wait on nothing longer than this, but for a database call: what is not there then is left behind.
+/// How long to wait for the core threads at the end. One that still waits for the database is left behind.
 const JOIN_PATIENCE: Duration = Duration::from_millis(500);
 /// Descriptors beside those of the connections: the database's, the listening sockets, standard ones.
 const OTHER_DESCRIPTORS: u64 = 128;
 
-/// Runs the feed until `stop` says something (a signal came). Blocks until every stream has ended, at most for `--shutdown-grace`.
+/// Runs the feed until `stop` gets a message (a signal came). Then blocks until every stream has ended, at most for
+/// `--shutdown-grace`.
 ///
 /// # Errors
-/// Where an address cannot be bound, the schema is not the one that this program knows, or a core thread died.
+/// If an address cannot be bound, the schema is not the one that this program knows, or a core thread died.
 pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) -> Result<(), Error> {
     let settings = settings.clone().with_deadline(DATABASE_DEADLINE);
     raise_descriptor_limit(options.max_clients);
@@ -52,7 +53,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let (changed_sender, changed) = bounded(1);
     feed.health.wake_on_change(changed_sender);
 
-    // The operator is answered from the start to the very end.
+    // The operator's port answers from the start to the end.
     let mut running = Vec::new();
     let mut stop_operator = None;
     let operator = operator_listener.is_some().then(|| Arc::new(Operator::new(feed.clone(), address)));
@@ -64,7 +65,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
         stop_operator = Some(stop);
     }
 
-    // The first attempt at the database ends before anybody is accepted: a healthy server answers nobody 503.
+    // The first attempt at the database ends before the server accepts clients, so a healthy server never answers 503.
     first_attempt(&feed, &settings)?;
 
     let database = settings.clone();
@@ -113,7 +114,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     }
     connections.wait_empty(feed.options.shutdown_grace);
     if connections.count() > 0 {
-        log::warn!("{} connections did not take their last block within the grace", connections.count());
+        log::warn!("{} connections did not take their last block within --shutdown-grace", connections.count());
     }
     drop(stop_operator);
     join(running);
@@ -121,7 +122,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     outcome
 }
 
-/// Starts a thread that accepts; it ends when the other value is dropped.
+/// Starts a thread that accepts connections. It ends when the returned pipe is dropped.
 fn accept<H>(
     feed: &Arc<Feed>,
     name: &str,
@@ -141,7 +142,7 @@ where
     Ok((thread, stopper))
 }
 
-/// The operator's socket, where there is to be one.
+/// The operator's socket, if one is wanted.
 fn operator_listener(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {
     let Some(address) = address else { return Ok(None) };
     let listener = bind(address, &[])?;
@@ -149,18 +150,18 @@ fn operator_listener(address: Option<SocketAddr>) -> Result<Option<TcpListener>,
     log::info!("status page and metrics at http://{address}/");
     if !address.ip().to_canonical().is_loopback() {
         log::warn!(
-            "--ops-listen {address} is not a loopback address: whoever reaches it sees keys' names and addresses"
+            "--ops-listen {address} is not a loopback address: anyone who can reach it sees key names and client addresses"
         );
     }
     Ok(Some(listener))
 }
 
-/// Checks the schema and fills the memory of keys, where the database is there.
+/// Checks the schema and reads the keys, if the database answers.
 fn first_attempt(feed: &Feed, settings: &Settings) -> Result<(), Error> {
     let mut connection = match Connection::open(settings, "signal-feed start") {
         Ok(connection) => connection,
         Err(error) => {
-            log::warn!("connect to the database: {error}; starting without it");
+            log::warn!("connect to the database: {error}; starting without it, and retrying");
             return Ok(());
         }
     };
@@ -181,14 +182,14 @@ fn join(threads: Vec<CoreThread>) {
     }
 }
 
-/// The sockets that the service manager passed, else our own.
+/// The sockets that the service manager passed, else new ones.
 fn listeners(options: &ServeOptions) -> Result<(Vec<TcpListener>, bool), Error> {
     let mut passed = listenfd::ListenFd::from_env();
     let mut listeners = Vec::new();
     for index in 0..passed.len() {
         match passed.take_tcp_listener(index).doing("take a socket from the service manager")? {
             Some(listener) => listeners.push(listener),
-            None => log::warn!("socket {index} from the service manager is no TCP listener"),
+            None => log::warn!("socket {index} from the service manager is not a TCP listener"),
         }
     }
     if !listeners.is_empty() {

@@ -1,7 +1,7 @@
-//! Reports to the service manager, if there is one (sd_notify(3)): that the server is ready, its state, and the watchdog.
+//! Reports to the service manager, if there is one (sd_notify(3)): readiness, state, and the watchdog.
 //!
-//! The loop of the thread `reader` feeds the watchdog, in a database outage too. So an outage never makes systemd kill the
-//! server, but a reader that hangs does.
+//! The loop of the thread `reader` feeds the watchdog, in a database outage too. So an outage never makes systemd kill
+//! the server, but a reader that hangs does.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 use crate::feed::Feed;
 use crate::feed::health::State;
 
-/// How often to report, and to look at the reader, when nothing happens.
+/// How often to report and to check the reader.
 pub(crate) const TURN_EVERY: Duration = Duration::from_secs(1);
 
 /// The service manager. Without one, nothing is sent.
@@ -23,7 +23,7 @@ pub(crate) struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that `NOTIFY_SOCKET` and `WATCHDOG_USEC` name.
+    /// The service manager that `NOTIFY_SOCKET` and `WATCHDOG_USEC` name.
     pub(crate) fn from_env() -> Self {
         Self {
             is_told: std::env::var_os("NOTIFY_SOCKET").is_some(),
@@ -52,7 +52,7 @@ impl ServiceManager {
         }
     }
 
-    /// Reports that the server stops.
+    /// Reports that the server is stopping.
     pub(crate) fn stopping(&mut self, feed: &Feed) {
         let status = format!("stopping: streams {}", feed.clients.count());
         self.tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);

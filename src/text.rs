@@ -1,8 +1,8 @@
-//! Text from outside, made fit for a log line, an alert or a terminal.
+//! Makes text from outside safe for a log line, an alert or a terminal.
 
 use std::time::Duration;
 
-/// As much of a quoted text as a line takes: more is cut.
+/// The most characters of a quoted text in a line.
 const MOST_CHARS: usize = 300;
 
 /// The first 300 characters of a text, with each control character replaced by a space.
@@ -28,7 +28,7 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
-/// The text with each control character, line ends excepted, written as `\u001b`: also a terminal shows it, and JSON keeps
+/// The text with each control character, except line ends, written as `\u001b`: a terminal shows it, and JSON keeps
 /// its meaning.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -49,7 +49,7 @@ pub(crate) fn cut(mut text: String, most_bytes: usize) -> String {
     text
 }
 
-/// A duration as the command line takes it: `30d`, `1h 30m`, `500ms`. Less than a millisecond is left out.
+/// A duration in the form of the command line: `30d`, `1h 30m`, `500ms`. It leaves out less than a millisecond.
 pub(crate) fn duration(duration: Duration) -> String {
     let mut rest = duration.as_millis();
     let mut parts = Vec::new();

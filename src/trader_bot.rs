@@ -26,9 +26,9 @@ use crate::text::one_line;
 
 /// Place orders from a signal feed, each at most once, and notice when signals were missed
 ///
-/// Every option is also an environment variable (--feed-url is TRADER_BOT_FEED_URL); the flag wins. Durations are written
-/// 500ms, 15s, 5m or 72h. Exit codes: 0 after SIGTERM or SIGINT, 1 failure, 2 wrong usage,
-/// 77 the feed does not accept the key.
+/// Every option is also an environment variable (--feed-url is TRADER_BOT_FEED_URL); the flag wins. Durations are
+/// written 500ms, 15s, 5m or 72h. Exit codes: 0 after SIGTERM or SIGINT, 1 failure, 2 wrong usage, 77 the feed refuses
+/// the key.
 #[derive(Debug, Parser)]
 #[command(
     name = "trader-bot",
@@ -53,7 +53,7 @@ struct Args {
     /// API key. Other users of this machine can see it in a flag: prefer the file or the environment
     #[arg(long, value_name = "KEY", env = "TRADER_BOT_FEED_API_KEY", hide_env_values = true, help_heading = "Feed")]
     feed_api_key: Option<String>,
-    /// File with the API key; read again when the feed stops accepting the key
+    /// File with the API key; read again when the feed refuses the key
     #[arg(long, value_name = "FILE", env = "TRADER_BOT_FEED_API_KEY_FILE", help_heading = "Feed")]
     feed_api_key_file: Option<PathBuf>,
     /// Reconnect after this much silence (the feed writes at least every 15 s)
@@ -98,7 +98,7 @@ struct Args {
         help_heading = "Files"
     )]
     state_file: PathBuf,
-    /// File with every order so far; if it is lost, orders can be placed again
+    /// File with every order; if it is lost, the bot can place orders again
     #[arg(
         long,
         value_name = "FILE",
@@ -108,7 +108,7 @@ struct Args {
     )]
     journal: PathBuf,
 
-    /// First place the orders that were missed, from the database, and leave close-only mode; needs --database-url
+    /// First place the missed orders from the database and leave close-only mode; needs --database-url
     #[arg(long, env = "TRADER_BOT_RECOVERY", value_parser = clap::builder::BoolishValueParser::new(),
           help_heading = "Recovery")]
     recovery: bool,
@@ -128,7 +128,7 @@ struct Args {
     /// File with the connection string
     #[arg(long, value_name = "FILE", env = "TRADER_BOT_DATABASE_URL_FILE", help_heading = "Recovery")]
     database_url_file: Option<PathBuf>,
-    /// How far back recovery looks for rows that were created or updated
+    /// How far back recovery looks for created or updated rows; further if the bot was away for longer
     #[arg(long, value_name = "DURATION", env = "TRADER_BOT_RECOVERY_LOOKBACK", default_value = "72h",
           value_parser = parse_duration, help_heading = "Recovery")]
     recovery_lookback: Duration,
@@ -160,7 +160,7 @@ impl FromStr for BrokerChoice {
             #[cfg(feature = "ibkr")]
             Some(("ibkr", address)) if is_address(address) => Ok(Self::Ibkr(address.to_owned())),
             #[cfg(not(feature = "ibkr"))]
-            Some(("ibkr", _)) => Err("this build has no ibkr; expected paper or exec:PROGRAM".to_owned()),
+            Some(("ibkr", _)) => Err("this build has no feature ibkr; expected paper or exec:PROGRAM".to_owned()),
             #[cfg(feature = "ibkr")]
             _ => Err("expected paper, exec:PROGRAM or ibkr:HOST:PORT".to_owned()),
             #[cfg(not(feature = "ibkr"))]
@@ -199,7 +199,7 @@ impl fmt::Display for BrokerChoice {
     }
 }
 
-/// Writes lines to standard output; a reader that has gone (`| head`) is not an error.
+/// Prints lines; a closed pipe (`| head`) is not an error.
 fn output(mut lines: impl Iterator<Item = String>) -> Result<(), Error> {
     let mut output = std::io::stdout().lock();
     match lines.try_for_each(|line| writeln!(output, "{line}")) {
@@ -208,12 +208,12 @@ fn output(mut lines: impl Iterator<Item = String>) -> Result<(), Error> {
     }
 }
 
-/// The description of the command line, for help, completions and the manual page.
+/// The definition of the command line, for help, completions and the manual page.
 pub(crate) fn command() -> clap::Command {
     Args::command()
 }
 
-/// Parses the command line, runs the bot, and says how the process ends.
+/// Parses the command line, runs the bot, and returns the exit code.
 pub fn main() -> ExitCode {
     let parsed = with_lenient_values(command())
         .try_get_matches()
@@ -240,7 +240,7 @@ fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let stop = Stop::new();
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
-        .map_err(|error| Error::Failed(format!("set up the handler of SIGTERM: {error}")))?;
+        .map_err(|error| Error::Failed(format!("handle SIGTERM and SIGINT: {error}")))?;
     let outcome = bot::run(&options, &|journal| args.open_broker(journal, &stop), &stop);
     logging::finish();
     outcome
@@ -287,7 +287,7 @@ impl Args {
                 ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))
             }
             (_, Some(file)) => ApiKey::from_file(file),
-            _ => Err(Error::Usage("no key: give --feed-api-key or --feed-api-key-file".to_owned())),
+            _ => Err(Error::Usage("no key: use --feed-api-key or --feed-api-key-file".to_owned())),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Which database a command works on.
+//! The database options of commands.
 
 use std::path::PathBuf;
 
@@ -53,10 +53,10 @@ impl FromArgMatches for DatabaseArgs {
 }
 
 impl DatabaseArgs {
-    /// Where to connect: `--database-url`, else `--database-url-file`, else `DATABASE_URL`.
+    /// The connection string: `--database-url`, else `--database-url-file`, else `DATABASE_URL`.
     ///
     /// # Errors
-    /// Where there is none, or it cannot be read; the text names the offending part only, never the whole string.
+    /// If there is none, or it cannot be read; the text names only the offending part, never the whole string.
     pub fn settings(&self) -> Result<Settings, Error> {
         let settings = database_settings(self.0.database_url.as_deref(), self.0.database_url_file.as_deref())?;
         settings
@@ -66,7 +66,7 @@ impl DatabaseArgs {
     /// Connects, for a command.
     ///
     /// # Errors
-    /// As [`settings`](Self::settings), and whatever connecting fails with.
+    /// As [`settings`](Self::settings), and if connecting fails.
     pub fn connect(&self) -> Result<Connection, Error> {
         Connection::open(&self.settings()?, "signal-feed").doing("connect to the database")
     }

@@ -10,14 +10,14 @@ use crate::error::Error;
 use crate::logging;
 use crate::options::parse_address;
 
-/// Try the whole system: a private PostgreSQL, the schema, a key, the server and a screener
+/// Try the whole system: a private PostgreSQL, the schema, a key, the server and a screener that writes signals
 ///
 /// Needs PostgreSQL's server programs (Debian: apt-get install postgresql). Ctrl-C stops everything and leaves
 /// nothing behind.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  signal-feed demo --listen 127.0.0.1:9090 --rate 10")]
 pub(super) struct Args {
-    /// Address of the feed
+    /// Address of the feed; port 0 takes any free port
     #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_address)]
     listen: SocketAddr,
     /// Signals per second
@@ -29,7 +29,10 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     logging::start(log::LevelFilter::Warn);
     let options = ServeOptions { listen: vec![args.listen], ..ServeArgs::defaults().into() };
     demo::run(options, args.rate, &signals()?, |ready| {
-        say(format_args!("signal-feed demo: {} signals a second; Ctrl-C ends it and leaves nothing behind", args.rate));
+        say(format_args!(
+            "signal-feed demo: {} signals a second; Ctrl-C stops everything and leaves nothing behind",
+            args.rate
+        ));
         say("");
         say(format_args!("watch page   http://{}/", ready.address));
         say(format_args!("its key      {}", ready.key));

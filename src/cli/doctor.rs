@@ -8,8 +8,9 @@ use crate::error::{Doing, Error};
 
 /// Check the installation end to end; exit 1 if anything fails
 ///
-/// Prints one line per check: the verdict, the check, what it found, and what to do and as which login. Takes 20 seconds at
-/// most, whatever is locked, and names the session that blocks a table of the feed. Needs the role signal_feed_admin.
+/// Prints one line per check: the verdict, the check, what it found, what to do and as which login. It takes 20 seconds
+/// at most, even if tables are locked, and names the session that blocks a table of the feed. Needs the role
+/// signal_feed_admin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed doctor
@@ -17,7 +18,7 @@ use crate::error::{Doing, Error};
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// An array for scripts
+    /// Print a JSON array
     #[arg(long, env = "SIGNAL_FEED_JSON")]
     json: bool,
 }
@@ -48,5 +49,5 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     if failed.is_empty() {
         return Ok(());
     }
-    Err(Error::Failed(format!("doctor found something wrong: {}", failed.join(", "))))
+    Err(Error::Failed(format!("these checks failed: {}", failed.join(", "))))
 }

@@ -1,4 +1,4 @@
-//! `signal-feed generate`: manual pages and shell completions, from the very description that parses the command line.
+//! `signal-feed generate`: manual pages and shell completions, from the definitions that parse the command line.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use super::{Cli, say};
 use crate::error::{Doing, Error};
 use crate::trader_bot;
 
-/// Where each shell looks for completions below a prefix, and what it wants before and after the program's name.
+/// Each shell's directory for completions below a prefix, and the text before and after the program's name.
 const COMPLETIONS: [(Shell, &str, &str, &str); 3] = [
     (Shell::Bash, "share/bash-completion/completions", "", ""),
     (Shell::Zsh, "share/zsh/site-functions", "_", ""),
@@ -59,7 +59,7 @@ fn write_completions(program: &Command, prefix: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// A page a command, named after it with its program: `signal-feed-key-mint.1`.
+/// One page per command, named after its program and itself: `signal-feed-key-mint.1`.
 fn write_pages(command: &Command, directory: &Path) -> Result<(), Error> {
     for command in command.get_subcommands() {
         write_pages(command, directory)?;
@@ -88,7 +88,7 @@ fn write_pages(command: &Command, directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Text that stands line by line as it is; nothing where there is none.
+/// Text that keeps its lines; empty if there is none.
 fn section(heading: &str, text: &str) -> Roff {
     let mut section = Roff::default();
     if !text.is_empty() {

@@ -41,14 +41,14 @@ enum Action {
         /// Name of the key; two live keys cannot have the same name
         #[arg(long, value_name = "NAME", env = "SIGNAL_FEED_NAME", value_parser = parse_name)]
         name: String,
-        /// Expires after this time [default: never]
+        /// The key expires after this time [default: never]
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
-        /// Delivers every event this much later
+        /// Deliver every event this much later
         #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DELAY", default_value = "0s", value_parser = parse_duration)]
         delay: Duration,
     },
-    /// Show live, expired and revoked keys, times in UTC
+    /// Show live, expired and revoked keys; times are in UTC, LAST USED can be 10 s late
     #[command(after_help = "Examples:
   signal-feed key list
   signal-feed key list --json | jq -r '.[] | select(.state == \"live\") | .name'")]
@@ -100,7 +100,7 @@ fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>, delay
     let added = keys::insert(&mut connection, name, &hash, expires_in, delay).doing("mint a key")?;
     if !added {
         return Err(Error::Failed(format!(
-            "mint a key: a live key named {name:?} exists; use key rotate or key revoke"
+            "mint a key: there is already a live key named {name:?}; use key rotate or key revoke"
         )));
     }
     show(&key, name)
@@ -144,7 +144,7 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
         return output(serde_json::Value::from(list));
     }
     if keys.is_empty() {
-        return output("no keys yet; make one with: signal-feed key mint --name NAME");
+        return output("no keys yet; mint one with: signal-feed key mint --name NAME");
     }
     let mut rows = vec![["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"].map(str::to_owned)];
     rows.extend(keys.iter().map(|key| {

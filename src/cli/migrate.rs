@@ -11,9 +11,9 @@ use crate::options::parse_duration;
 
 /// Install, upgrade or repair the feed's schema; safe to run again
 ///
-/// Prints what it did, and warns of rights and objects that the feed did not make. Run it the first time as a superuser, or
-/// as the owner of the database and of signal with CREATEROLE. It refuses to run beside objects named signal_feed_* that are
-/// not the feed's own. While it runs, standard error shows its progress.
+/// Prints what it did, and warns about rights and objects that the feed did not make. Run it the first time as a
+/// superuser, or as the owner of the database and of signal with CREATEROLE. It refuses to run beside objects named
+/// signal_feed_* that are not the feed's own. While it runs, standard error shows its progress.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed migrate --check               # before an upgrade: what would be done
@@ -25,10 +25,10 @@ pub(super) struct Args {
     /// Change nothing; exit 1 if something is missing
     #[arg(long, env = "SIGNAL_FEED_CHECK", conflicts_with = "roles_sql")]
     check: bool,
-    /// Print the statements that make the roles, for a DBA or for another cluster; needs no database
+    /// Print the SQL that makes the roles, for a DBA or for another cluster; needs no database
     #[arg(long, env = "SIGNAL_FEED_ROLES_SQL")]
     roles_sql: bool,
-    /// How long to try to get the lock on signal; between the tries writers continue
+    /// How long to try to lock signal; writers continue between the tries
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_LOCK_WAIT", default_value = "5m", value_parser = parse_duration)]
     lock_wait: Duration,
     /// Whether an INSERT also notifies channel signal_inserted [default: as chosen before, at first auto]

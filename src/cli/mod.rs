@@ -1,4 +1,4 @@
-//! The command line of `signal-feed`: one file a subcommand. The only place that prints.
+//! The command line of `signal-feed`: one file per subcommand. Only this module prints.
 
 mod database;
 mod demo;
@@ -29,7 +29,8 @@ use crate::text::visible;
 /// Stream a PostgreSQL table of trading signals to bots: a gapless, commit-ordered log over Server-Sent Events
 ///
 /// Every option is also an environment variable (--listen is SIGNAL_FEED_LISTEN); the flag wins. Durations are written
-/// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage; tail exits 77 if the key is not accepted.
+/// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage; tail exits 77 if the feed refuses the
+/// key.
 #[derive(Debug, Parser)]
 #[command(
     name = "signal-feed",
@@ -96,7 +97,7 @@ impl Command {
     }
 }
 
-/// Writes one line of what was asked for to standard output, with control characters made visible. A closed pipe
+/// Prints one line of a command's result, with control characters made visible. A closed pipe
 /// (`| head`) is no error.
 ///
 /// # Errors
@@ -108,7 +109,7 @@ pub(crate) fn output(line: impl std::fmt::Display) -> Result<(), Error> {
     }
 }
 
-/// Writes one line on what was done to standard output, with control characters made visible. Whether it can be written
+/// Prints one line on what a command did, with control characters made visible. Whether it can be written
 /// does not matter.
 pub(crate) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{}", visible(&line.to_string()));

@@ -1,4 +1,4 @@
-//! One line on a terminal that says how far long work is. If standard error is no terminal there is none.
+//! A progress line for long work on a terminal. If standard error is not a terminal, it shows nothing.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::say;
 
-/// How often the line is drawn anew.
+/// How often the line is redrawn.
 const DRAWN_EVERY: Duration = Duration::from_secs(1);
 
-/// Work that may take long. Dropping it takes the line away.
+/// The progress line. Dropping it removes the line.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
-    /// Begins; `what` names the work.
+    /// Starts the line; `what` names the work.
     pub(super) fn start(what: &'static str) -> Self {
         let bar = ProgressBar::new_spinner().with_prefix(what).with_message("working");
         if let Ok(style) = ProgressStyle::with_template("{prefix}: {msg}, {elapsed} so far") {
@@ -23,12 +23,12 @@ impl Progress {
         Self(bar)
     }
 
-    /// From now on this is what is being done, or how far it is.
+    /// Sets the text that shows the progress.
     pub(super) fn tell(&self, text: String) {
         self.0.set_message(text);
     }
 
-    /// Says a line on standard output, which may be the same terminal.
+    /// Prints a line on standard output, which may be the same terminal.
     pub(super) fn say(&self, text: &str) {
         self.0.suspend(|| say(text));
     }

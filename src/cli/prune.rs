@@ -10,7 +10,7 @@ use crate::options::{parse_duration, parse_positive_duration};
 
 /// Remove old events from the log; never blocks writers
 ///
-/// Deletes from the old end, in batches. If a prune is interrupted, the next one continues it. While it runs, standard error
+/// Deletes from the old end, in batches. If it is interrupted, the next prune continues. While it runs, standard error
 /// shows its progress. Needs the role signal_feed_admin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let age = crate::text::duration(plan.older_than);
     if plan.older_than > args.older_than {
         progress.say(&format!(
-            "--older-than {} is lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and nothing younger than an hour is removed",
+            "--older-than {} lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and events younger than an hour are never removed",
             crate::text::duration(args.older_than),
             crate::text::duration(args.replay_window),
             crate::text::duration(plan.longest_delay)

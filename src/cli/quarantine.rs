@@ -21,20 +21,21 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List every quarantined event: when the server found it (UTC), and what is wrong with it
+    /// List every quarantined event, when the server found it (UTC), and why it cannot be delivered
     #[command(after_help = "Examples:
   signal-feed quarantine list
   signal-feed quarantine list --json | jq '.[-1]'")]
     List {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// An array for scripts
+        /// Print a JSON array
         #[arg(long, env = "SIGNAL_FEED_JSON")]
         json: bool,
     },
     /// Mark an event as dealt with
     ///
-    /// Alert rules and the status page no longer count it. Consumers still get the notice. Needs the role signal_feed_admin.
+    /// Alert rules and the status page no longer count it. Consumers still get the notice. Needs the role
+    /// signal_feed_admin.
     #[command(after_help = "Example:\n  signal-feed quarantine settle 12346")]
     Settle {
         #[command(flatten)]

@@ -1,13 +1,14 @@
-//! `signal-feed restored`: tells the feed that its database was restored or failed over.
+//! `signal-feed restored`: records that the database was restored or failed over.
 
 use super::{DatabaseArgs, say};
 use crate::db::{migrate, restored};
 use crate::error::{Doing, Error};
 use crate::options::parse_number_from;
 
-/// Use after a restore from backup, or a failover that lost something: continue numbering above any numbers that were lost
+/// Run after a restore from backup, or a failover that lost something: continue numbering above any numbers that were
+/// lost
 ///
-/// Every cursor from the lost future, of any client, then gets history_rewritten. The numbers stay below 2^53. Needs the
+/// Clients whose cursor is a lost number then get history_rewritten. The numbers stay below 2^53. Needs the
 /// role signal_feed_admin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -16,7 +17,7 @@ use crate::options::parse_number_from;
 pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// How many numbers to skip: more than the lost events can have had
+    /// How many numbers to skip: more than the number of events that may be lost
     #[arg(long, value_name = "N", env = "SIGNAL_FEED_SKIP", default_value_t = 1_000_000,
         value_parser = |text: &str| parse_number_from(1, text), conflicts_with = "nothing_lost")]
     skip: i64,
@@ -30,18 +31,16 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     migrate::check_schema(&mut connection)?;
     if args.nothing_lost {
         restored::nothing_lost(&mut connection).doing("record the cluster")?;
-        say("recorded this cluster, timeline and database; no number is skipped");
+        say("recorded this cluster, timeline and database; skipped no numbers");
         return Ok(());
     }
     let (from, to) = restored::skip(&mut connection, args.skip).doing("skip the lost numbers")?;
     say(format_args!(
-        "skipped {from} to {to}: every cursor from the lost future gets history_rewritten; the next event is {}",
+        "skipped {from} to {to}: every cursor in this range gets history_rewritten; the next event is {}",
         to.saturating_add(1)
     ));
-    // Not done for the operator: signal is the screener's, with whatever columns.
-    say(
-        "if the database numbers the column id of signal, raise that sequence above the lost ids too, before signals are \
-         written: bots place nothing for an id that they know from another signal",
-    );
+    // Not done here: signal belongs to the screener and can have any columns.
+    say("if signal.id comes from a sequence, raise that above the lost ids too, before signals are \
+         written: bots place no order for an id that they know");
     Ok(())
 }

@@ -16,13 +16,13 @@ use crate::http::proxy::parse_network;
 use crate::logging;
 use crate::options::{parse_address, parse_duration, parse_log_level, parse_positive_duration};
 
-/// Limit of every count; one thread per stream ends long before.
+/// Limit of every count; the system's limit of threads is far lower.
 const MOST: u64 = 1_000_000;
 
 /// Run the feed until SIGTERM or SIGINT
 ///
-/// Starts even if the database is away, and retries. Refuses to start if the schema is missing, older or newer than this
-/// version. Needs the role signal_feed_server.
+/// Starts even if the database is away, and retries. Refuses to start if the schema is missing, older or newer than
+/// this version. Needs the role signal_feed_server.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed serve --database-url postgres://feed@localhost/market --listen 0.0.0.0:8080
@@ -54,22 +54,23 @@ pub(super) struct ServeArgs {
     /// How far back a consumer can replay
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration, help_heading = "Feed")]
     replay_window: Duration,
-    /// Events queued for one client; beyond that the oldest are dropped
+    /// Events that wait for one stalled client; beyond that the oldest are dropped
     #[arg(long, value_name = "EVENTS", env = "SIGNAL_FEED_QUEUE_CAPACITY", default_value = "1024", value_parser = parse_count, help_heading = "Clients")]
     queue_capacity: usize,
     /// Longest silence on a stream; then the server sends a comment line
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_HEARTBEAT", default_value = "15s", value_parser = parse_positive_duration, help_heading = "Feed")]
     heartbeat: Duration,
-    /// Most streams in all
+    /// Most streams in all; further ones get 503
     #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS", default_value = "1024", value_parser = parse_count, help_heading = "Clients")]
     max_clients: usize,
-    /// Most streams of one key
+    /// Most streams of one key's name; further ones get 429
     #[arg(long, value_name = "STREAMS", env = "SIGNAL_FEED_MAX_CLIENTS_PER_KEY", default_value = "16", value_parser = parse_count, help_heading = "Clients")]
     max_clients_per_key: usize,
-    /// Cut off a client that takes nothing for this long
+    /// Disconnect a client that takes no bytes for this long
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_WRITE_TIMEOUT", default_value = "20s", value_parser = parse_positive_duration, help_heading = "Clients")]
     write_timeout: Duration,
-    /// Each stream ends at a random 80–100 % of this, so that dead ones do not stay open behind proxies; `off` for never
+    /// Each stream ends at a random 80–100 % of this, so that dead ones do not stay open behind proxies; `off` for
+    /// never
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_MAX_STREAM_AGE", default_value = "24h", value_parser = parse_age, help_heading = "Feed")]
     max_stream_age: Age,
     /// How often to poll the log when no notification arrives
@@ -78,16 +79,18 @@ pub(super) struct ServeArgs {
     /// Database connections for replay
     #[arg(long, value_name = "CONNECTIONS", env = "SIGNAL_FEED_REPLAY_CONNECTIONS", default_value = "4", value_parser = parse_connections, help_heading = "Database")]
     replay_connections: usize,
-    /// From this age of a database outage on, new requests get 503; before, they wait (many clients never retry after a 503)
+    /// New requests wait until a database outage is this old, then get 503 (many clients never retry after a 503)
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DEGRADED_HOLD", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     degraded_hold: Duration,
-    /// Time for streams to end after SIGTERM
+    /// Longest time for streams to take their last block after SIGTERM
     #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_SHUTDOWN_GRACE", default_value = "5s", value_parser = parse_duration, help_heading = "Outages and the end")]
     shutdown_grace: Duration,
-    /// Program that gets every alert as one JSON line on its input: degraded (after 30 s), recovered, capture_off, capture_on, quarantined, another_cluster
+    /// Program that gets every alert as one JSON line on its input: degraded (after 30 s), recovered, capture_off,
+    /// capture_on, quarantined, another_cluster
     #[arg(long, value_name = "PROGRAM", env = "SIGNAL_FEED_ALERT_COMMAND", help_heading = "Operation")]
     alert_command: Option<PathBuf>,
-    /// A reverse proxy (network or address; can be repeated): its X-Forwarded-For gives the client's address, its X-Forwarded-Proto whether the client uses https
+    /// A reverse proxy (network or address; can be repeated): its X-Forwarded-For gives the client's address, its
+    /// X-Forwarded-Proto whether the client uses https
     #[arg(long, value_name = "CIDR", env = "SIGNAL_FEED_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network, help_heading = "Feed")]
     trusted_proxy: Vec<IpNet>,
     /// Lowest level that is logged: off, error, warn, info, debug or trace
@@ -95,11 +98,11 @@ pub(super) struct ServeArgs {
     log_level: LevelFilter,
 }
 
-/// The operator's address; none for `off`.
+/// The operator's address; `None` for `off`.
 #[derive(Debug, Clone, Copy)]
 struct OpsListen(Option<SocketAddr>);
 
-/// A stream's greatest age; none for `off`. (Clap would take a plain `Option` for an option that may be left out.)
+/// A stream's greatest age; `None` for `off`. (Clap would treat a plain `Option` as an optional option.)
 #[derive(Debug, Clone, Copy)]
 struct Age(Option<Duration>);
 
@@ -122,11 +125,11 @@ pub(super) fn signals() -> Result<Receiver<()>, Error> {
 }
 
 impl ServeArgs {
-    /// The defaults, whatever the environment says.
+    /// The defaults, without the environment.
     pub(super) fn defaults() -> Self {
         let command = Self::augment_args(clap::Command::new("serve")).mut_args(|argument| argument.env(None::<&str>));
         let matches = command.get_matches_from(["serve"]);
-        // Every option has a default, so that this cannot fail.
+        // Every option has a default, so this cannot fail.
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 }

@@ -1,4 +1,4 @@
-//! `signal-feed status`: what the status page shows, for a terminal and for scripts.
+//! `signal-feed status`: the status page for a terminal and for scripts.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use super::output;
 use super::table::output_rows;
 use crate::error::Error;
 
-/// Longest time for the whole answer. The server may have to ask a slow database first.
+/// Longest time for the whole answer: the server may have to wait for a slow database.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The streams furthest behind that are shown.
+/// How many streams are shown, those furthest behind.
 const MOST_STREAMS: usize = 5;
 
 /// Show the state of a running server
@@ -31,7 +31,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What is read of `/status`.
+/// The parts of `/status` that are shown.
 #[derive(Debug, Deserialize)]
 struct Status {
     version: String,
@@ -83,9 +83,9 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     }
     match (status.state.as_str(), status.capture.as_str()) {
         ("live", "on") => Ok(()),
-        ("live", _) => Err(Error::Failed(
-            "capture is off: signals are written that no bot will get; run \"signal-feed migrate\"".into(),
-        )),
+        ("live", _) => {
+            Err(Error::Failed("capture is off: new signals reach no bot; run \"signal-feed migrate\"".into()))
+        }
         (state, _) => Err(Error::Failed(format!("the server is {state}"))),
     }
 }
@@ -104,7 +104,9 @@ fn fetch(url: &str) -> Result<String, Error> {
     let body = answer.body_mut().read_to_string().map_err(|error| unreachable(url, error))?;
     match answer.status().as_u16() {
         200 => Ok(body),
-        status => Err(unreachable(url, format!("the answer is {status}; --url needs the address of --ops-listen"))),
+        status => {
+            Err(unreachable(url, format!("the server answered {status}; --url needs the address of --ops-listen")))
+        }
     }
 }
 
@@ -137,7 +139,9 @@ fn show(status: &Status) -> Result<(), Error> {
     ];
     output_rows(&rows.map(|row| row.map(str::to_owned)))?;
     if status.database.another_cluster {
-        output("The database was restored or failed over: run \"signal-feed restored\".")?;
+        output(
+            "The database was restored or failed over: run \"signal-feed restored\", or with --nothing-lost if it lost no commit.",
+        )?;
     }
     match status.database.unsettled_quarantined_events {
         0 => {}

@@ -1,4 +1,4 @@
-//! Rows in columns, for people; scripts have `--json`.
+//! Prints tables for people; scripts use `--json`.
 
 use std::io::{IsTerminal, stdout};
 
@@ -6,13 +6,13 @@ use super::output;
 use crate::error::Error;
 use crate::event::EventTime;
 
-/// What stands between two columns.
+/// The gap between two columns.
 const GAP: &str = "  ";
-/// Where the terminal is narrower than this beside the other columns, the last one is not broken.
+/// If less than this width is left for the last column, it is not wrapped.
 const LEAST_WIDTH: usize = 20;
 
-/// Writes the rows, each column as wide as its widest cell. The last column is broken at the terminal's width and goes on
-/// below itself; where standard output is no terminal, a row is always one line.
+/// Prints the rows, each column as wide as its widest cell. The last column wraps at the terminal's width;
+/// if standard output is not a terminal, a row is always one line.
 ///
 /// # Errors
 /// As [`output`].
@@ -48,7 +48,7 @@ fn terminal_width() -> Option<usize> {
     rustix::termios::tcgetwinsize(output).ok().map(|size| usize::from(size.ws_col))
 }
 
-/// The text in lines of so many characters at most, but for longer words; at least one line.
+/// Wraps the text at this many characters, without splitting words; at least one line.
 fn broken(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {

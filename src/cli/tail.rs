@@ -18,8 +18,8 @@ use crate::text::one_line;
 /// Print every event of a feed as one JSON line
 ///
 /// Prints notices on standard error. Reconnects like trader-bot, so no event is missing or printed twice. Exits 0 after
-/// --count events, on Ctrl-C, and when its output pipe is closed; 1 if the feed said that events are lost for good; 77 if
-/// the feed does not accept the key.
+/// --count events, on Ctrl-C, and when its output pipe is closed; 1 if the feed said that events are lost for good; 77
+/// if the feed refuses the key.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key | jq .signal.symbol
@@ -76,7 +76,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
                 notice(&format!("the feed cannot deliver event {}: {}", event.feed_seq, event.error));
                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
             }
-            // Before the earliest event nothing was asked for.
+            // Nothing before the earliest event was wanted.
             FeedEvent::Missed(Missed::ReplayTruncated)
                 if args.cursor == Some(Start::Earliest)
                     && follower.cursor().is_some_and(|cursor| cursor.feed_seq == 0) =>
@@ -127,12 +127,12 @@ fn parse_start(text: &str) -> Result<Start, String> {
     parse_number_from(0, text).map(Start::After).map_err(|why| format!("{why}, or earliest"))
 }
 
-/// Asks to stop as soon as standard output is closed: on a quiet feed, `| head` would otherwise keep the shell
+/// Stops as soon as standard output is closed: on a quiet feed, `| head` would otherwise keep the shell
 /// waiting for the next event.
 fn watch_reader(stop: Stop) -> Result<(), Error> {
     let watch = move || {
         let output = io::stdout();
-        // No events are asked for: poll(2) reports the other end's closing anyway, and never anything about a file.
+        // No events are requested: poll(2) reports a closed pipe anyway, and never reports anything about a file.
         let mut descriptors = [PollFd::new(&output, PollFlags::empty())];
         while let Err(Errno::INTR) = poll(&mut descriptors, None) {}
         if descriptors[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
@@ -153,7 +153,7 @@ fn print(data: &str) -> Result<bool, Error> {
     }
 }
 
-/// The same JSON on one line, without characters that a terminal obeys: outside of strings they are white space, inside
+/// The same JSON on one line, without control characters: outside of strings they are white space, inside
 /// they can be escaped.
 fn json_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len() + 1);

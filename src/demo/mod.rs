@@ -19,10 +19,10 @@ use crate::http::accept::bind;
 /// The demo's database.
 const DATABASE: &str = "demo";
 
-/// Nobody else is in the demo's database.
+/// Short, because nothing else uses the demo's database.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
-/// What somebody who watches the demo needs to know.
+/// The addresses and the key of a running demo.
 #[derive(Debug)]
 pub struct Ready {
     /// Where the feed listens.
@@ -35,17 +35,17 @@ pub struct Ready {
     pub database_url: String,
 }
 
-/// Runs the demo until `stop` says something. Blocks; calls `ready` once everything runs. Leaves nothing behind.
+/// Runs the demo until `stop` gets a message. Blocks; calls `ready` once everything runs. Leaves nothing behind.
 ///
 /// # Errors
-/// Where PostgreSQL's server programs are missing, the address cannot be bound, or a part ends by itself.
+/// If PostgreSQL's server programs are missing, the address cannot be bound, or a part of the demo fails.
 pub fn run(options: ServeOptions, rate: f64, stop: &Receiver<()>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     let address = *options.listen.first().ok_or_else(|| Error::Usage("--listen: no address".into()))?;
-    // An address that is taken should not cost a cluster first.
-    drop(bind(address, &[])?);
+    // Checked before PostgreSQL is started, and port 0 becomes a real port.
+    let address = bind(address, &[])?.local_addr().doing("find a free port")?;
     // Any free port: a server with the usual one may run beside the demo.
     let ops_address = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &[])?.local_addr().doing("find a free port")?;
-    let options = ServeOptions { ops_listen: Some(ops_address), ..options };
+    let options = ServeOptions { listen: vec![address], ops_listen: Some(ops_address), ..options };
     let postgres = PrivatePostgres::start(&[])?;
     Connection::open(&settings(&postgres.url("postgres"))?, "signal-feed demo")
         .and_then(|mut connection| connection.batch(&format!("create database {DATABASE}")))

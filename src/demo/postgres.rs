@@ -1,7 +1,8 @@
 //! A private, throw-away PostgreSQL from the installed server programs, for the demo and for the tests.
 //!
-//! It listens on a unix socket in a directory of its own, readable by its owner alone. A small shell holds it: when the
-//! process that made it ends, in whatever way, the shell's input ends, and it stops PostgreSQL and removes the directory.
+//! It listens on a unix socket in a directory of its own, readable by its owner alone. A small shell owns it: when the
+//! process that started it ends for any reason, the shell's input ends, and it stops PostgreSQL and removes the
+//! directory.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,14 +17,14 @@ use crate::error::{Doing, Error};
 
 /// Longest time for PostgreSQL to accept connections after a start (a crash recovery included).
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// Longest time for PostgreSQL to end after it was told to.
+/// Longest time for PostgreSQL to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// How often a start or stop is looked at.
+/// How often to check a start or stop.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The port that names the socket, unless a setting has another; nothing listens on TCP unless a setting says so.
 const SOCKET_PORT: &str = "5432";
 
-/// Says `up`, then starts PostgreSQL at each line of input, and at its end stops it and removes everything.
+/// Prints `up`, starts PostgreSQL at each line of input, and at the end of its input stops it and removes everything.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
 dir=$1; shift
@@ -51,7 +52,7 @@ pub struct PrivatePostgres {
     pid: u32,
 }
 
-/// The unprivileged user that PostgreSQL runs as where this process is root.
+/// The unprivileged user that PostgreSQL runs as if this process is root.
 #[derive(Debug, Clone, Copy)]
 struct Account {
     uid: u32,
@@ -59,10 +60,11 @@ struct Account {
 }
 
 impl PrivatePostgres {
-    /// Makes a new cluster and starts it, with `settings` (name, value) on top of the defaults. Blocks for about two seconds.
+    /// Makes a new cluster and starts it, with `settings` (name, value) on top of the defaults. Blocks for about two
+    /// seconds.
     ///
     /// # Errors
-    /// When the server programs are not installed (the text says which package has them), or do not start.
+    /// If the server programs are not installed (the text names the package), or do not start.
     pub fn start(settings: &[(&str, &str)]) -> Result<Self, Error> {
         let programs = find_programs()?;
         let account = unprivileged_account()?;
@@ -101,7 +103,7 @@ impl PrivatePostgres {
         for (name, value) in defaults.iter().chain(settings) {
             keeper.arg("-c").arg(format!("{name}={value}"));
         }
-        // A group of its own: Ctrl-C at the terminal is for the process that made it, which then stops it in order.
+        // A process group of its own: Ctrl-C at the terminal goes only to this process, which then stops the shell.
         keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut keeper = keeper.spawn().doing("start /bin/sh")?;
         let said = keeper.stdout.take().ok_or_else(|| Error::Failed("start /bin/sh: no output".into()))?;
@@ -122,7 +124,7 @@ impl PrivatePostgres {
     /// Starts PostgreSQL again after [`stop`](Self::stop) or a kill; blocks until it accepts connections.
     ///
     /// # Errors
-    /// When it does not within a minute.
+    /// If it does not within a minute.
     pub fn start_again(&mut self) -> Result<(), Error> {
         let input = self.keeper.stdin.as_mut().ok_or_else(|| Error::Failed("start PostgreSQL: it was ended".into()))?;
         input.write_all(b"start\n").doing("start PostgreSQL")?;
@@ -138,17 +140,18 @@ impl PrivatePostgres {
         Ok(())
     }
 
-    /// Stops PostgreSQL: `fast` ends the sessions and shuts down, otherwise it is killed as a crash would. Blocks until it is gone.
+    /// Stops PostgreSQL: `fast` ends the sessions and shuts down, else it stops as in a crash. Blocks until it has
+    /// ended.
     ///
     /// # Errors
-    /// When it is still there after half a minute.
+    /// If it still runs after half a minute.
     pub fn stop(&self, fast: bool) -> Result<(), Error> {
-        // Immediate shutdown (SIGQUIT) and not SIGKILL: the latter leaves shared memory and orphaned backends behind.
+        // An immediate shutdown (SIGQUIT): SIGKILL would leave shared memory and orphaned backends behind.
         self.signal(if fast { "INT" } else { "QUIT" })?;
         let until = Instant::now() + STOP_PATIENCE;
         while self.is_running() {
             if Instant::now() > until {
-                return Err(Error::Failed("stop PostgreSQL: it is still there".into()));
+                return Err(Error::Failed("stop PostgreSQL: it still runs".into()));
             }
             std::thread::sleep(LOOK_EVERY);
         }
@@ -158,7 +161,7 @@ impl PrivatePostgres {
     /// Sends a signal (`STOP`, `CONT`, `KILL`, …) to the postmaster.
     ///
     /// # Errors
-    /// When there is no such process.
+    /// If there is no such process.
     pub fn signal(&self, name: &str) -> Result<(), Error> {
         let status =
             Command::new("kill").arg(format!("-{name}")).arg(self.pid.to_string()).status().doing("run kill")?;
@@ -189,12 +192,12 @@ impl PrivatePostgres {
         &self.dir
     }
 
-    /// Where the server programs are (`pg_dump`, `pg_basebackup` and so on are there too).
+    /// The directory of the server programs (also of `pg_dump`, `pg_basebackup` and so on).
     pub fn programs(&self) -> &Path {
         &self.programs
     }
 
-    /// A command that runs as the user that PostgreSQL runs as.
+    /// A command that runs as PostgreSQL's user.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         as_account(program, self.account)
     }
@@ -209,14 +212,15 @@ impl PrivatePostgres {
     }
 
     fn accepts(&self) -> bool {
-        // The file's last line says `ready` once connections are accepted (PostgreSQL source, miscadmin.h: PM_STATUS_READY).
+        // The file's last line says `ready` once connections are accepted (PostgreSQL source, miscadmin.h:
+        // PM_STATUS_READY).
         let lines = fs::read_to_string(self.dir.join("data/postmaster.pid")).unwrap_or_default();
         lines.lines().next() == Some(self.pid.to_string().as_str())
             && lines.lines().last().is_some_and(|line| line.trim() == "ready")
     }
 
     fn is_running(&self) -> bool {
-        // A zombie is gone for every purpose here: its keeper reaps it before the next start.
+        // A zombie counts as ended: the shell reaps it before the next start.
         fs::read_to_string(format!("/proc/{}/stat", self.pid))
             .is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')))
     }
@@ -243,7 +247,7 @@ fn as_account(program: impl AsRef<OsStr>, account: Option<Account>) -> Command {
     command
 }
 
-/// PostgreSQL's server programs: Debian keeps them out of PATH, a directory a version.
+/// Finds PostgreSQL's server programs. Debian keeps them outside PATH, in one directory per version.
 fn find_programs() -> Result<PathBuf, Error> {
     let mut versions: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -269,7 +273,7 @@ fn find_programs() -> Result<PathBuf, Error> {
         })
 }
 
-/// PostgreSQL refuses to run as root: `postgres` where there is such a user, else `nobody`.
+/// The user for PostgreSQL, which refuses to run as root: `postgres` if it exists, else `nobody`.
 fn unprivileged_account() -> Result<Option<Account>, Error> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -284,7 +288,7 @@ fn unprivileged_account() -> Result<Option<Account>, Error> {
         })
         .map(Some)
         .ok_or_else(|| {
-            Error::Failed("find a user for PostgreSQL, which refuses root: neither postgres nor nobody is there".into())
+            Error::Failed("find a user for PostgreSQL, which refuses root: neither postgres nor nobody exists".into())
         })
 }
 

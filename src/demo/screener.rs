@@ -1,4 +1,4 @@
-//! A screener for the demo: prices walk at random, positions are entered and later left, prices of open signals are corrected.
+//! A screener for the demo: prices move at random; it opens and later closes positions, and corrects prices.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
 use crate::random::random_u64;
 
-/// Symbols with the price, in cents, that their walk begins at.
+/// Symbols with their first price, in cents.
 const MARKET: [(&str, u64); 8] = [
     ("AAPL", 23_110),
     ("MSFT", 41_590),
@@ -20,13 +20,13 @@ const MARKET: [(&str, u64); 8] = [
     ("RHM", 59_980),
 ];
 const STRATEGIES: [&str; 3] = ["breakout", "mean_reversion", "momentum"];
-/// One signal in so many is followed by a correction of its price.
+/// After one signal in this many the screener corrects its price.
 const CORRECTIONS: u64 = 6;
 
 struct Symbol {
     name: &'static str,
     cents: u64,
-    /// The position that is open: side, quantity, strategy.
+    /// The open position: side, quantity, strategy.
     open: Option<(&'static str, i64, &'static str)>,
 }
 
@@ -51,7 +51,7 @@ pub(super) fn run(settings: &Settings, rate: f64, stop: &Receiver<()>) -> Result
 }
 
 fn write_signal(connection: &mut Connection, symbol: &mut Symbol) -> Result<i64, Error> {
-    // Up to half a per cent either way.
+    // Up to half a per cent up or down.
     let step = symbol.cents / 200;
     symbol.cents = symbol.cents - step + random_u64() % (2 * step + 1);
     let (action, (side, quantity, strategy)) = match symbol.open.take() {

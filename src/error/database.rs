@@ -1,4 +1,4 @@
-//! What a database call can fail with.
+//! The errors of database calls.
 
 use std::error::Error as _;
 use std::fmt;
@@ -6,25 +6,26 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-/// Why a database call failed. After any variant but [`DatabaseError::Postgres`] with an SQLSTATE the connection is not used again.
+/// Why a database call failed. Only after [`DatabaseError::Postgres`] with an SQLSTATE can the connection be used
+/// again.
 #[derive(Debug)]
 pub enum DatabaseError {
     /// The connection string cannot be used; only the offending part is named, never a secret.
     Settings(String),
-    /// No connection could be made: what was tried, and why each try failed.
+    /// No server could be reached: each attempt, and why it failed.
     Unreachable(String),
-    /// The call was not answered in time; what the server made of it is unknown.
+    /// The call was not answered in time; whether it took effect is unknown.
     TimedOut(Duration),
-    /// Whoever waited for the call gave it up; see [`Connection::watch`](super::Connection::watch).
+    /// The caller gave the call up; see [`Connection::watch`](super::Connection::watch).
     GivenUp,
     /// An earlier call lost this connection.
     Closed,
-    /// The server, or the connection to it, said no.
+    /// The server's error, or the connection's.
     Postgres(tokio_postgres::Error),
 }
 
 impl DatabaseError {
-    /// The server's own error code, where the server answered with one.
+    /// The server's error code, if the server answered with one.
     pub fn sql_state(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres(error) => error.code(),
@@ -32,7 +33,8 @@ impl DatabaseError {
         }
     }
 
-    /// Whether only the statement failed and the connection can go on: the server answered, and not with the end of the session.
+    /// Whether only the statement failed and the connection is still usable: the server's answer did not end the
+    /// session.
     pub fn is_statement_error(&self) -> bool {
         match self {
             Self::Postgres(error) => error.as_db_error().is_some_and(|db| !matches!(db.severity(), "FATAL" | "PANIC")),
@@ -40,13 +42,13 @@ impl DatabaseError {
         }
     }
 
-    /// Whether the call was only in the way of others, and may succeed when it is tried again: class 40. On a hot standby
-    /// that is a conflict with what is replayed, which can end the session too (PostgreSQL documentation, 27.4.2).
+    /// Whether the call only conflicted with others and may succeed if retried: class 40. On a hot standby
+    /// that is a conflict with replay, which can end the session too (PostgreSQL documentation, 27.4.2).
     pub fn is_conflict(&self) -> bool {
         self.sql_state().is_some_and(|state| state.code().starts_with("40"))
     }
 
-    /// Whether the fault lies in the data that was read, and so stays however often the call is tried again.
+    /// Whether the data that was read is at fault, so that a retry would fail too.
     ///
     /// Never so for the classes of connection (08), concurrency (40), resources (53), operator (57) and system (58):
     /// PostgreSQL documentation, appendix A.

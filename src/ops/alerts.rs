@@ -1,6 +1,6 @@
-//! The thread `alerts`: runs the operator's program for what needs somebody.
+//! The thread `alerts`: runs the operator's program if somebody must act.
 //!
-//! It owns the program's runs. It looks at the feed's state once a second, receives what was newly quarantined, sends
+//! It owns the program's runs. It checks the feed's state once a second, receives newly quarantined events, sends
 //! nothing, and ends when the server stops.
 
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use crate::alert::{AlertCommand, Level};
 use crate::event::FeedSeq;
 use crate::feed::Feed;
 
-/// How often it looks.
+/// How often it checks the state.
 const TURN_EVERY: Duration = Duration::from_secs(1);
-/// An outage shorter than this, 30 s, is no alert: a restart of the database is none.
+/// An outage shorter than this, 30 s, raises no alert: it may be a restart of the database.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What somebody was alerted to, and still holds.
+/// The conditions that an alert was raised for and that still hold.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Alerted {
     degraded: bool,
@@ -47,7 +47,7 @@ pub fn run(feed: &Feed, program: PathBuf, quarantined: &Receiver<(FeedSeq, Strin
             command.run(level, reason, message, None);
         }
         alerted = now;
-        // However many events there are at once, they are one alert.
+        // Any number of events at once is one alert.
         if let Some(message) = quarantined_message(&quarantined.try_iter().collect::<Vec<_>>()) {
             command.run(Level::Critical, "quarantined", &message, None);
         }
@@ -60,7 +60,7 @@ fn changes(before: Alerted, now: Alerted) -> Vec<(Level, &'static str, &'static 
         (false, true) => changes.push((
             Level::Critical,
             "degraded",
-            "no database connection for 30 s; open streams stay, new requests get 503; look at PostgreSQL",
+            "no database connection for 30 s; open streams stay, new requests get 503; check PostgreSQL",
         )),
         (true, false) => {
             changes.push((Level::Warning, "recovered", "connected to the database again; no stream missed anything"))
@@ -71,12 +71,12 @@ fn changes(before: Alerted, now: Alerted) -> Vec<(Level, &'static str, &'static 
         (false, true) => changes.push((
             Level::Critical,
             "capture_off",
-            "capture is off: signals are written that no bot will get; run \"signal-feed doctor\", then \"signal-feed migrate\"",
+            "capture is off: new signals reach no bot; run \"signal-feed doctor\", then \"signal-feed migrate\"",
         )),
         (true, false) => changes.push((
             Level::Warning,
             "capture_on",
-            "capture is on again; bots have missed the signals that were written meanwhile",
+            "capture is on again; bots missed the signals written meanwhile",
         )),
         _ => {}
     }

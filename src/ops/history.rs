@@ -1,4 +1,4 @@
-//! The last hour, in samples, so that a page that was just opened shows it.
+//! Samples of the last hour, so that a page that was just opened can show it.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -13,10 +13,10 @@ use crate::sync::lock;
 
 /// The time between two samples, 10 s.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
-/// Samples that are kept: an hour and five minutes.
+/// How many samples are kept: an hour and five minutes.
 const SAMPLES: usize = 390;
 
-/// Any two samples give the rates and latencies between them: all but the first three figures only grow.
+/// One sample. The difference of two gives rates and latencies: all figures but the first three only grow.
 #[derive(Debug, Serialize)]
 struct Sample {
     at: Timestamp,

@@ -1,4 +1,4 @@
-//! Every live key and its streams: the question of every morning is whether each bot is there.
+//! Every live key and its streams, so that an operator sees whether each bot is connected.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use serde::Serialize;
 use crate::event::EventTime;
 use crate::feed::{Feed, seconds};
 
-/// A live key. During a rotation both keys of a name are one entry: they belong to the same bot.
+/// A live key. During a rotation both keys of a name are one entry, because they belong to the same bot.
 #[derive(Debug, Serialize)]
 pub(super) struct KeyStatus {
     /// The name it was minted under.
     pub(super) name: String,
     /// Its open streams.
     pub(super) streams: usize,
-    /// When a stream of it last began or ended, as far as the database knows.
+    /// When one of its streams last began or ended, as recorded in the database.
     last_used_at: Option<EventTime>,
     /// When it expires; `None` for never.
     expires_at: Option<EventTime>,
     delay_seconds: serde_json::Value,
 }
 
-/// Every live key by name, as memory has them. Never asks the database.
+/// Every live key by name, as last read. Never asks the database.
 pub(super) fn live(feed: &Feed) -> Vec<KeyStatus> {
     let mut by_name: BTreeMap<String, KeyStatus> = BTreeMap::new();
     for key in feed.keys.live(feed.clock.now()) {
@@ -33,7 +33,7 @@ pub(super) fn live(feed: &Feed) -> Vec<KeyStatus> {
             delay_seconds: seconds(key.delay),
         });
         status.last_used_at = status.last_used_at.max(key.last_used_at);
-        // The later one counts, and never is the latest.
+        // The later expiry counts, and `None` is the latest.
         status.expires_at = status.expires_at.and_then(|at| key.expires_at.map(|other| at.max(other)));
     }
     for client in feed.clients.present() {

@@ -1,4 +1,4 @@
-//! `/metrics`: what the feed counts, and gauges of this moment, in Prometheus' text format 0.0.4.
+//! `/metrics`: the feed's counters and present gauges, in Prometheus' text format 0.0.4.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -15,13 +15,13 @@ use crate::feed::stats::registered;
 use crate::feed::{Feed, seconds};
 use crate::sync::lock;
 
-/// Every word that `signal_feed_state` knows.
+/// Every value of the label of `signal_feed_state`.
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
 
-/// What is looked at when somebody asks.
+/// Gauges that are set at each scrape.
 #[derive(Debug)]
 pub struct Gauges {
-    /// One scrape at a time: the gauges of the clients are emptied and filled again.
+    /// Allows one scrape at a time: it resets and fills the clients' gauges.
     scrape: Mutex<()>,
     state: IntGaugeVec,
     database_up: IntGauge,
@@ -50,17 +50,17 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// The gauges of the feed `instance`, and the process' own figures.
+    /// The gauges of the feed `instance`, and the process's own metrics.
     pub fn new(registry: &Registry, instance: &str) -> Self {
         let int = |name: &str, help: &str| registered(registry, IntGauge::new(name, help));
         let float = |name: &str, help: &str| registered(registry, Gauge::new(name, help));
         let by = |name: &str, help: &str, label: &str| {
             registered(registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
         };
-        let info = Opts::new("signal_feed_build_info", "Always 1: the version, and which of several feeds this is");
+        let info = Opts::new("signal_feed_build_info", "Always 1; the labels give the version and the feed");
         let info = registered(registry, GaugeVec::new(info, &["version", "feed"]));
         info.with_label_values(&[env!("CARGO_PKG_VERSION"), instance]).set(1.0);
-        // Taken once: a second collector of this process would only repeat it.
+        // Once only: a second collector of this process would fail to register.
         let _ = registry.register(Box::new(ProcessCollector::for_self()));
         Self {
             scrape: Mutex::default(),
@@ -68,37 +68,47 @@ impl Gauges {
             database_up: int("signal_feed_database_up", "Whether the log can be read"),
             listen_up: int("signal_feed_listen_up", "Whether notifications arrive"),
             standby: int("signal_feed_standby", "Whether the database is a hot standby"),
-            standby_lag: float("signal_feed_standby_lag_seconds", "How far a standby is behind its primary; 0 on one"),
+            standby_lag: float(
+                "signal_feed_standby_lag_seconds",
+                "How far a standby is behind its primary; 0 on a primary",
+            ),
             log_read_age: float("signal_feed_log_read_age_seconds", "How long ago the log was last read"),
-            log_lag: int("signal_feed_log_lag_events", "Numbers in the log that were not broadcast yet"),
+            log_lag: int("signal_feed_log_lag_events", "Events in the log that were not broadcast yet"),
             outage: float("signal_feed_outage_seconds", "How long the feed has not been live; 0 while it is"),
-            capture_on: int("signal_feed_capture_on", "Whether what is written to signal reaches the log"),
+            capture_on: int("signal_feed_capture_on", "1 if writes to signal reach the log, 0 if they do not"),
             counter: int("signal_feed_allocated", "The last number that was given to an event, as last read"),
             counter_ok: int(
                 "signal_feed_allocation_ok",
-                "0 where the counter is behind the log: commits of signals fail",
+                "0 if the counter is behind the log, so that commits of signals fail",
             ),
             another_cluster: int(
                 "signal_feed_another_cluster",
-                "1 where the database is not the cluster or timeline that was recorded: a restore or a failover",
+                "1 if the cluster or timeline is not the recorded one, after a restore or a failover",
             ),
             head: int("signal_feed_head", "The highest number that was broadcast"),
-            earliest: int("signal_feed_earliest", "The lowest number that can be replayed, as last asked"),
+            earliest: int("signal_feed_earliest", "The lowest number that can be replayed, as last read"),
             clients: by("signal_feed_clients", "Open streams by their key's delay", "delay_seconds"),
-            clients_most: int("signal_feed_clients_limit", "Streams that there may be (--max-clients)"),
-            lag_most: int("signal_feed_client_lag_max_events", "Events that the client furthest behind has to come"),
+            clients_most: int("signal_feed_clients_limit", "The most streams (--max-clients)"),
+            lag_most: int(
+                "signal_feed_client_lag_max_events",
+                "Events that the client furthest behind has still to get",
+            ),
             queued: int("signal_feed_queued_events", "Events in all clients' queues"),
             unsettled: int(
                 "signal_feed_unsettled_quarantined_events",
-                "Quarantined events that nobody has settled, as last checked",
+                "Quarantined events that are not settled, as last checked",
             ),
-            key_streams: by("signal_feed_key_streams", "Open streams of every live key; 0: its bot is away", "key"),
+            key_streams: by(
+                "signal_feed_key_streams",
+                "Open streams of every live key; 0 means that its bot is away",
+                "key",
+            ),
             last_event: float(
                 "signal_feed_last_event_timestamp_seconds",
                 "When the newest event was written, in seconds since 1970; 0 before the first",
             ),
             replay_connections: int("signal_feed_replay_connections", "Connections for replay (--replay-connections)"),
-            replay_in_use: int("signal_feed_replay_connections_in_use", "Connections for replay at work"),
+            replay_in_use: int("signal_feed_replay_connections_in_use", "Connections for replay in use"),
             replay_waiting: int("signal_feed_replays_waiting", "Replays that wait for a connection"),
         }
     }
@@ -113,7 +123,7 @@ impl Gauges {
         self.listen_up.set(i64::from(feed.health.part(Part::Listen).0));
         self.standby.set(i64::from(feed.role() == Role::Standby));
         self.standby_lag.set(feed.standby_lag().unwrap_or_default().as_secs_f64());
-        // Never read: as old as the server.
+        // Never read: counts from the server's start.
         self.log_read_age.set(log_read.unwrap_or_else(|| feed.age()).as_secs_f64());
         self.log_lag.set(count(feed.log_lag_events()));
         self.outage.set(feed.health.outage().map_or(0.0, |outage| outage.as_secs_f64()));
@@ -142,7 +152,7 @@ impl Gauges {
             queued += feed.queued_events(&client);
             lag = lag.max(feed.lag_events(&client));
         }
-        // A delay that nobody has any more is not shown for ever.
+        // Drop delays that no stream has any more.
         self.clients.reset();
         for (delay, streams) in by_delay {
             self.clients.with_label_values(&[&seconds(delay).to_string()]).set(streams);
@@ -153,7 +163,7 @@ impl Gauges {
     }
 
     fn look_at_keys(&self, feed: &Feed) {
-        // A revoked or expired key is not shown any longer.
+        // Drop revoked and expired keys.
         self.key_streams.reset();
         for key in keys::live(feed) {
             self.key_streams.with_label_values(&[&key.name]).set(count(key.streams));
@@ -161,7 +171,7 @@ impl Gauges {
     }
 }
 
-/// The metrics at this moment.
+/// The present metrics.
 pub fn text(operator: &Operator) -> String {
     let _alone = lock(&operator.gauges.scrape);
     operator.gauges.look(&operator.feed);

@@ -1,7 +1,7 @@
-//! The operator's port: `/metrics`, `/status`, and a page that draws it. It looks at the feed and changes nothing.
+//! The operator's port: `/metrics`, `/status`, and a page that shows it. It reads the feed's state and changes nothing.
 //!
-//! It is served like the feed's own port, by [`http`](crate::http), from a listener of its own: what goes on there takes
-//! no place of a stream.
+//! [`http`](crate::http) serves it like the feed's port, from a separate listener, so its connections do not count
+//! against the limit of streams.
 
 pub mod alerts;
 mod history;
@@ -20,18 +20,18 @@ use crate::feed::Feed;
 /// Connections to the operator's port at once, 64.
 pub const MOST_CONNECTIONS: usize = 64;
 
-/// What the operator's port shows.
+/// The operator's port.
 #[derive(Debug)]
 pub struct Operator {
     feed: Arc<Feed>,
-    /// Which of several feeds this is: the host's name and the feed's port.
+    /// Tells several feeds apart: the host's name and the feed's port.
     instance: String,
     gauges: Gauges,
     history: History,
 }
 
 impl Operator {
-    /// The operator's view of a feed that listens on `address`. Made once: its gauges join the feed's metrics.
+    /// The operator's view of a feed that listens on `address`. Make it once: its gauges join the feed's metrics.
     pub fn new(feed: Arc<Feed>, address: Option<SocketAddr>) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let instance = match address {
@@ -42,7 +42,7 @@ impl Operator {
         Self { feed, instance, gauges, history: History::default() }
     }
 
-    /// Keeps the history going; to be called about once a second.
+    /// Takes the samples of the history. Call it about once a second.
     pub fn turn(&self) {
         self.history.turn(&self.feed);
     }

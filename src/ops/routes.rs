@@ -1,4 +1,5 @@
-//! The operator's routes. They need no key: on a loopback address whoever is on the host may ask, and no web page may.
+//! The operator's routes. They need no key: on a loopback address every user of the host may read them, but no web
+//! page.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -26,12 +27,12 @@ pub fn serve(operator: &Operator, connection: &HttpConnection) {
 }
 
 fn answer(operator: &Operator, head: &Head, is_loopback: bool) -> Response {
-    // A web page whose own name was made to point at this host (DNS rebinding) still sends that name.
+    // A web page that points its own name at this host (DNS rebinding) still sends that name.
     if is_loopback && !head.fields("host").all(is_loopback_host) {
         return Response::error(Code::ForeignHost, "this address answers only to a loopback name such as localhost");
     }
     if !matches!(head.path.as_str(), "/" | "/history" | "/metrics" | "/status") {
-        return Response::error(Code::NotFound, "there is nothing at this path; there are /, /status and /metrics");
+        return Response::error(Code::NotFound, "no such path; see /, /status and /metrics");
     }
     if !matches!(head.method.as_str(), "GET" | "HEAD") {
         let refusal = Response::error(Code::MethodNotAllowed, "this path takes GET, HEAD");
@@ -52,7 +53,7 @@ fn plain(content_type: &'static str, body: String) -> Response {
     Response::with_body("200 OK", content_type, body).with("Cache-Control", "no-store")
 }
 
-/// Whether a `Host` names this machine from within: `localhost` and what lies under it (RFC 6761 §6.3), or a loopback address.
+/// Whether a `Host` is a loopback name or address: `localhost` and names under it (RFC 6761 §6.3), or an address.
 fn is_loopback_host(host: &[u8]) -> bool {
     let Ok(host) = std::str::from_utf8(host) else { return false };
     let name = match host.strip_prefix('[') {

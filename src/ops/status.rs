@@ -1,4 +1,4 @@
-//! `/status`: the feed at this moment, as JSON.
+//! `/status`: the feed's present state, as JSON.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +75,7 @@ struct Database {
     unsettled_quarantined_events: u64,
 }
 
-/// What only grows, from the start of the server.
+/// Figures that only grow, from the start of the server.
 #[derive(Debug, Serialize)]
 struct Totals {
     events: u64,
@@ -101,7 +101,8 @@ struct Buckets {
     sum: f64,
 }
 
-/// The feed at this moment. May read the log for where the window begins; blocks no longer than a database call may.
+/// The feed's present state. May read the log to find where the window begins, and blocks for one database call at
+/// most.
 pub fn json(operator: &Operator) -> String {
     let feed = &operator.feed;
     let status = Status {

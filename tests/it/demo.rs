@@ -1,4 +1,4 @@
-//! The demo: the whole system by one command, and nothing left behind.
+//! The demo: one command runs the whole system and leaves nothing behind.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -13,11 +13,10 @@ use crate::support::wait::until;
 fn demo_streams_signals_by_what_it_prints_and_leaves_nothing_behind() {
     let scratch = std::env::temp_dir().join(format!("signal-feed-demo-{}", std::process::id()));
     std::fs::create_dir_all(&scratch).unwrap();
-    // PostgreSQL, another user where the tests run as root, makes its directory in here.
+    // If the tests run as root, PostgreSQL runs as another user and makes its directory in here.
     std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut demo = command("")
-        .args(["demo", "--rate", "50", "--listen", &address.to_string()])
+        .args(["demo", "--rate", "50", "--listen", "127.0.0.1:0"])
         .env("TMPDIR", &scratch)
         .stdout(Stdio::piped())
         .spawn()
@@ -25,7 +24,7 @@ fn demo_streams_signals_by_what_it_prints_and_leaves_nothing_behind() {
     let lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
     let line = lines.into_iter().find(|line| line.contains("curl -N") && line.contains("cursor=0")).unwrap();
 
-    // The very line that it prints, in a shell.
+    // The line runs in a shell as it is printed, with the real port.
     let mut curl =
         Command::new("/bin/sh").args(["-c", line.trim()]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let seen = BufReader::new(curl.stdout.take().unwrap()).lines().map(Result::unwrap);
@@ -33,7 +32,8 @@ fn demo_streams_signals_by_what_it_prints_and_leaves_nothing_behind() {
     assert_eq!(signals, 20);
     let _ = curl.kill();
     curl.wait().unwrap();
-    assert_eq!(Request::get("/").send(address).status, 200);
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    assert_eq!(Request::get("/").send(address.parse().unwrap()).status, 200);
 
     kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
     assert_eq!(demo.wait().unwrap().code(), Some(0));

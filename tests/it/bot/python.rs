@@ -1,4 +1,4 @@
-//! The README's Python broker, as it is printed there.
+//! `tests/clients/broker.py`, the example of an `exec:` program that the README names.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use super::feed::{Feed, Open, row, row_of};
 use super::process::Place;
-use crate::support::readme;
 use crate::support::wait::until;
+
+const BROKER: &str = include_str!("../../clients/broker.py");
 
 /// Keeps orders by their reference; every third one breaks the connection after it was taken.
 fn serve(listener: TcpListener, book: Arc<Mutex<Vec<String>>>) {
@@ -53,7 +54,7 @@ fn answer(mut stream: TcpStream, book: &Mutex<Vec<String>>) {
 #[test]
 fn the_python_broker_places_each_order_once_even_if_answers_are_lost() {
     let (feed, place) = (Feed::new(), Place::new());
-    place.program("broker.py", &readme::block("#!/usr/bin/env python3"));
+    place.program("broker.py", BROKER);
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
@@ -104,7 +105,7 @@ fn run(place: &Place, address: SocketAddr, line: &str) -> Option<i32> {
 #[test]
 fn the_python_broker_places_and_looks_up_orders_of_rows_that_python_cannot_parse() {
     let place = Place::new();
-    place.program("broker.py", &readme::block("#!/usr/bin/env python3"));
+    place.program("broker.py", BROKER);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let book = Arc::new(Mutex::new(Vec::new()));

@@ -36,7 +36,6 @@ pub const BLOCKS: &[(&str, &str)] = &[
     ("jq -c 'select(.record", "the_journal_shows_what_was_not_placed_and_takes_a_line_by_hand"),
     ("{\"record\":\"placed\"", "the_journal_shows_what_was_not_placed_and_takes_a_line_by_hand"),
     ("{\"type\":\"order\"", "an_order_line_has_the_fields_of_the_readme_in_their_order"),
-    ("#!/usr/bin/env python3", "the_python_broker_places_each_order_once_even_if_answers_are_lost"),
     ("echo 'sf_…' | sudo install", "the_bots_service_is_installed_with_its_key"),
     ("#!/bin/sh\njq", "the_alert_program_posts_to_a_chat"),
     ("backend feed", "every_client_gets_every_event_once_whichever_part_is_lost"),
