@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rfc_3339_does_not_allow_is_no_time() {
+    fn a_text_that_rfc_3339_does_not_allow_is_not_a_time() {
         for text in [
             "",
             "2025-11-19",

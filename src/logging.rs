@@ -187,7 +187,7 @@ mod tests {
     const THERE: Kind = (Some("here"), Some(2));
 
     #[test]
-    fn a_flood_is_written_at_first_and_then_counted_and_its_last_line_told() {
+    fn a_flood_is_written_first_then_counted_and_its_last_line_shown() {
         let (mut counts, began) = (Counts::default(), Instant::now());
         let written = (0..500).filter(|i| counts.admit(HERE, Level::Warn, &format!("line {i}"), began)).count();
         assert_eq!(written, FLOOD_LINES);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn few_lines_of_a_kind_are_never_held_back() {
+    fn few_lines_of_a_kind_are_never_suppressed() {
         let (mut counts, mut now) = (Counts::default(), Instant::now());
         for _ in 0..100 {
             assert!(counts.admit(HERE, Level::Error, "capture is off", now));

@@ -268,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_damaged_is_named_or_as_if_never_written_and_nothing_panics(
+        fn damage_is_named_or_the_line_counts_as_never_written_and_nothing_panics(
             noise: Vec<u8>,
             at: prop::sample::Index,
             length in 0_usize..40,

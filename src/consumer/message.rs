@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_is_read_and_unknown_fields_are_passed_over() {
+    fn a_signal_is_read_and_unknown_fields_are_ignored() {
         let data = r#"{"feed_seq":5,"prev_seq":4,"event_time":"2026-11-20T12:00:00.123456Z","op":"UPDATE","new":1,
             "signal":{"id":1,"action":"entry","symbol":"A","side":"BUY","more":{}}}"#;
         let Message::Signal(event) = read("signal", "5", data) else { panic!("no signal") };
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_keeps_its_number() {
+    fn an_unreadable_event_keeps_its_number() {
         assert!(matches!(read("signal", "7", "not json"), Message::Unreadable { feed_seq: Some(7), .. }));
         assert!(matches!(read("signal", "", "{}"), Message::Unreadable { feed_seq: None, .. }));
         for wild in ["0", "-1", "9007199254740992", "9223372036854775807"] {
@@ -253,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_event_whatever_makes_it_panic(
+        fn no_event_makes_it_panic(
             event in "signal|system|\\PC{0,6}",
             id in "-?[0-9]{0,20}|\\PC{0,4}",
             data in r#"\PC{0,60}|\{("(feed_seq|prev_seq|signal|op|event_time|reason|delay_seconds)":(-?[0-9]{1,20}|null|"(connected|quarantined|dropped)?"|\{\}|1e400),?){0,5}\}?"#,

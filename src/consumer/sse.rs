@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_beyond_the_limit_is_refused_and_the_events_before_it_are_had() {
+    fn a_block_beyond_the_limit_is_refused_and_earlier_events_are_kept() {
         let mut parser = Parser::with_limit(64);
         let mut stream = b"data: small\n\n".to_vec();
         stream.extend(b"data: ");
@@ -289,7 +289,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_whatever_make_it_panic_and_any_split_agrees(stream: Vec<u8>, size in 1_usize..7) {
+        fn no_bytes_make_it_panic_and_any_split_agrees(stream: Vec<u8>, size in 1_usize..7) {
             let mut parser = Parser::default();
             for piece in stream.chunks(size) {
                 parser.push(piece).unwrap();

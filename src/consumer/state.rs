@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_whatever_make_it_panic_and_what_is_cut_off_is_torn(
+        fn no_bytes_make_it_panic_and_a_cut_line_is_torn(
             bytes: Vec<u8>,
             feed_seq: i64,
             reason: String,

@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_and_pairs_say_the_same() {
+    fn a_url_and_pairs_mean_the_same() {
         let labels = |string: &str| -> Vec<String> {
             string.parse::<Target>().unwrap().hosts.into_iter().map(|host| host.label).collect()
         };

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_or_cut_token_is_none() {
+    fn a_changed_or_truncated_token_is_refused() {
         let token = make_token(42, EventTime(7), b"secret").unwrap();
         for at in 0..token.len() {
             let mut changed = token.clone().into_bytes();
@@ -371,7 +371,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_tells_what_it_was_made_of_and_nothing_else_is_one(id: i64, end: i64, secret: Vec<u8>, text: String) {
+        fn a_token_gives_back_its_contents_and_nothing_else_is_a_token(id: i64, end: i64, secret: Vec<u8>, text: String) {
             let token = make_token(id, EventTime(end), &secret).unwrap();
             prop_assert_eq!(read_token(&token, &secret), Some((id, EventTime(end))));
             prop_assert_eq!(read_token(&text, &secret), None);

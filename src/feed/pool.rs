@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_under_a_permit_costs_no_permit() {
+    fn a_panic_returns_the_permit() {
         let permits = Permits::new(1);
         let watch: Watch = Arc::new(|| true);
         let panicked = catch_unwind(AssertUnwindSafe(|| {

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_goes_to_the_wire_as_postgresql_prints_it() {
+    fn a_row_is_sent_as_postgresql_prints_it() {
         let (block, poison) = rendered(&row(Ok(br#"{"id": 1, "price": 1.50}"#.to_vec())));
         assert_eq!(
             block,

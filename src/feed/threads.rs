@@ -69,7 +69,7 @@ mod tests {
     use crate::db::Settings;
 
     #[test]
-    fn a_core_thread_that_panics_or_ends_is_the_servers_end_with_its_name() {
+    fn a_core_thread_that_panics_or_ends_ends_the_server_and_is_named() {
         let options = ServeOptions {
             listen: Vec::new(),
             ops_listen: None,

@@ -317,7 +317,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_whatever_make_it_panic(bytes: Vec<u8>, request in request(), at: prop::sample::Index) {
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, request in request(), at: prop::sample::Index) {
             let _ = Head::parse(&bytes);
             // Noise within a nearly valid request gets further.
             let mut noisy = request.clone();

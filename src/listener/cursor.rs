@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_that_is_none_is_refused() {
+    fn an_invalid_cursor_is_refused() {
         for request in [
             "GET /feed?cursor= HTTP/1.1",
             "GET /feed?cursor HTTP/1.1",

@@ -120,7 +120,7 @@ fn alert_command_that_hangs_or_is_missing_delays_nobody() {
 }
 
 #[test]
-fn event_that_is_quarantined_already_is_no_error_and_no_alert_after_a_restart() {
+fn an_event_quarantined_before_a_restart_raises_no_error_and_no_alert_again() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);

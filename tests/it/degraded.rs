@@ -262,7 +262,7 @@ fn a_server_started_without_its_database_answers_503_after_the_hold() {
 }
 
 #[test]
-fn a_healthy_server_that_starts_answers_nobody_503() {
+fn a_healthy_server_never_answers_503_while_it_starts() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
     let key = database.mint("bot");
@@ -274,7 +274,7 @@ fn a_healthy_server_that_starts_answers_nobody_503() {
 }
 
 #[test]
-fn held_requests_end_at_sigterm_and_leave_with_their_client() {
+fn held_requests_end_at_sigterm_and_when_their_client_disconnects() {
     let feed = Feed::start(&["--degraded-hold", "60s"]);
     feed.cluster.stop(true).unwrap();
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));

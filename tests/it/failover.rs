@@ -38,7 +38,7 @@ fn open_streams_follow_a_failover_to_another_host_and_miss_nothing() {
 }
 
 #[test]
-fn what_an_asynchronous_standby_had_not_got_is_told_as_another_history() {
+fn a_failover_that_lost_events_sends_history_rewritten() {
     let (primary, database, key, standby, server) = pair();
     let mut open = server.stream(&key);
     open.connected();

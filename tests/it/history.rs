@@ -30,7 +30,7 @@ fn rewritten(stream: &mut Stream, database: &Database, cursor: i64, head: i64) {
 }
 
 #[test]
-fn a_cursor_ahead_of_the_log_is_told_after_a_grace() {
+fn a_cursor_ahead_of_the_log_gets_history_rewritten_after_a_grace() {
     let (database, key, server) = serving(5, &["--heartbeat", "1s"]);
     for request in [
         Request::feed(&key).last_event_id(20),
@@ -174,7 +174,7 @@ fn a_cursor_time_of_the_first_and_the_last_day_is_taken_as_it_was_given() {
 }
 
 #[test]
-fn a_cursor_in_a_skipped_range_is_known_at_once_as_one_of_a_lost_future() {
+fn a_cursor_in_a_skipped_range_gets_history_rewritten_at_once() {
     let database = Database::migrated();
     database.insert(5);
     let key = database.mint("bot");
@@ -218,7 +218,7 @@ pub(crate) fn replace_log(database: &Database, last: i64, counter: i64) {
 }
 
 #[test]
-fn a_restore_under_the_running_server_is_told_to_every_open_stream() {
+fn a_restore_under_the_running_server_sends_history_rewritten_to_every_open_stream() {
     // The restored log is shorter than, as long as, and longer than the one in memory.
     for last in [3, 10, 25] {
         let (database, key, server) = serving(10, &[]);
@@ -248,7 +248,7 @@ fn a_restore_under_the_running_server_is_told_to_every_open_stream() {
 }
 
 #[test]
-fn a_cursor_that_both_logs_have_in_common_is_a_cursor_like_any_other() {
+fn a_cursor_that_both_logs_share_continues_normally() {
     let (database, key, server) = serving(10, &[]);
     let mut stream = server.stream(&key);
     stream.connected();

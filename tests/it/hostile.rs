@@ -187,7 +187,7 @@ fn pipelined_requests_get_one_answer() {
 }
 
 #[test]
-fn thousands_of_idle_connections_shut_nobody_out() {
+fn thousands_of_idle_connections_keep_no_client_out() {
     let mut feed = Feed::start(&["--heartbeat", "500ms", "--max-clients", "64"]);
     let mut idle: Vec<Connection> = Vec::new();
     for _ in 0..6 {
@@ -220,7 +220,7 @@ fn three_hundred_bots_that_connect_at_once_are_all_served() {
 }
 
 #[test]
-fn a_request_whose_sender_has_closed_its_half_is_answered() {
+fn a_half_closed_request_is_answered() {
     let mut feed = Feed::start(&["--heartbeat", "500ms"]);
     for (bytes, status) in [("GET /healthz HTTP/1.0\r\n\r\n", 200), ("GET /feed HTTP/1.0\r\n\r\n", 401)] {
         let connection = feed.send(bytes.as_bytes());
@@ -258,7 +258,7 @@ fn thousands_of_connections_that_open_and_close_leave_nothing_behind() {
 }
 
 #[test]
-fn a_server_without_free_descriptors_goes_on_and_recovers() {
+fn a_server_without_free_descriptors_continues_and_recovers() {
     let database = Database::migrated();
     let serve = Server::command(&database.url, "127.0.0.1:0");
     let mut command = Command::new("/bin/sh");

@@ -196,7 +196,7 @@ fn a_stream_ends_within_a_second_of_its_keys_expiry() {
 }
 
 #[test]
-fn a_client_that_stands_still_is_cut_off_when_its_key_ends() {
+fn a_stalled_client_is_cut_off_when_its_key_ends() {
     let database = Database::migrated();
     let revoked = database.mint("revoked");
     let expiring = database.mint("expiring");

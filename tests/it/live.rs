@@ -110,7 +110,7 @@ fn large_rows_cost_memory_for_one_of_them_and_not_for_a_page_of_them() {
 }
 
 #[test]
-fn a_first_read_that_failed_makes_nothing_new_of_what_is_old() {
+fn a_failed_first_read_does_not_make_old_keys_new() {
     let database = Database::migrated();
     database.insert(500);
     database.log_row(501, "clock_timestamp()", "null");
@@ -130,7 +130,7 @@ fn a_first_read_that_failed_makes_nothing_new_of_what_is_old() {
 }
 
 #[test]
-fn a_commit_larger_than_the_queue_counts_as_dropped_nowhere() {
+fn a_commit_larger_than_the_queue_is_not_counted_as_dropped() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0", "--queue-capacity", "100"]);
@@ -195,7 +195,7 @@ fn nothing_goes_out_early_to_a_delayed_key_however_slowly_the_database_answers()
 }
 
 #[test]
-fn rows_that_a_restore_put_in_the_place_of_others_reach_a_delayed_key_when_they_are_due() {
+fn rows_that_replace_others_after_a_restore_reach_a_delayed_key_when_due() {
     let database = Database::migrated();
     let late = database.mint_with("late", &["--delay", "4s"]);
     let server = Server::ready(&database, &[]);
@@ -268,7 +268,7 @@ fn a_stream_that_waits_for_the_database_pings_and_ends_with_its_key() {
 }
 
 #[test]
-fn sigterm_is_told_to_streams_that_wait_for_the_database() {
+fn sigterm_sends_closing_to_streams_that_wait_for_the_database() {
     let database = Database::migrated();
     long_log(&database);
     let key = database.mint("bot");
@@ -330,7 +330,7 @@ fn disconnected_clients_leave_the_status_within_three_seconds() {
 }
 
 #[test]
-fn streams_that_come_and_go_while_the_log_is_replaced_hang_nothing() {
+fn streams_that_come_and_go_while_the_log_is_replaced_cause_no_hang() {
     let database = Database::migrated();
     database.insert(20);
     let (key, late) = (database.mint("bot"), database.mint_with("late", &["--delay", "1s"]));

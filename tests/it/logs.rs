@@ -68,7 +68,7 @@ fn an_occurrence_is_one_line_with_the_reason_the_numbers_and_the_keys_name_and_n
 }
 
 #[test]
-fn a_flood_of_refused_strangers_is_a_few_lines_that_tell_of_each_and_hides_no_other_kind() {
+fn a_flood_of_refusals_is_a_few_lines_and_hides_no_other_kind() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--max-clients-per-key", "1"]);
@@ -151,7 +151,7 @@ fn every_stream_and_every_quarantined_event_has_its_line() {
 }
 
 #[test]
-fn lines_that_were_held_back_are_summarised_at_the_end() {
+fn suppressed_lines_are_summarised_at_the_end() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
     for _ in 0..40 {

@@ -112,7 +112,7 @@ fn every_object_is_commented_every_table_has_a_primary_key_and_nothing_belongs_t
 }
 
 #[test]
-fn owners_grants_functions_and_guards_are_put_right_and_strange_grants_are_told() {
+fn owners_grants_functions_and_guards_are_repaired_and_foreign_grants_reported() {
     let database = Database::migrated();
     let mut client = database.connect();
     client
@@ -405,7 +405,7 @@ fn the_sequence_era_moves_to_the_counter_while_writers_write_and_roll_back() {
 }
 
 #[test]
-fn a_sequence_that_was_never_used_starts_the_counter_at_nothing() {
+fn a_sequence_that_was_never_used_starts_the_counter_at_zero() {
     let database = Database::empty();
     let mut client = database.connect();
     client.batch_execute(SEQUENCE_ERA).unwrap();

@@ -72,7 +72,7 @@ fn metrics_follow_what_happens_to_streams() {
 }
 
 #[test]
-fn status_tells_of_every_stream_where_it_stands() {
+fn status_shows_the_position_of_every_stream() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &OPS);
@@ -142,7 +142,7 @@ fn capture_that_is_off_shows_in_status_and_metrics() {
 }
 
 #[test]
-fn web_page_of_another_name_that_points_here_is_refused() {
+fn a_web_page_whose_name_points_here_is_refused() {
     let database = Database::migrated();
     let server = Server::ready(&database, &OPS);
     let ask = |host: &str, path: &str| Request::get(path).host(host).send(server.ops_address()).status;
@@ -165,7 +165,7 @@ fn web_page_of_another_name_that_points_here_is_refused() {
 }
 
 #[test]
-fn operators_address_off_or_not_on_loopback_or_taken_is_as_it_says() {
+fn the_operators_address_can_be_off_not_on_loopback_or_taken() {
     let database = Database::migrated();
     let off = Server::ready(&database, &["--ops-listen", "off"]);
     assert_eq!(off.tcp_sockets(), 1);
@@ -181,7 +181,7 @@ fn operators_address_off_or_not_on_loopback_or_taken_is_as_it_says() {
 }
 
 #[test]
-fn strangers_on_the_operators_port_take_no_place_of_a_stream() {
+fn connections_to_the_operators_port_do_not_count_against_streams() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &OPS);
@@ -308,7 +308,7 @@ fn newest_event_is_known_after_a_restart() {
 }
 
 #[test]
-fn status_command_shows_what_needs_somebody_and_its_exit_code_says_whether() {
+fn the_status_command_shows_what_needs_attention_and_its_exit_code_reports_it() {
     let database = Database::migrated();
     let bot = database.mint("bot");
     database.mint("absent-bot");
@@ -366,7 +366,7 @@ fn history_is_there_for_a_page_that_was_just_opened() {
 }
 
 #[test]
-fn quarantined_event_counts_until_somebody_settles_it() {
+fn a_quarantined_event_counts_until_it_is_settled() {
     let database = Database::migrated();
     let server = Server::ready(&database, &OPS);
     let name = "signal_feed_unsettled_quarantined_events";

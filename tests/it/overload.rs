@@ -51,7 +51,7 @@ fn read_to_dropped(stream: &mut Stream, mut cursor: i64) -> (i64, Block) {
 }
 
 #[test]
-fn a_client_that_stood_still_is_told_the_hole_and_gets_exactly_the_missing_events() {
+fn a_stalled_client_gets_dropped_and_then_exactly_the_missing_events() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--queue-capacity", "50"]);
@@ -107,7 +107,7 @@ fn a_client_that_keeps_taking_bytes_slowly_notices_nothing() {
 }
 
 #[test]
-fn a_link_of_a_few_kilobytes_a_second_is_slow_and_not_dead() {
+fn a_link_of_a_few_kilobytes_a_second_counts_as_slow_and_not_as_stalled() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--queue-capacity", "5", "--write-timeout", "2s"]);
@@ -145,7 +145,7 @@ fn a_client_that_takes_nothing_is_cut_off_after_the_write_timeout() {
 }
 
 #[test]
-fn a_stopped_process_is_freed_and_misses_nothing_when_it_goes_on() {
+fn a_stopped_client_loses_its_stream_and_misses_nothing_when_it_continues() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--write-timeout", "2s"]);
@@ -216,7 +216,7 @@ fn stalled_clients_delay_nobody() {
 }
 
 #[test]
-fn a_burst_beyond_the_queue_disturbs_nobody_who_reads() {
+fn a_burst_beyond_the_queue_disturbs_no_client_that_reads() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--queue-capacity", "1"]);
@@ -238,7 +238,7 @@ fn a_burst_beyond_the_queue_disturbs_nobody_who_reads() {
 }
 
 #[test]
-fn a_peer_that_takes_nothing_is_cut_off_also_while_no_write_is_stuck() {
+fn a_stalled_peer_is_cut_off_even_if_no_write_is_blocked() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--write-timeout", "2s"]);
@@ -282,7 +282,7 @@ fn small_events_wake_no_thread_of_a_stream_that_takes_them() {
 }
 
 #[test]
-fn a_small_event_of_which_a_full_socket_takes_a_part_arrives_whole() {
+fn a_small_event_that_a_full_socket_takes_in_part_arrives_whole() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);

@@ -53,7 +53,7 @@ fn watch_page_shows_signals_proves_completeness_and_survives_a_killed_server() {
 }
 
 #[test]
-fn signals_text_is_never_html_and_the_page_asks_nobody_else() {
+fn a_signals_text_is_never_html_and_the_page_loads_nothing_from_elsewhere() {
     let database = Database::migrated();
     let key = database.mint("viewer");
     let server = Server::ready(&database, &[]);
@@ -101,7 +101,7 @@ fn watch_page_begins_with_the_whole_window_and_marks_what_it_missed() {
 }
 
 #[test]
-fn fresh_page_begins_with_the_last_20_signals_and_shows_every_column_to_the_digit() {
+fn a_fresh_page_begins_with_the_last_20_signals_and_shows_every_digit() {
     let database = Database::migrated();
     let key = database.mint("viewer");
     database.insert(50);
@@ -204,7 +204,7 @@ fn capture_that_is_off_is_told_in_red_and_counted_as_missed() {
 }
 
 #[test]
-fn tab_that_is_hidden_for_a_minute_gives_its_connection_back_and_continues_later() {
+fn a_tab_hidden_for_a_minute_closes_its_connection_and_continues_later() {
     let database = Database::migrated();
     let key = database.mint("viewer");
     let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0"]);
@@ -229,7 +229,7 @@ fn tab_that_is_hidden_for_a_minute_gives_its_connection_back_and_continues_later
 }
 
 #[test]
-fn wrong_key_is_told_and_forgetting_the_key_ends_the_session() {
+fn a_wrong_key_is_reported_and_forgetting_the_key_ends_the_session() {
     let database = Database::migrated();
     let key = database.mint("viewer");
     let server = Server::ready(&database, &[]);
@@ -253,7 +253,7 @@ fn wrong_key_is_told_and_forgetting_the_key_ends_the_session() {
 }
 
 #[test]
-fn status_page_draws_the_feed_and_tells_of_an_outage() {
+fn the_status_page_draws_the_feed_and_reports_an_outage() {
     let database = Database::migrated();
     let key = database.mint("<b>bot</b>");
     database.mint_with("zz-absent", &["--delay", "15m", "--expires-in", "3d"]);

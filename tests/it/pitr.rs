@@ -110,7 +110,7 @@ fn rewritten(cursor: i64, head: i64) -> Value {
 }
 
 #[test]
-fn after_a_recovery_to_a_point_every_client_with_a_cursor_from_the_lost_future_is_told() {
+fn after_a_point_in_time_recovery_every_cursor_from_the_lost_future_gets_history_rewritten() {
     let mut cluster = PrivatePostgres::start(&[
         ("fsync", "on"),
         ("wal_level", "replica"),

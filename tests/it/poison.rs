@@ -143,7 +143,7 @@ fn numbers_keep_every_digit_and_text_every_character() {
 }
 
 #[test]
-fn a_row_of_fifty_megabytes_does_not_hold_up_its_neighbours() {
+fn a_row_of_fifty_megabytes_does_not_delay_other_events() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);
@@ -159,7 +159,7 @@ fn a_row_of_fifty_megabytes_does_not_hold_up_its_neighbours() {
 }
 
 #[test]
-fn a_damaged_row_is_cornered_and_its_page_goes_on() {
+fn a_damaged_row_is_found_and_the_rest_of_its_page_is_delivered() {
     let database = Database::migrated();
     let key = database.mint("bot");
     // Stored out of line, in chunks of which one is lost.
@@ -217,7 +217,7 @@ fn text_that_is_not_in_the_connections_encoding_is_quarantined() {
 }
 
 #[test]
-fn a_json_column_with_a_zero_character_is_quarantined_and_its_write_succeeds() {
+fn a_json_column_with_a_zero_character_is_quarantined_and_the_write_succeeds() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);
@@ -234,7 +234,7 @@ fn a_json_column_with_a_zero_character_is_quarantined_and_its_write_succeeds() {
 }
 
 #[test]
-fn many_poisoned_events_at_once_stop_nobody() {
+fn many_poisoned_events_at_once_stop_no_stream() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &[]);

@@ -37,7 +37,7 @@ fn pooler(cluster: &PrivatePostgres, database: &Database, mode: &str) -> (Pooler
 }
 
 #[test]
-fn a_pooler_of_transactions_is_named_at_the_start_and_nobody_is_served() {
+fn a_pooler_in_transaction_mode_is_named_at_the_start_and_requests_wait() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
     let (_pooler, url) = pooler(&cluster, &database, "transaction");
@@ -47,7 +47,7 @@ fn a_pooler_of_transactions_is_named_at_the_start_and_nobody_is_served() {
 }
 
 #[test]
-fn doctor_fails_through_a_pooler_of_transactions() {
+fn doctor_fails_through_a_pooler_in_transaction_mode() {
     let cluster = PrivatePostgres::start(&[("fsync", "on")]).unwrap();
     let database = Database::migrated_in(&cluster);
     let (_pooler, url) = pooler(&cluster, &database, "transaction");
@@ -58,7 +58,7 @@ fn doctor_fails_through_a_pooler_of_transactions() {
 }
 
 #[test]
-fn a_pooler_of_sessions_does_no_harm() {
+fn a_pooler_in_session_mode_does_no_harm() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
     let key = database.mint("bot");

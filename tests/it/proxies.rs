@@ -162,7 +162,7 @@ fn behind_each_proxy_with_tls_streams_flow_clients_have_their_address_and_cookie
 }
 
 #[test]
-fn headers_of_whoever_is_no_trusted_proxy_count_for_nothing() {
+fn headers_from_an_untrusted_peer_are_ignored() {
     let database = Database::migrated();
     let key = database.mint("bot");
     for trusted in [&[][..], &["--trusted-proxy", "10.0.0.0/8,::1"]] {
@@ -179,7 +179,7 @@ fn headers_of_whoever_is_no_trusted_proxy_count_for_nothing() {
 }
 
 #[test]
-fn what_a_trusted_proxy_hands_on_can_be_anything_and_harms_nobody() {
+fn any_header_that_a_trusted_proxy_passes_on_does_no_harm() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--trusted-proxy", "127.0.0.0/8", "--trusted-proxy", "fd00::/8"]);

@@ -347,7 +347,7 @@ fn a_wrong_option_is_usage_and_names_option_value_and_what_is_allowed() {
 }
 
 #[test]
-fn serve_refuses_a_database_without_the_schema_and_says_which_command_helps() {
+fn serve_refuses_a_database_without_the_schema_and_names_the_command() {
     let database = Database::empty();
     let outcome = signal_feed(&database.url, &["serve", "--listen", "127.0.0.1:0"]);
     assert_eq!(outcome.code, 1, "{}", outcome.stderr);

@@ -109,7 +109,7 @@ fn on_a_terminal(url: &str, arguments: &str) -> Command {
 }
 
 #[test]
-fn colours_are_for_terminals_and_for_those_who_want_them() {
+fn colours_are_for_terminals_and_on_request() {
     let run = |mut command: Command| String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
     assert!(run(on_a_terminal(NOWHERE, "--help")).contains("\x1b["));
     let mut without = on_a_terminal(NOWHERE, "--help");
@@ -122,7 +122,7 @@ fn colours_are_for_terminals_and_for_those_who_want_them() {
 }
 
 #[test]
-fn a_terminal_shows_how_far_long_work_is_and_the_line_goes_away_at_the_end() {
+fn a_terminal_shows_the_progress_of_long_work_and_the_line_disappears_at_the_end() {
     let database = Database::migrated();
     database.log_rows("select n, now() - interval '30 days', 'INSERT', 'null' from generate_series(1, 10) as n");
     let mut other = database.connect();
@@ -138,7 +138,7 @@ fn a_terminal_shows_how_far_long_work_is_and_the_line_goes_away_at_the_end() {
 }
 
 #[test]
-fn without_a_terminal_work_says_only_what_it_did() {
+fn without_a_terminal_only_the_result_is_printed() {
     let database = Database::migrated();
     let mut prune = command(&database.url);
     let prune = prune.args(["prune", "--older-than", "7d"]).output().unwrap();

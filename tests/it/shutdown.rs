@@ -14,7 +14,7 @@ use crate::support::sse::{Connection, Ending, Request, Stream};
 use crate::support::wait::{PATIENCE, until};
 
 #[test]
-fn sigterm_closes_the_listener_and_tells_every_stream() {
+fn sigterm_closes_the_listener_and_sends_closing_to_every_stream() {
     for signal in [Signal::TERM, Signal::INT] {
         let database = Database::migrated();
         let keys: Vec<String> = (0..20).map(|i| database.mint(&format!("bot {i}"))).collect();
@@ -55,7 +55,7 @@ fn the_process_ends_as_soon_as_every_last_block_is_written() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_holds_the_end_up_for_the_grace_and_no_longer() {
+fn a_stalled_client_delays_the_shutdown_by_the_grace_at_most() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let mut server = Server::ready(&database, &["--shutdown-grace", "1s", "--write-timeout", "60s"]);
@@ -123,7 +123,7 @@ fn events_on_their_way_at_sigterm_come_before_closing_or_after_the_restart() {
 }
 
 #[test]
-fn a_stream_of_great_age_is_ended_and_goes_on_with_the_next() {
+fn a_stream_at_its_maximum_age_ends_and_the_next_continues_it() {
     let database = Database::migrated();
     let keys = [database.mint("one"), database.mint("two")];
     let server = Server::ready(&database, &["--max-stream-age", "2s"]);
@@ -206,7 +206,7 @@ fn a_passed_socket_stays_open_from_one_server_to_the_next() {
 }
 
 #[test]
-fn a_second_server_beside_the_first_on_one_socket_loses_nobody() {
+fn a_second_server_on_the_same_socket_loses_no_client() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

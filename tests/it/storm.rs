@@ -9,7 +9,7 @@ use crate::support::server::Server;
 const CLIENTS: usize = 300;
 
 #[test]
-fn a_reconnect_storm_within_recent_history_costs_the_database_next_to_nothing() {
+fn a_reconnect_storm_within_recent_events_costs_the_database_next_to_nothing() {
     let database = Database::migrated();
     let keys: Vec<String> = (0..20).map(|key| database.mint(&format!("bot {key}"))).collect();
     database.insert(10_000);

@@ -35,7 +35,7 @@ fn a_stream_begins_with_a_connected_block_that_says_where_it_stands() {
 }
 
 #[test]
-fn a_signal_is_these_very_bytes() {
+fn a_signal_is_exactly_these_bytes() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::start(&database, &[]);
@@ -472,7 +472,7 @@ fn an_event_comes_with_its_notification_and_not_with_the_next_look_at_the_log() 
 }
 
 #[test]
-fn a_lost_notification_is_made_good_by_the_next_look_at_the_log() {
+fn the_next_poll_finds_an_event_whose_notification_was_lost() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--poll-interval", "300ms"]);
@@ -487,7 +487,7 @@ fn a_lost_notification_is_made_good_by_the_next_look_at_the_log() {
 }
 
 #[test]
-fn a_storm_of_reconnects_within_recent_history_costs_a_handful_of_queries() {
+fn a_storm_of_reconnects_within_recent_events_costs_a_handful_of_queries() {
     let database = Database::migrated();
     let keys: Vec<String> = (0..40).map(|i| database.mint(&format!("bot {i}"))).collect();
     database.insert(10_000);

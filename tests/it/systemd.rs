@@ -35,7 +35,7 @@ fn unit_files(ending: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn units_are_clean_for_systemd_analyze_and_exposed_to_little() {
+fn units_are_clean_and_well_confined_for_systemd_analyze() {
     let scratch = Scratch::new("units");
     let mut copies = Vec::new();
     for path in [".service", ".socket", ".timer"].into_iter().flat_map(unit_files) {
@@ -154,7 +154,7 @@ impl Manager {
 }
 
 #[test]
-fn the_service_manager_is_told_of_readiness_of_outages_and_of_the_end_and_fed_all_the_while() {
+fn the_service_manager_hears_of_readiness_outages_and_the_end_and_the_watchdog_is_fed() {
     let scratch = Scratch::new("notify");
     let manager = Manager::new(&scratch);
     let mut cluster = PrivatePostgres::start(&[]).unwrap();
@@ -215,7 +215,7 @@ fn a_server_that_starts_without_its_database_is_ready_and_says_what_is_missing()
 }
 
 #[test]
-fn a_reader_that_hangs_for_good_is_not_fed_whatever_else_works() {
+fn a_hanging_reader_stops_the_watchdog_messages_although_everything_else_works() {
     let scratch = Scratch::new("notify-frozen");
     let manager = Manager::new(&scratch);
     let database = Database::migrated();
@@ -297,7 +297,7 @@ fn follow(address: &str, key: &str, last: &Mutex<i64>, stop: &Stop) -> Vec<Cause
 }
 
 #[test]
-fn a_restart_and_an_upgrade_under_a_thousand_streams_refuse_and_lose_nobody_also_behind_nginx() {
+fn a_restart_and_an_upgrade_under_a_thousand_streams_refuse_and_lose_no_client_even_behind_nginx() {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
     let scratch = Scratch::new("upgrade");

@@ -43,7 +43,7 @@ fn a_delayed_key_sees_each_event_when_it_is_due_and_not_before() {
 }
 
 #[test]
-fn a_delay_of_less_than_a_second_is_told_as_one_too() {
+fn a_delay_of_less_than_a_second_is_shown() {
     let database = Database::migrated();
     let key = database.mint_with("late", &["--delay", "250ms"]);
     let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0"]);
@@ -82,7 +82,7 @@ fn a_delayed_key_replays_and_begins_in_its_own_past() {
 }
 
 #[test]
-fn a_delayed_key_that_asks_for_what_is_not_due_is_answered_as_for_what_is_not_there() {
+fn a_delayed_key_gets_the_same_answer_for_events_that_are_not_due_as_for_missing_ones() {
     let database = Database::migrated();
     database.log_row(1, &ago(7200), "'{}'");
     database.log_row(2, &ago(7100), "'{}'");
@@ -114,7 +114,7 @@ fn a_delayed_key_that_asks_for_what_is_not_due_is_answered_as_for_what_is_not_th
 }
 
 #[test]
-fn one_row_with_a_wrong_time_neither_holds_up_a_delayed_key_nor_is_seen_early() {
+fn one_row_with_a_wrong_time_neither_delays_a_delayed_key_nor_is_seen_early() {
     let database = Database::migrated();
     database.log_row(1, &ago(7200), "'{}'");
     database.log_row(2, "timestamptz '2099-01-01 00:00:00+00'", "'{}'");

@@ -155,7 +155,7 @@ fn roots_that_cannot_be_read_are_found_out_before_anything_is_tried() {
 }
 
 #[test]
-fn what_is_wrong_with_a_certificate_is_said_with_what_to_do() {
+fn a_certificate_error_comes_with_advice() {
     let secured = Secured::start();
     let say = |mode: &str, root: &str| {
         let string = secured.string("postgres", &format!("sslmode={mode} sslrootcert={}", secured.file(root)));
@@ -214,7 +214,7 @@ fn roots_are_taken_from_the_home_directory_and_from_the_system_as_libpq_takes_th
 }
 
 #[test]
-fn a_password_is_proven_to_the_very_server_that_showed_the_certificate() {
+fn a_password_is_proven_only_to_the_server_that_showed_the_certificate() {
     let secured = Secured::start();
     for certificate in ["good", "itself"] {
         secured.show(certificate);

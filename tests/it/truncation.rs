@@ -82,7 +82,7 @@ fn an_empty_window_tells_who_missed_something_and_begins_behind_the_head() {
 }
 
 #[test]
-fn an_empty_log_has_nothing_that_could_be_missed() {
+fn an_empty_log_truncates_nothing() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, WINDOW);
@@ -111,7 +111,7 @@ fn a_cursor_in_an_old_hole_misses_what_its_row_would_miss() {
 }
 
 #[test]
-fn a_row_out_of_the_order_of_time_does_not_hide_those_after_it() {
+fn a_row_with_a_time_out_of_order_does_not_hide_those_after_it() {
     // The clock stepped back between 2 and 3: what follows the first row in the window is in it.
     let database = log_of(&[(1, 100), (2, 50), (3, 70), (4, 40)]);
     let key = database.mint("bot");
@@ -134,7 +134,7 @@ fn an_unusable_time_does_not_begin_the_window() {
 }
 
 #[test]
-fn what_prune_removed_is_told_and_its_last_number_stays_the_predecessor() {
+fn after_a_prune_replay_is_truncated_and_the_last_pruned_number_stays_the_predecessor() {
     let database = log_of(&[(1, 300), (2, 290), (3, 280), (4, 30), (5, 20)]);
     let key = database.mint("bot");
     let said = signal_feed(&database.url, &["prune", "--older-than", "2h", "--replay-window", "1h"]).ok();

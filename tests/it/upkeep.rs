@@ -197,7 +197,7 @@ fn doctor_finds_each_fault_and_says_what_to_do() {
 }
 
 #[test]
-fn doctor_names_who_holds_an_old_snapshot_and_who_sits_on_the_feeds_lock() {
+fn doctor_names_the_sessions_that_hold_an_old_snapshot_or_the_feeds_lock() {
     let database = Database::migrated();
     let mut holder = database.connect();
     holder
@@ -219,7 +219,7 @@ fn doctor_names_who_holds_an_old_snapshot_and_who_sits_on_the_feeds_lock() {
 }
 
 #[test]
-fn doctor_says_what_it_may_not_see() {
+fn doctor_says_which_checks_it_lacks_rights_for() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::empty_in(&cluster);
     database.migrate();
@@ -240,7 +240,7 @@ fn fsync_that_is_off_fails() {
 }
 
 #[test]
-fn restored_lets_the_numbers_jump_and_records_the_range() {
+fn restored_skips_numbers_and_records_the_range() {
     let database = Database::migrated();
     let mut client = database.connect();
     client.batch_execute(&format!("{SIGNAL}; {SIGNAL}")).unwrap();
@@ -258,7 +258,7 @@ fn restored_lets_the_numbers_jump_and_records_the_range() {
 }
 
 #[test]
-fn restored_after_the_log_lost_its_end_or_the_counter_stood_behind_leaves_nothing_for_doctor_to_say() {
+fn after_restored_doctor_is_content_even_if_the_log_lost_its_end_or_the_counter_was_behind() {
     for (harm, skipped) in [
         // Of five events the last two are lost, while the counter knows of them: their numbers are history too.
         (

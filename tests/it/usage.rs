@@ -41,7 +41,7 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
 }
 
 #[test]
-fn no_word_of_a_connection_string_is_shown_wherever_a_password_ends_up() {
+fn an_error_never_shows_a_piece_of_a_password_of_any_shape() {
     // "geheim" and "wort" are pieces of a password that is not encoded or not quoted as it should be.
     for string in [
         "postgres://nobody:geheim@127.0.0.1:1/db?wort=1",
@@ -83,7 +83,7 @@ fn no_word_of_a_connection_string_is_shown_wherever_a_password_ends_up() {
 }
 
 #[test]
-fn a_connection_string_that_cannot_work_is_refused_with_the_name_or_the_position_of_what_is_wrong() {
+fn a_connection_string_that_cannot_work_is_refused_with_the_name_or_position_of_the_fault() {
     for (string, words) in [
         ("postgres://nobody:geheim@h/db?sslcert=/x", &["sslcert is not supported", "sslrootcert"][..]),
         ("host=h service=production", &["service is not supported"]),
@@ -141,7 +141,7 @@ fn a_build_without_tls_refuses_settings_that_need_it() {
 }
 
 #[test]
-fn a_database_that_is_not_ready_for_a_command_is_told_with_what_helps() {
+fn a_command_says_what_to_do_if_the_database_is_not_ready() {
     let database = Database::empty();
     let said = signal_feed(&database.url, &["key", "list"]).failed(1);
     assert!(said.contains("does not exist") && said.contains("run \"signal-feed migrate\" first"), "{said}");
@@ -177,7 +177,7 @@ fn the_flag_with_a_file_wins_over_the_variable_with_the_connection_string() {
 }
 
 #[test]
-fn the_variable_of_a_flag_may_say_yes_or_no_in_several_words() {
+fn the_variable_of_a_flag_takes_several_words_for_yes_and_no() {
     let database = Database::migrated();
     for (word, is_json) in [("1", true), ("yes", true), ("true", true), ("0", false), ("no", false)] {
         let output = command(&database.url).args(["key", "list"]).env("SIGNAL_FEED_JSON", word).output().unwrap();

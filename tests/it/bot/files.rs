@@ -145,7 +145,7 @@ fn files_that_cannot_be_written_end_the_bot_before_any_order() {
 }
 
 #[test]
-fn a_state_file_that_cannot_be_written_any_more_ends_the_bot_and_the_order_is_not_repeated() {
+fn a_state_file_that_becomes_unwritable_ends_the_bot_and_the_order_is_not_repeated() {
     let (feed, place) = (Feed::new(), Place::new());
     let mut bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);

@@ -82,7 +82,7 @@ fn the_lookback_bounds_what_a_fresh_bot_recovers() {
 }
 
 #[test]
-fn a_bot_that_was_away_for_longer_than_the_lookback_reaches_back_to_its_last_event() {
+fn a_bot_that_was_away_longer_than_the_lookback_recovers_from_its_last_event() {
     let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
     let bot = place.start(&feed.url, &[]);
     let mut stream = feed.accept().open();

@@ -54,7 +54,7 @@ fn a_fresh_bot_that_saw_no_event_reconnects_from_where_it_began() {
 }
 
 #[test]
-fn refusals_are_tried_again_and_the_key_goes_nowhere_else() {
+fn refusals_are_retried_and_the_key_goes_nowhere_else() {
     let (feed, other, place) = (Feed::new(), Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     feed.accept().answer("503 Service Unavailable", "Retry-After: 1\r\n", "{\"error\":\"degraded\"}");
@@ -179,7 +179,7 @@ fn unknown_messages_are_only_logged() {
 }
 
 #[test]
-fn a_hole_is_closed_from_the_cursor_and_the_event_at_hand_is_not_processed() {
+fn after_a_hole_the_bot_reconnects_from_its_cursor_and_does_not_process_the_event() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -231,7 +231,7 @@ fn a_hole_that_stays_raises_one_alert_and_nothing_is_processed() {
 }
 
 #[test]
-fn what_was_dropped_is_fetched_from_the_cursor() {
+fn dropped_events_are_fetched_from_the_cursor() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
@@ -349,7 +349,7 @@ fn a_refused_key_ends_the_bot_at_once() {
 }
 
 #[test]
-fn a_401_or_403_without_the_feeds_own_code_is_a_proxys_and_is_tried_again() {
+fn a_401_or_403_without_a_code_of_the_feed_is_retried() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
     feed.accept().answer("403 Forbidden", "Content-Type: text/html\r\n", "<html>Forbidden</html>");

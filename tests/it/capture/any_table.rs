@@ -90,7 +90,7 @@ fn partitions_made_later_are_captured_and_one_that_is_switched_off_is_found() {
 }
 
 #[test]
-fn a_partition_that_is_a_foreign_table_hinders_nothing() {
+fn a_partition_that_is_a_foreign_table_does_no_harm() {
     let database = Database::empty();
     let mut client = database.connect();
     client

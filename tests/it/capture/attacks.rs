@@ -242,7 +242,7 @@ fn a_function_of_the_same_name_with_other_arguments_is_never_called() {
 }
 
 #[test]
-fn doctor_names_a_stranger_who_locks_the_log_by_a_trigger_that_cannot_be_made() {
+fn doctor_names_a_session_that_locks_the_log_by_a_failing_create_trigger() {
     let screener = Screener::new("create schema evil authorization SCREENER");
     let mut holder = screener.connect();
     holder.batch_execute("create table evil.mine (i int)").unwrap();
@@ -335,7 +335,7 @@ fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
 }
 
 #[test]
-fn nobody_who_may_use_the_schema_can_hold_the_feeds_lock() {
+fn usage_on_the_schema_does_not_allow_anyone_to_hold_the_feeds_lock() {
     let screener = Screener::new("create schema evil authorization SCREENER");
     let mut holder = screener.connect();
     holder.batch_execute("create table evil.mine (i int)").unwrap();
@@ -388,7 +388,7 @@ fn maintenance_in_a_transaction_and_beside_an_old_snapshot_makes_no_commit_wait(
 }
 
 #[test]
-fn doctor_ends_in_time_and_names_whoever_locks_the_log_or_the_keys() {
+fn doctor_ends_in_time_and_names_the_session_that_locks_the_log_or_the_keys() {
     for table in ["signal_feed_event", "signal_feed_api_key", "signal_feed_migration", "signal"] {
         let (database, _client) = migrated();
         let mut holder = database.connect();
@@ -496,7 +496,7 @@ fn numbers_stay_below_two_to_the_fifty_third() {
 }
 
 #[test]
-fn a_copy_of_the_database_beside_it_is_noticed_until_that_is_acknowledged() {
+fn a_copy_of_the_database_in_the_same_cluster_is_reported_until_acknowledged() {
     let database = Database::migrated();
     let copy = Database::copy_of(&database);
     let (ok, text) = doctor(&copy, "cluster");

@@ -11,7 +11,7 @@ use crate::support::wait::until;
 use super::{SIGNAL, assert_nothing_left, assert_whole, count};
 
 #[test]
-fn a_number_that_was_seen_survives_kill_9_also_where_the_writer_commits_asynchronously() {
+fn a_delivered_number_survives_kill_9_even_if_the_writer_commits_asynchronously() {
     let mut cluster =
         PrivatePostgres::start(&[("fsync", "on"), ("wal_writer_delay", "10s"), ("restart_after_crash", "off")])
             .unwrap();

@@ -81,7 +81,7 @@ fn a_screener_needs_only_its_rights_on_signal_and_has_no_others() {
 }
 
 #[test]
-fn a_screener_with_every_right_on_signal_cannot_put_a_trigger_of_its_own_in_the_place_of_the_feeds() {
+fn a_screener_with_every_right_on_signal_cannot_replace_a_trigger_of_the_feed() {
     let screener = Screener::new("");
     let mut superuser = screener.database.connect();
     superuser

@@ -45,7 +45,7 @@ fn an_error_alone_ends_an_accepted_order_unless_the_lists_show_it() {
 }
 
 #[test]
-fn an_answer_that_is_an_end_is_told_at_once() {
+fn a_final_answer_is_reported_at_once() {
     for steps in [
         vec![Step::Take("Inactive"), Step::Status("Inactive", 0)],
         vec![Step::Take("Cancelled"), Step::Status("Cancelled", 0), Step::Error(202, "Order Canceled - reason:")],
@@ -62,7 +62,7 @@ fn an_answer_that_is_an_end_is_told_at_once() {
 }
 
 #[test]
-fn a_rejection_that_comes_with_a_status_tells_its_reason() {
+fn a_rejection_that_comes_with_a_status_has_its_reason() {
     for steps in [
         [Step::Take("Inactive"), Step::Status("Inactive", 0), Step::Error(201, "Order rejected - reason: margin")],
         [Step::Error(201, "Order rejected - reason: margin"), Step::Take("Inactive"), Step::Status("Inactive", 0)],

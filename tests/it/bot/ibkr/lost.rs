@@ -215,7 +215,7 @@ fn a_bot_that_is_killed_or_stopped_before_the_answer_finds_its_order() {
 }
 
 #[test]
-fn a_bot_that_is_stopped_ends_within_five_seconds_whatever_it_waits_for() {
+fn a_stopped_bot_ends_within_five_seconds_during_any_wait() {
     for what in ["handshake", "lists", "answer"] {
         let world = World::new();
         let bot = world.start();
