@@ -238,7 +238,7 @@ fn metrics_that_the_readme_names_exist() {
     let database = Database::migrated();
     database.mint("bot");
     let server = Server::ready(&database, &OPS);
-    assert_eq!(Request::get("/nothing").send(server.address).status, 404);
+    assert_eq!(Request::get("/nothing").send(server.address()).status, 404);
     let readme = readme::text();
     let text = metrics(&server);
     let named = readme.split("names begin with `signal_feed_`. ").nth(1).unwrap().split("\n\n").next().unwrap();
