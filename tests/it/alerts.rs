@@ -1,4 +1,4 @@
-//! `serve --alert-command`: what the operator's program gets, and that nothing waits for it.
+//! `serve --alert-command`: what the operator's program gets; nothing waits for it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -82,7 +82,7 @@ fn alert_command_gets_each_alert_once_and_none_of_the_servers_secrets() {
     server.stop();
     let all = alerts.all();
     let reasons: Vec<&str> = all.iter().map(|alert| alert["reason"].as_str().unwrap()).collect();
-    // The event that migrate appended stands in the quarantine already: capture_on says that signals were missed.
+    // The event that migrate appended is already in the quarantine: capture_on reports the missed signals.
     assert_eq!(reasons, ["quarantined", "capture_off", "capture_on", "another_cluster", "degraded", "recovered"]);
     let environment = std::fs::read_to_string(alerts.directory.file("environment")).unwrap();
     assert!(!environment.contains("postgres"), "{environment}");

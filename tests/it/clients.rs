@@ -1,5 +1,5 @@
-//! Real clients, unmodified: the programs of `tests/clients/`, directly and through nginx and haproxy with default settings,
-//! over a restart of the server. `.ci/install tests` has put their libraries into `target/clients`.
+//! Real clients, unmodified: the programs of `tests/clients/`, directly and through nginx and haproxy with default
+//! settings, over a restart of the server. `.ci/install tests` has put their libraries into `target/clients`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -70,7 +70,7 @@ fn behind_haproxy(scratch: &Scratch, upstream: SocketAddr) -> (Running, SocketAd
     (Running(child), address)
 }
 
-/// Starts every client against an address; gives where each writes what it sees.
+/// Starts every client against an address; returns the file that each writes to.
 fn start_all(scratch: &Scratch, way: &str, address: SocketAddr, key: &str) -> Vec<(String, PathBuf, Running)> {
     clients()
         .into_iter()

@@ -1,4 +1,5 @@
-//! The database away, stuck, or back: what streams, new requests and `/readyz` see of it. Each test has a cluster of its own.
+//! The database away, stuck, or back: what streams, new requests and `/readyz` see of it. Each test has a cluster of
+//! its own.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ fn clients_are_told_of_a_database_restart_and_miss_nothing() {
         assert_eq!(Request::get("/healthz").send(feed.server.address()).status, 200);
         feed.cluster.start_again().unwrap();
         feed.database.insert(2);
-        // What was written before the server was back comes after it, or before it is told: nothing is missed.
+        // An event written before the server was back may come before or after `recovered`: nothing is missed.
         let mut seen = Vec::new();
         let mut recovered = false;
         while seen.len() < 2 || !recovered {
@@ -127,7 +128,7 @@ fn terminated_sessions_cost_a_notice_and_no_event() {
         while new < 2 || !back {
             let block = stream.block();
             match block.reason() {
-                // The sessions do not end all at once: it can be told more than once.
+                // The sessions do not end all at once: the notice can come more than once.
                 Some("degraded") => back = false,
                 Some("recovered") => back = true,
                 None => {
@@ -226,7 +227,7 @@ fn after_the_hold_every_request_gets_503_and_none_401() {
         assert!(!waits.contains(&0), "{waits:?}");
         let elapsed = began.elapsed();
         assert!(elapsed > Duration::from_millis(1_900), "round {round}: {elapsed:?}");
-        // The hold counts from the outage: whoever comes later is told at once.
+        // The hold counts from the outage: a later request gets its answer at once.
         assert!(elapsed < Duration::from_secs(6), "round {round}: {elapsed:?}");
     }
 }
@@ -356,7 +357,7 @@ fn limits_are_judged_when_the_hold_ends() {
 
 #[test]
 fn a_key_that_cannot_be_looked_up_is_pending_and_its_connection_unauthenticated() {
-    // Longer than a busy machine needs to look at 300 connections: afterwards each would get 503.
+    // Longer than a busy machine needs for 300 connections: afterwards each would get 503.
     let feed = Feed::start(&["--degraded-hold", "2m"]);
     let address = feed.server.address();
     let mut locker = feed.database.connect();

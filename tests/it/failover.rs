@@ -8,7 +8,7 @@ use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::standby::Standby;
 
-/// A primary and its standby, a key, and a feed that is given both hosts, of which it wants the primary.
+/// A primary and its standby, a key, and a feed that knows both hosts and wants the primary.
 fn pair() -> (PrivatePostgres, Database, String, Standby, Server) {
     let primary = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&primary);
@@ -33,7 +33,7 @@ fn open_streams_follow_a_failover_to_another_host_and_miss_nothing() {
     stream.system("recovered");
     standby.sql(&database, &insert_signals(2));
     assert_eq!(stream.signals(2)[0].prev_seq(), last);
-    // Nothing was lost, but nobody knows that yet: the operator is told.
+    // Nothing was lost, but that is not known yet: the feed warns the operator.
     server.wait_log(&["WARN", "timeline", "restored --nothing-lost"]);
 }
 
@@ -78,7 +78,7 @@ fn a_failover_that_lost_events_sends_history_rewritten() {
     assert!(recovered || open.system("recovered").id.is_none());
     standby.sql(&database, &insert_signals(1));
     assert_eq!(open.signal().feed_seq(), Some(8));
-    // A client that comes back with what it saw of the lost future, and one that knows only the number.
+    // A client that reconnects with number and time from the lost future, and one that has only the number.
     let target = format!("/feed?cursor=5&cursor_time={lost_time}");
     let mut back = Request::feed_at(&target, &key).open(server.address());
     back.connected();

@@ -1,4 +1,5 @@
-//! A log that is not the one a cursor was made in: restored from backup, jumped, or replaced under the running server.
+//! A cursor from another log: the log was restored from backup, skipped numbers, or was replaced under the running
+//! server.
 
 use std::time::{Duration, Instant};
 
@@ -124,7 +125,7 @@ fn a_cursor_time_is_checked_as_an_instant_where_it_belongs_to_the_cursor_in_use(
         assert_eq!(block.feed_seq(), Some(3), "{written}");
     }
     let wrong = "2020-01-01T00:00:00Z";
-    // Not the cursor in use, or none at all: it only has to be a time.
+    // Without a cursor, or with another one in use, it only has to be a time.
     let (block, _stream) = same(format!("/feed?cursor=2&cursor_time={wrong}"), Some(1));
     assert_eq!(block.feed_seq(), Some(2));
     let mut from_now = Request::feed_at(&format!("/feed?cursor_time={wrong}"), &key).open(server.address());
@@ -144,7 +145,7 @@ fn a_cursor_time_is_checked_as_an_instant_where_it_belongs_to_the_cursor_in_use(
         database.insert(1);
         assert_eq!(stream.signal().feed_seq(), Some(head + 1));
     }
-    // Where the log has that event no more, the time tells nothing.
+    // If the log no longer has that event, the time is not checked.
     database.prune_through(2);
     until("the prune is known", || (server.stream(&key).connected().number("earliest") == 3).then_some(()));
     let server = Server::ready(&database, &[]);
@@ -194,7 +195,7 @@ fn a_cursor_in_a_skipped_range_gets_history_rewritten_at_once() {
         rewritten(&mut stream, &database, cursor, head);
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     }
-    // Numbers go on above the range, and whoever stood before it missed nothing.
+    // Numbers continue above the range, and a cursor before it missed nothing.
     let mut stream = server.stream_from(&key, 5);
     stream.connected();
     let signals = stream.signals(3);
@@ -239,7 +240,7 @@ fn a_restore_under_the_running_server_sends_history_rewritten_to_every_open_stre
             assert_eq!(signal.symbol(), "S1");
         }
         server.wait_log(&["ERROR", "replaced"]);
-        // What memory held of the old log is never sent.
+        // Events of the old log in memory are never sent.
         let mut fresh = server.stream_from(&key, 0);
         fresh.connected();
         let signals = fresh.signals(usize::try_from(last + 1).unwrap());

@@ -35,7 +35,7 @@ impl Feed {
         feed
     }
 
-    /// The witness gets what is written now, soon, and so does a newcomer.
+    /// The witness, and a new client, soon get what is written now.
     fn serves(&mut self) {
         let began = Instant::now();
         self.database.insert(2);
@@ -54,7 +54,7 @@ impl Feed {
     /// Threads and sockets are those of the witness.
     fn gives_back(&mut self) {
         until("threads and sockets are given back", || {
-            // Writes, so that streams whose client has left notice it.
+            // Writes, so that streams notice that their client has disconnected.
             self.database.insert(1);
             self.witness.signals(1);
             // The witness, and the listening socket.
@@ -162,7 +162,7 @@ fn a_client_that_keeps_sending_after_its_answer_is_soon_disconnected() {
             let _ = connection.socket.write_all(b"x");
         }
         assert!(began.elapsed() < Duration::from_secs(4), "{} are still listened to", feed.server.client_threads());
-        // The pace of the drip.
+        // How fast the bytes drip.
         std::thread::sleep(Duration::from_millis(300));
     }
     drop(connections);
@@ -249,7 +249,7 @@ fn thousands_of_connections_that_open_and_close_leave_nothing_behind() {
         if round % 3 == 1 {
             let _ = connection.socket.write_all(b"GET /fe");
         } else if round % 3 == 2 {
-            // A reset instead of an end in order.
+            // A reset instead of a normal end.
             let _ = connection.socket.write_all(b"GET /nothing HTTP/1.1\r\n\r\n");
             socket2::SockRef::from(&connection.socket).set_linger(Some(Duration::ZERO)).unwrap();
         }
@@ -270,7 +270,7 @@ fn a_server_without_free_descriptors_continues_and_recovers() {
     let mut feed = Feed::with(database, server);
     let crowd: Vec<Connection> = (0..300).map(|_| feed.connect()).collect();
     feed.server.wait_log(&["accept a connection"]);
-    // The open stream goes on.
+    // The open stream continues.
     feed.database.insert(2);
     feed.witness.signals(2);
     drop(crowd);
@@ -290,7 +290,7 @@ fn header_fields_are_limited_by_their_size_not_by_their_number() {
         let fields = "A:\r\n".repeat(count);
         feed.send(format!("GET /healthz HTTP/1.1\r\nHost: feed\r\n{fields}\r\n").as_bytes()).answer(PATIENCE)
     };
-    // However many they are, within 16 KiB they are none too many.
+    // Any number of them is fine within 16 KiB.
     for count in [0, 1, 129, 1_000, 4_000] {
         assert_eq!(answer(count).status, 200, "{count}");
     }

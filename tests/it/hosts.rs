@@ -1,4 +1,4 @@
-//! Which host a connection string leads to, and that it says what libpq takes it to say: `psql` is asked the same.
+//! The host that a connection string leads to; it must mean what it means in libpq, so the tests compare with `psql`.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -49,7 +49,7 @@ fn every_way_to_write_a_connection_string_means_what_libpq_takes_it_to_mean() {
         format!("postgres://postgres@127.0.0.1:1,{encoded}:5432/{name}"),
         format!("host=127.0.0.1,{directory} port=1,5432 user=postgres dbname={name}"),
         format!("host={directory} dbname=no_such_database user=postgres"),
-        // Who is not let in is not let in: the next host is not tried.
+        // After a rejected login the next host is not tried.
         format!("host={directory},{directory} dbname={name} user=no_such_user"),
         format!("host={directory} port=5432,5433 dbname={name} user=postgres"),
         format!("postgres://postgres:a?b&c=d%25@{encoded}/{name}?application_name=x"),
@@ -99,7 +99,7 @@ fn a_host_that_is_silent_leaves_the_next_one_time() {
     let both = format!("host=127.0.0.1,{directory} port={port},5432 user=postgres dbname={}", database.name);
     let settings: Settings = both.parse().unwrap();
     Connection::open(&settings.with_deadline(Duration::from_secs(4)), "test").unwrap();
-    // And where libpq's own option says how long, no longer than that.
+    // With connect_timeout, no longer than that.
     let settings: Settings = format!("{both} connect_timeout=1").parse().unwrap();
     let began = Instant::now();
     Connection::open(&settings.with_deadline(Duration::from_secs(60)), "test").unwrap();

@@ -18,7 +18,7 @@ fn key_command(database: &Database, arguments: &[&str]) -> String {
     signal_feed(&database.url, &[&["key"], arguments].concat()).ok().trim_end().to_owned()
 }
 
-/// What a command says, and fails, that has no room for what it writes.
+/// The error of a command whose output device is full.
 fn on_a_full_disk(database: &Database, arguments: &[&str]) -> String {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let output = command(&database.url).args(arguments).stdout(full).output().unwrap();
@@ -122,7 +122,7 @@ fn a_second_live_key_of_a_name_is_refused_and_one_after_the_end_of_the_first_is_
 fn a_key_minted_a_moment_ago_is_never_unknown() {
     let database = Database::migrated();
     let server = Server::ready(&database, &[]);
-    // Somebody keeps the server busy with wrong keys meanwhile.
+    // Meanwhile wrong keys keep the server busy.
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -224,7 +224,7 @@ fn a_stalled_client_is_cut_off_when_its_key_ends() {
     let began = Instant::now();
     server.wait_log(&["stream ended", "key_revoked"]);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    // It ends when both are seen to stand still, however long that took.
+    // It ends when both are seen to be stalled.
     key_command(&database, &["rotate", "expiring", "--overlap", "2s"]);
     let began = Instant::now();
     server.wait_log(&["stream ended", "key_expired"]);
@@ -241,7 +241,7 @@ fn a_rotation_overlaps_without_a_refused_request() {
     let new = key_command(&database, &["rotate", "bot", "--overlap", "10s"]);
     server.stream(&new).connected();
     server.stream(&old).connected();
-    // The old one's stream learns its new end, and keeps it.
+    // The old key's stream learns its new expiry, and keeps it.
     stream.closing("key_expired");
     assert_eq!(Request::feed(&old).send(server.address()).refusal(), (401, "expired_key".into()));
     server.stream(&new).connected();
@@ -253,7 +253,7 @@ fn a_rotation_overlaps_without_a_refused_request() {
         ))
     };
     assert_eq!((keys.len(), days(&keys[0]), days(&keys[1])), (2, 0, 30), "{keys:?}");
-    // An overlap never lengthens a life.
+    // An overlap never extends a key's life.
     database.mint_with("short", &["--expires-in", "1h"]);
     let before = list(&database)[2]["expires_at"].clone();
     key_command(&database, &["rotate", "short", "--overlap", "24h"]);
@@ -327,7 +327,7 @@ fn only_a_valid_key_makes_a_session() {
         .send(server.address());
     assert_eq!(from_cookie.refusal(), (401, "missing_key".into()));
     assert_eq!(session(&server, &expired).refusal(), (401, "expired_key".into()));
-    // One minted a moment ago is a valid one.
+    // A key minted a moment ago is valid.
     cookie(&session(&server, &database.mint("new")));
 }
 
@@ -368,7 +368,7 @@ fn forged_sessions_are_unknown() {
     // The cookie is not the key, and the key is not the cookie.
     assert_eq!(Request::feed(&token).send(server.address()).refusal(), (401, "unknown_key".into()));
     assert_eq!(with_cookie(&key).send(server.address()).refusal(), (401, "unknown_key".into()));
-    // A key that is named decides, whatever the cookie says.
+    // A key in a header decides, not the cookie.
     let both = with_cookie(&token).key("sf_wrong").send(server.address());
     assert_eq!(both.refusal(), (401, "unknown_key".into()));
 }

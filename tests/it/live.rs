@@ -1,4 +1,5 @@
-//! The live path in adversity: large rows, long logs, replaced logs, clocks that leap, databases that are slow or locked.
+//! The live path under stress: large rows, long logs, replaced logs, clocks that jump, databases that are slow or
+//! locked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,14 +21,14 @@ fn metric(server: &Server, name: &str) -> f64 {
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// The most memory that the server ever had, in MiB.
+/// The server's peak memory, in MiB.
 fn peak_mib(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
-/// Puts another clock into the place of this database's own. `timeofday()` still tells the true time.
+/// Replaces this database's clock. `timeofday()` still returns the true time.
 fn fake_clock(database: &Database, body: &str) {
     database.sql(&format!(
         "set allow_system_table_mods = on; \
@@ -222,7 +223,7 @@ fn rows_that_replace_others_after_a_restore_reach_a_delayed_key_when_due() {
     }
 }
 
-/// A stream that waits for a page of the log, which nobody can read until the returned session ends.
+/// A stream that waits for a page of the log, which is locked until the returned session ends.
 fn waiting(database: &Database, server: &Server, key: &str) -> (Stream, postgres::Client) {
     let mut stream = Request::feed(key).receive_buffer(2048).last_event_id(0).open(server.address());
     stream.connected();

@@ -1,4 +1,4 @@
-//! What the programs say to the operator: one line an occurrence, levels for journald, and floods in few lines.
+//! The log for the operator: one line per occurrence, levels for journald, and floods in few lines.
 
 use std::process::Command;
 
@@ -24,7 +24,7 @@ fn lines_with(server: &Server, words: &str) -> Vec<String> {
     server.log().into_iter().filter(|line| line.contains(words)).collect()
 }
 
-/// How many occurrences a flood's lines tell of: each line one, each summary as many as it says.
+/// How many occurrences a flood's lines report: one per line, and the number in each summary.
 fn told(lines: &[String]) -> usize {
     let count = |line: &String| match line.split_once("… and ") {
         Some((_, rest)) => rest.split_once(" more like it in 10 s, the last: ").unwrap().0.parse().unwrap(),
@@ -102,7 +102,7 @@ fn a_server_without_descriptors_does_not_fill_the_log() {
     let server = Server::spawn(command);
     server.wait_ready();
     let address = server.address();
-    // Whoever is sent away as a stranger comes again, until the flood has been summarised.
+    // A refused client comes again until the flood has been summarised.
     let mut crowd: Vec<Connection> = (0..60).map(|_| Connection::connect(address, None)).collect();
     let summary = until("a summary of the errors", || {
         crowd.rotate_left(1);
@@ -192,7 +192,7 @@ fn under_journald_each_line_begins_with_its_level_and_has_no_time_of_its_own() {
 fn another_stream_than_the_journals_gets_plain_lines() {
     let database = Database::migrated();
     let mut serve = Server::command(&database.url, "127.0.0.1:0");
-    // The journal was the standard error of whoever started it, and is not its own.
+    // The journal was the standard error of the process that started it, and is not its own.
     serve.env("JOURNAL_STREAM", "1:2");
     let server = Server::spawn(serve);
     server.wait_log(&["Z [INFO] listening on"]);
@@ -226,7 +226,7 @@ fn the_level_decides_what_is_logged() {
         ("trace", &["[WARN]", "[INFO]"]),
     ] {
         let mut command = program::command(&database.url);
-        // An address in the log is how a server is found that logs it; here it is told.
+        // Normally a test finds the server's address in the log; here it sets the address.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         command.args(["serve", "--listen", &address.to_string(), "--log-level", level]);
         let server = Server::spawn_unheard(command);

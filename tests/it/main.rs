@@ -11,7 +11,7 @@
 //! | running it | `shutdown`, `systemd`, `logs`, `ops`, `soak` |
 //! | the consumer | `bot` |
 //!
-//! `support` holds what they share.
+//! `support` holds shared helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

@@ -284,7 +284,7 @@ fn an_existing_signal_inserted_trigger_is_kept_and_no_second_one_added() {
     assert_eq!(count(&mut client, ours), 1);
     assert!(signal_feed(&database.url, &["migrate", "--signal-inserted", "off"]).ok().contains("nobody"));
     assert_eq!(count(&mut client, ours), 0);
-    // What was chosen holds until something else is.
+    // A choice stays until the next one.
     assert!(database.migrate().contains("signal_inserted: off"));
     assert_eq!(count(&mut client, "select count(*) from stock_market.signal_feed_event"), 0);
 }
@@ -383,7 +383,7 @@ fn the_sequence_era_moves_to_the_counter_while_writers_write_and_roll_back() {
         20 + written
     );
     let start = count(&mut client, "select counter_start from stock_market.signal_feed_identity");
-    // From where the counter began there is no hole.
+    // From the counter's start on there is no hole.
     let row = client
         .query_one(
             "select count(*), max(feed_seq) - $1, (select value from stock_market.signal_feed_counter) - $1
@@ -416,7 +416,7 @@ fn a_sequence_that_was_never_used_starts_the_counter_at_zero() {
 
 #[test]
 fn the_owner_of_the_database_with_createrole_installs_without_a_superuser() {
-    // A cluster of its own: from PostgreSQL 16 on such a role can hand on only roles that it made itself.
+    // A cluster of its own: from PostgreSQL 16 on such a role can grant only roles that it made itself.
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::empty_in(&cluster);
     let owner = Role::new(&database, "createrole");

@@ -1,4 +1,4 @@
-//! The operator's port: metrics, status, and who may ask.
+//! The operator's port: metrics, status, and access.
 
 use std::process::{Command, Stdio};
 
@@ -107,7 +107,7 @@ fn status_shows_an_outage_and_a_stop_while_they_last() {
     let database = Database::migrated();
     let key = database.mint("bot");
     let server = Server::ready(&database, &OPS);
-    // A client that takes nothing keeps the stop waiting.
+    // A stalled client delays the shutdown.
     let stalled = Request::feed(&key).receive_buffer(1).post(server.address());
     until("the stream is open", || (server.status()["clients"].as_array().unwrap().len() == 1).then_some(()));
     database.sql(
@@ -187,7 +187,7 @@ fn connections_to_the_operators_port_do_not_count_against_streams() {
     let server = Server::ready(&database, &OPS);
     let _silent: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(server.ops_address()).unwrap()).collect();
     server.stream(&key).connected();
-    // The oldest of them make room for whoever has something to say.
+    // The oldest of them are closed to make room for a real request.
     until("the status is answered all the same", || {
         (Request::get("/status").host("localhost").send(server.ops_address()).status == 200).then_some(())
     });
@@ -223,7 +223,7 @@ fn promtool_finds_nothing_wrong_with_metrics_and_alerts() {
     assert_eq!(said.lines().filter(|line| line.contains("signal_feed")).count(), 0, "{said}");
     promtool(&["check", "rules", "systemd/signal-feed.rules.yml"], "");
     promtool(&["test", "rules", "tests/alerts/signal-feed.test.yml"], "");
-    // An alert on a metric that nobody gives would never fire.
+    // An alert on a metric that does not exist would never fire.
     let rules = std::fs::read_to_string(root.join("systemd/signal-feed.rules.yml")).unwrap();
     let names =
         rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("signal_feed_"));
@@ -267,7 +267,7 @@ fn status_and_metrics_show_the_streams_of_every_live_key_and_the_time_of_the_new
     assert_eq!(metric(&server, "signal_feed_last_event_timestamp_seconds"), 0.0);
     let mut streams = [server.stream(&bot), server.stream(&bot)];
     streams.iter_mut().for_each(|stream| drop(stream.connected()));
-    // During a rotation both keys are one bot's.
+    // During a rotation both keys belong to one bot.
     signal_feed(&database.url, &["key", "rotate", "bot"]).ok();
     database.insert(1);
     let written = streams[0].signals(1)[0].data["event_time"].clone();
@@ -288,7 +288,7 @@ fn status_and_metrics_show_the_streams_of_every_live_key_and_the_time_of_the_new
     assert!(!metrics(&server).contains(r#"key="gone""#));
     let seconds = written.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_microsecond() as f64 / 1e6;
     assert_eq!(metric(&server, "signal_feed_last_event_timestamp_seconds"), seconds);
-    // Last used is when the last stream ended.
+    // The last use is the end of the last stream.
     let opened = status["keys"][1]["last_used_at"].clone();
     drop(streams);
     until("the end of the streams is recorded", || {

@@ -1,5 +1,5 @@
-//! Clients that are slower than the feed: who stands still is told what it missed, who is merely slow notices nothing, and
-//! nobody else waits for either.
+//! Clients that are slower than the feed: a stalled one learns what it missed, a slow one notices nothing, and no other
+//! client waits for either.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -73,7 +73,7 @@ fn a_stalled_client_gets_dropped_and_then_exactly_the_missing_events() {
     assert_eq!(dropped.number("dropped"), to - from + 1, "{dropped:?}");
     assert!(to < total && to >= total - 60, "{dropped:?} of {total}");
     assert_eq!(slow.cursor, Some(cursor), "the cursor of a standard client stands before the hole");
-    // It reconnects as every standard client does, and gets exactly the missing ones.
+    // It reconnects as every standard client does, and gets exactly the missing events.
     let mut again = server.stream_from(&key, cursor);
     again.connected();
     let rest = again.signals(usize::try_from(total - cursor).unwrap());
@@ -139,7 +139,7 @@ fn a_client_that_takes_nothing_is_cut_off_after_the_write_timeout() {
     let took = began.elapsed();
     assert!(took > Duration::from_millis(1_500) && took < Duration::from_secs(5), "{took:?}");
     until("its thread is free", || (server.client_threads() == 0).then_some(()));
-    // What it had taken is whole; the rest of a chunk never comes.
+    // The events it took are complete; the rest of the chunk never comes.
     let (_, ending) = slow.rest(PATIENCE);
     assert_eq!(ending, Ending::Cut);
 }
@@ -164,7 +164,7 @@ fn a_stopped_client_loses_its_stream_and_misses_nothing_when_it_continues() {
     out.read_exact(&mut first).unwrap();
     let kill = |signal: &str| Command::new("kill").args([signal, &curl.id().to_string()]).status().unwrap();
     kill("-STOP");
-    // More than the kernel keeps for a socket that nobody reads.
+    // More than the kernel buffers for an unread socket.
     for _ in 0..4 {
         database.sql(&insert_large(1_000));
     }
@@ -208,10 +208,10 @@ fn stalled_clients_delay_nobody() {
         took[59]
     };
     let _stalled: Vec<Stream> = (0..10).map(|i| stalled(&server, &keys[i % 4])).collect();
-    // They fill up and stand still.
+    // They fill up and stall.
     measure(&mut healthy, &insert_large(3), 3);
     let longest = measure(&mut healthy, &insert_large(3), 3);
-    // Whoever waited for a stalled client would wait until it is cut off, after 20 s.
+    // A thread that waited for a stalled client would wait until that is cut off, after 20 s.
     assert!(longest < Duration::from_secs(10), "{longest:?}");
 }
 

@@ -72,7 +72,7 @@ fn a_signals_text_is_never_html_and_the_page_loads_nothing_from_elsewhere() {
     until("the row is there", || browser.text("rows").contains(hostile).then_some(()));
     assert_eq!(browser.eval("return document.querySelectorAll('#rows img, #rows script').length"), 0);
     assert_eq!(browser.eval("return document.title"), "✓ signal-feed");
-    // Its policy stops what is not in the file itself, also what a fault of the page would let in.
+    // Its policy blocks everything that is not in the file, even if the page had a fault.
     browser.eval("const made = document.createElement('script'); made.textContent = \"document.title='taken'\"; document.body.append(made)");
     assert_eq!(browser.eval("return document.title"), "✓ signal-feed");
     assert!(browser.console().iter().any(|line| line.contains("Content Security Policy")), "{:?}", browser.console());
@@ -140,11 +140,11 @@ fn a_fresh_page_begins_with_the_last_20_signals_and_shows_every_digit() {
     browser.type_keys("digits");
     browser.wait_text("found", |found| found == "2 matches in the last 20");
     assert_eq!(browser.eval("return document.querySelectorAll('#rows tr').length"), 2);
-    // What does not match stays away while the search lasts.
+    // Rows that do not match stay hidden during a search.
     database.insert(1);
     browser.wait_text("count", |count| count == "21");
     assert_eq!(browser.eval("return document.querySelectorAll('#rows tr').length"), 2);
-    // Opening the page asked for nothing that it has no key for.
+    // Opening the page sent no request that needs a key.
     assert!(!server.log().iter().any(|line| line.contains("missing_key")), "{:?}", server.log());
 }
 
@@ -197,7 +197,7 @@ fn capture_that_is_off_is_told_in_red_and_counted_as_missed() {
     assert_eq!((browser.text("missed"), browser.text("undeliverable")), ("1".into(), "0".into()));
     assert_eq!(browser.text("verdict"), "NOT complete: 1 gap in 3 signals, 0 reconnects.");
     assert_eq!(browser.eval("return document.title"), "✓ ! signals missed – signal-feed");
-    // Somebody who was not there learns it too.
+    // A page that was opened later shows it too.
     browser.go(server.address(), "/");
     browser.wait_text("missed", |missed| missed == "1");
     browser.picture("watch-capture-was-off");
@@ -286,7 +286,7 @@ fn the_status_page_draws_the_feed_and_reports_an_outage() {
     browser.picture("status-dark");
     assert_eq!(browser.console(), Vec::<String>::new());
 
-    // A page that was just opened shows what was before.
+    // A page that was just opened shows the past.
     let phone = Browser::phone();
     phone.go(server.ops_address(), "/");
     phone.wait_text("state", |state| state == "live");
@@ -303,7 +303,7 @@ fn the_status_page_draws_the_feed_and_reports_an_outage() {
     server.kill();
     browser.wait_text("state", |state| state == "unreachable");
     assert!(browser.text("notice").contains("does not answer"));
-    // What was said last is grey.
+    // The last figures are grey.
     let opacity = "return getComputedStyle(document.getElementById('capture')).opacity";
     assert_eq!(browser.eval(opacity), "0.6");
     browser.picture("status-unreachable");

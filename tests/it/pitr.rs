@@ -28,7 +28,7 @@ fn run(cluster: &PrivatePostgres, program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Takes the base backup into the place of the data, and lets PostgreSQL recover to the restore point.
+/// Replaces the data by the base backup, and lets PostgreSQL recover to the restore point.
 fn recover(cluster: &mut PrivatePostgres) {
     let (data, backup) = (cluster.dir().join("data"), cluster.dir().join("backup"));
     cluster.stop(true).unwrap();
@@ -129,7 +129,7 @@ fn after_a_point_in_time_recovery_every_cursor_from_the_lost_future_gets_history
     database.insert(3);
     database.sql("select pg_create_restore_point('good')");
 
-    // The future that will be lost: 9 to 18, and everybody has seen it.
+    // The future that will be lost: 9 to 18, and every client has seen it.
     let server = Server::ready(&database, &[]);
     let mut live = server.stream_from(&key, 8);
     live.connected();
@@ -155,7 +155,7 @@ fn after_a_point_in_time_recovery_every_cursor_from_the_lost_future_gets_history
 
     recover(&mut cluster);
     assert_eq!(database.number("select max(feed_seq) from stock_market.signal_feed_event"), 8);
-    // Streams that were open are told at once, before anybody has run anything.
+    // Open streams get history_rewritten at once, before any command was run.
     assert_eq!(told(&mut live), rewritten(18, 8));
     assert_eq!(told(&mut delayed), rewritten(18, 8));
     let doctor = signal_feed(&database.url, &["doctor"]);
@@ -164,7 +164,7 @@ fn after_a_point_in_time_recovery_every_cursor_from_the_lost_future_gets_history
     signal_feed(&database.url, &["restored"]).ok();
     signal_feed(&database.url, &["doctor"]).ok();
 
-    // Whoever comes back with a cursor from there is told, too.
+    // A client that reconnects with a cursor from there gets it too.
     server.wait_ready();
     let asked = [
         Request::feed(&key).last_event_id(18),
@@ -176,7 +176,7 @@ fn after_a_point_in_time_recovery_every_cursor_from_the_lost_future_gets_history
         stream.connected();
         assert_eq!(told(&mut stream), rewritten(cursor, 8));
     }
-    // One that was made before the restore point is as good as ever.
+    // A cursor from before the restore point is still good.
     let mut old = server.stream_from(&key, 6);
     old.connected();
     assert_eq!((next(&mut old).feed_seq(), next(&mut old).feed_seq()), (Some(7), Some(8)));

@@ -1,4 +1,4 @@
-//! Events that nobody can be given: each is isolated, recorded and announced, and everything else goes on.
+//! Events that cannot be delivered: each is isolated, recorded and announced, and all others are delivered.
 
 use serde_json::Value;
 
@@ -40,8 +40,8 @@ fn listed(database: &Database) -> Vec<(i64, String)> {
         .collect()
 }
 
-/// Brings these rows (time and row, SQL expressions) between sound ones before clients live, behind it and over a restart,
-/// and expects those numbers to be quarantined, for the same reason everywhere.
+/// Brings these rows (time and row, SQL expressions) between sound ones before clients live, behind it and over a
+/// restart, and expects those numbers to be quarantined, for the same reason everywhere.
 fn isolates(database: &Database, rows: &[(&str, &str)], expected: &[i64]) -> Vec<Block> {
     let key = database.mint("bot");
     let server = Server::ready(database, &[]);
@@ -176,7 +176,7 @@ fn a_damaged_row_is_found_and_the_rest_of_its_page_is_delivered() {
         )
         .unwrap()
         .get(0);
-    // What a broken disk does: PostgreSQL itself lets nobody change that table.
+    // As after a disk fault: PostgreSQL itself allows no change of that table.
     database.sql("create extension pg_surgery");
     database.sql(&format!(
         "do $$ declare chunks tid[] := array(select ctid from {toast} where chunk_seq = 1 order by chunk_id limit 3); \
@@ -189,7 +189,7 @@ fn a_damaged_row_is_found_and_the_rest_of_its_page_is_delivered() {
     let poisoned = quarantined(&seen);
     assert_eq!(poisoned.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [100, 200, 300], "{poisoned:?}");
     until("the record is written", || (listed(&database) == poisoned).then_some(()));
-    // Live goes on.
+    // Live events continue.
     database.insert(1);
     assert_eq!(stream.signal().prev_seq(), Some(1_000));
 }

@@ -13,7 +13,7 @@ use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::wait::until;
 
-/// Where the clients of these tests come from; the proxies reach the feed from 127.0.0.1.
+/// The clients' address in these tests; the proxies reach the feed from 127.0.0.1.
 const CLIENT: &str = "127.0.0.2";
 
 struct Proxy {
@@ -76,7 +76,7 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 4
     let address = free_address();
     let dir = scratch.0.display();
     let site = block_with("ProxyPass", &[feed]);
-    // Around the README's lines stands what Debian's files and a virtual host with TLS have.
+    // Around the README's lines: what Debian's files and a virtual host with TLS contain.
     let modules = ["mpm_event", "authz_core", "proxy", "proxy_http", "headers", "ssl", "socache_shmcb"];
     let mut text = format!("ServerRoot {dir}\nPidFile {dir}/apache.pid\nErrorLog {dir}/apache-errors\n");
     for module in modules {
@@ -140,12 +140,12 @@ fn behind_each_proxy_with_tls_streams_flow_clients_have_their_address_and_cookie
         let mut lines = BufReader::new(stream.0.stdout.take().unwrap()).lines().map(Result::unwrap);
         assert_eq!(lines.next().unwrap(), format!("id: {head}"), "{name}");
         server.wait_log(&[&format!("stream begins: key \"{name}\" from {CLIENT}:")]);
-        // Each comes at once: what a proxy held back until there is more would never come here.
+        // Each comes at once: an event that a proxy held back would never come here.
         for seq in head + 1..=head + 3 {
             database.insert(1);
             assert!(lines.any(|line| line == format!("id: {seq}")), "{name}");
         }
-        // The last block comes through, and whoever comes while no server runs waits for the next.
+        // The last block comes through, and a client that connects while no server runs waits for the next one.
         let stopping = std::thread::spawn(move || server.stop());
         assert!(lines.any(|line| line.contains("\"reason\":\"closing\",\"cause\":\"shutdown\"")), "{name}");
         stopping.join().unwrap();
@@ -201,7 +201,7 @@ fn any_header_that_a_trusted_proxy_passes_on_does_no_harm() {
         until("the stream's line", || server.log()[before..].iter().any(|line| line.contains(&begins)).then_some(()));
     }
     assert!(server.log().iter().all(|line| !line.contains("script") && line.len() < 300));
-    // A head that is too large with it, or no head at all with it, is refused as ever.
+    // With it, a head that is too large, or none at all, is still refused.
     let refused = Request::feed(&key).field("X-Forwarded-For", &long.repeat(3)).send(server.address());
     assert_eq!(refused.refusal(), (431, "head_too_large".into()));
     let refused = Request::feed(&key).field("X-Forwarded-For", "\u{1b}[2J").send(server.address());

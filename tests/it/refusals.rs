@@ -208,7 +208,7 @@ fn a_refused_key_gets_the_reason() {
         assert_eq!(challenge, (status == 401).then_some("Bearer"), "{code}");
         assert!(!String::from_utf8_lossy(&answer.body).contains("sf_"));
     }
-    // The first present decides, whatever comes after it.
+    // The first one present decides; later ones are ignored.
     let both = |first: &str, second: &str| Request::feed(first).field("X-API-Key", second);
     assert_eq!(both(&unknown, &live).send(server.address()).refusal(), (401, "unknown_key".into()));
     both(&live, &unknown).open(server.address()).connected();
@@ -269,10 +269,10 @@ fn the_stream_limit_counts_by_key_name_across_a_rotation() {
         assert!(after > 0);
     }
     server.stream(&other).connected();
-    // One that has left makes room at once, though the feed is quiet.
+    // A disconnected client makes room at once, although the feed is quiet.
     drop(streams.pop());
     server.stream(&new).connected();
-    // Also one that had sent more than its request, which nobody reads.
+    // Also one that had sent more than its request, which stays unread.
     let mut noisy = server.stream(&new);
     noisy.connected();
     let mut socket = noisy.socket();
@@ -297,7 +297,7 @@ fn a_full_server_answers_503_with_a_jittered_wait() {
         waits.insert(answer.field("Retry-After").unwrap().parse::<u64>().unwrap());
     }
     assert!(waits.len() > 1 && !waits.contains(&0), "{waits:?}");
-    // Nobody's stream was disturbed, and who leaves makes room at once.
+    // No stream was disturbed, and a client that disconnects makes room at once.
     database.insert(1);
     for stream in &mut streams {
         stream.signal();

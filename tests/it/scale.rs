@@ -1,5 +1,5 @@
-//! More than one machine: several feeds, a primary and its standby, haproxy in front, and each part killed in turn while
-//! signals are written. Every client gets every event once and in order.
+//! More than one machine: several feeds, a primary and its standby, haproxy in front, and each part killed in turn
+//! while signals are written. Every client gets every event once and in order.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -75,7 +75,7 @@ impl Drop for Haproxy {
     }
 }
 
-/// A free port that no outgoing connection is given meanwhile: below those that the kernel hands out.
+/// A free port that no outgoing connection can get meanwhile: below the kernel's range for those.
 fn free_address() -> SocketAddr {
     until("there is a free port", || {
         let port = u16::try_from(10_000 + signal_feed::random::random_u64() % 20_000).unwrap();
@@ -89,7 +89,7 @@ fn feed(url: &str, address: SocketAddr) -> Server {
     Server::spawn(command)
 }
 
-/// Writes one signal after another, wherever the primary is, until it is told to stop.
+/// Writes one signal after another to the current primary, until it is stopped.
 fn write(url: &str, written: &AtomicI64, over: &AtomicBool) {
     let mut client: Option<Client> = None;
     while !over.load(Ordering::Relaxed) {
@@ -97,7 +97,7 @@ fn write(url: &str, written: &AtomicI64, over: &AtomicBool) {
             Some(Ok(())) => {
                 written.fetch_add(1, Ordering::Relaxed);
             }
-            // Whether it was committed is not known, and matters to nobody here: the log is what clients must have.
+            // It may have been committed or not. That does not matter: clients must have what the log has.
             Some(Err(_)) | None => client = Client::connect(url, NoTls).ok(),
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -136,7 +136,7 @@ fn every_client_gets_every_event_once_whichever_part_is_lost() {
     let (written, over) = (AtomicI64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| write(&both, &written, &over));
-        // Also where something is wrong: the scope would wait for ever.
+        // Also on failure: otherwise the scope would wait for ever.
         let _over = Over(&over);
         let mut crowd = Crowd::start(proxy.address, &key, CLIENTS);
         let mut goes_on = |what: &str| {
@@ -144,7 +144,7 @@ fn every_client_gets_every_event_once_whichever_part_is_lost() {
             until(&format!("signals are written {what}"), || {
                 (written.load(Ordering::Relaxed) >= from + EVENTS).then_some(())
             });
-            // What was acknowledged is in the log: its numbers reach at least so far.
+            // Every acknowledged signal is in the log: its numbers reach at least this far.
             crowd.wait(what, from + EVENTS);
         };
         goes_on("at the beginning");

@@ -132,7 +132,7 @@ fn a_terminal_shows_the_progress_of_long_work_and_the_line_disappears_at_the_end
     prune.wait_words(&["prune: working, ", "2s so far"]);
     lock.rollback().unwrap();
     let said = prune.wait_end();
-    // What is drawn is erased before the next line, and at the end.
+    // The progress line is erased before the next line, and at the end.
     assert!(said.contains("\x1b[2Kremoved 10 events older than 7d, up to 10\r\n"), "{said:?}");
     assert!(said.ends_with("\x1b[2K"), "{said:?}");
 }
@@ -169,15 +169,15 @@ fn lists_are_columns_that_fit_a_terminal_and_one_line_a_row_elsewhere() {
         let plain = String::from_utf8(plain.stdout).unwrap();
         let terminal = on_a_terminal(&database.url, list).stdin(Stdio::null()).output().unwrap();
         let terminal = String::from_utf8(terminal.stdout).unwrap();
-        // What the terminal breaks is the same words. What stood in a line before it was drawn anew is not seen, and the
-        // error of a doctor that finds fsync off is none of its lines.
+        // Wrapping keeps the words. Text that was redrawn is not seen, and the
+        // error of a doctor that finds fsync off is not one of its lines.
         let seen = terminal.lines().filter_map(|line| line.trim_end().rsplit(['\r', '\x1b']).next());
         let seen = seen.map(|line| line.trim_start_matches("[2K"));
         let broken: Vec<&str> = seen.take_while(|line| !line.contains("error: ")).collect();
         assert!(broken.iter().all(|line| line.chars().count() <= 80), "{terminal}");
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words(&plain), words(&broken.join(" ")), "{list}");
-        // The second column begins at one place in all rows.
+        // The second column begins at the same position in all rows.
         let starts =
             plain.lines().map(|line| line.find("  ").map(|at| line[at..].len() - line[at..].trim_start().len() + at));
         let starts: std::collections::BTreeSet<_> = starts.collect();

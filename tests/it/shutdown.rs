@@ -1,4 +1,4 @@
-//! How the server ends and is followed by the next: nobody loses or repeats anything.
+//! How the server ends and the next one takes over: no client loses or repeats anything.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -45,7 +45,7 @@ fn the_process_ends_as_soon_as_every_last_block_is_written() {
     let mut server = Server::ready(&database, &["--shutdown-grace", "20s"]);
     let mut stream = server.stream(&key);
     stream.connected();
-    // One that never sends a request does not hold it up, nor one that does not close its own side.
+    // A client that never sends a request does not delay it, nor one that does not close its side.
     let _idle = Connection::connect(server.address(), None);
     let asked = Instant::now();
     server.signal(Signal::TERM);
@@ -191,7 +191,7 @@ fn a_passed_socket_stays_open_from_one_server_to_the_next() {
     for stream in &mut streams {
         stream.closing("shutdown");
     }
-    // Nobody listens, and nobody is refused: who connects now waits for the next server.
+    // No server runs, and no client is refused: a client that connects now waits for the next server.
     let waiting: Vec<Connection> =
         streams.iter().map(|stream| Request::feed(&key).last_event_id(stream.cursor.unwrap()).post(address)).collect();
     database.insert(3);

@@ -1,6 +1,6 @@
-//! Mixed life: writers that commit, roll back and break off; streams that come and go, slow ones, ones that stand still,
-//! delayed ones; keys that are revoked; PostgreSQL and the server restarted and killed. In the end every stream has, byte
-//! for byte, what the table says.
+//! Mixed life: writers that commit, roll back and break off; streams that come and go, slow and stalled ones, delayed
+//! ones; keys that are revoked; PostgreSQL and the server restarted and killed. In the end every stream has, byte for
+//! byte, what the table says.
 //!
 //! A minute of it is a test like all others. `SOAK=1h` makes it an hour, with three hundred streams.
 
@@ -47,13 +47,13 @@ const OPTIONS: [&str; 14] = [
     "2",
 ];
 
-/// What everybody knows.
+/// State shared by all threads.
 struct Life {
     url: String,
     address: Mutex<Option<SocketAddr>>,
     /// `None` while a key is being revoked and replaced.
     keys: Mutex<Vec<Option<String>>>,
-    /// Nothing is written any more.
+    /// Whether the writers have stopped.
     is_written: AtomicBool,
     /// The last number, once that is known.
     end: AtomicI64,
@@ -147,7 +147,7 @@ fn one_in(count: u64) -> bool {
 }
 
 impl Life {
-    /// One blow of fate, each kind in turn.
+    /// Causes one failure, each kind in turn.
     fn strike(&self, blow: usize, cluster: &mut PrivatePostgres, database: &Database, server: &mut Server) {
         match blow % 5 {
             0 => self.revoke(blow / 5, database),
@@ -184,7 +184,7 @@ impl Life {
 /// A screener: small transactions mostly, of which some never commit; now and then a large one.
 fn write(life: &Life) {
     while !life.is_written.load(Ordering::Acquire) {
-        // Whatever fails, fails: what counts is what the table says afterwards.
+        // A write may fail: only the table counts afterwards.
         if let Ok(mut session) = Client::connect(&life.url, NoTls) {
             while !life.is_written.load(Ordering::Acquire) && session.batch_execute(&transaction()).is_ok() {
                 life.writes.fetch_add(1, Ordering::Relaxed);
@@ -235,7 +235,7 @@ fn consume(life: &Life, number: usize) -> Account {
             return account;
         }
         if end < i64::MAX {
-            // Now everybody wants to be done.
+            // Now every stream should finish.
             habit = Habit::Prompt;
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE * 4);
             assert!(Instant::now() < deadline, "stream {number} stands at {} of {end}", account.cursor);
@@ -305,7 +305,7 @@ impl Account {
     }
 }
 
-/// The last number in the table, and the digest of all blocks that it should have become.
+/// The last number in the table, and the digest of all blocks that should come from it.
 fn expected(session: &mut Client) -> (i64, u64) {
     let rows = session
         .query(

@@ -1,4 +1,5 @@
-//! A feed on a hot standby: it polls, writes nothing, waits for what is not replayed yet, and becomes a primary's feed.
+//! A feed on a hot standby: it polls, writes nothing, waits for events that are not replayed yet, and follows a
+//! promotion.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ fn meanwhile<T>(again: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
                 again();
             }
         });
-        // Also when the work panics: the scope would wait for ever.
+        // Also if the work panics: otherwise the scope would wait for ever.
         let _over = Over(&over);
         work()
     })
@@ -131,7 +132,7 @@ fn a_key_that_a_standby_does_not_know_is_never_called_unknown() {
     let new = database.mint("new");
     database.insert(1);
     let held = Request::feed(&new).last_event_id(0).post(server.address());
-    // A known key opens the feed as ever, and the operator sees the lag.
+    // A known key still opens the feed, and the operator sees the lag.
     let mut known = open(&server, &old);
     let lag = || server.status()["standby_lag_seconds"].as_f64().unwrap();
     until("the lag is seen", || (lag() > 1.0).then_some(()));
@@ -163,7 +164,7 @@ fn a_cursor_ahead_of_a_standby_waits_and_one_from_another_log_does_not() {
     let mut other = Request::feed_at(target, &key).open(server.address());
     other.connected();
     assert_eq!(other.system("history_rewritten").number("cursor"), 2);
-    // For far longer than a primary gives it.
+    // For far longer than a primary would wait.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(8) {
         assert!(matches!(ahead.try_item(PATIENCE), Ok(crate::support::sse::Item::Ping)));
@@ -185,7 +186,7 @@ fn a_cursor_ahead_of_a_standby_waits_and_one_from_another_log_does_not() {
         (stream.block().reason() == Some("history_rewritten")).then(|| asked.elapsed())
     });
     assert!(skipped < Duration::from_secs(4), "{skipped:?}");
-    // Capture is looked at there too, by its triggers.
+    // Capture is checked there too, by its triggers.
     database.sql("alter table stock_market.signal disable trigger \"!signal_feed_capture\"");
     server.wait_log(&["ERROR", "capture is off", "disabled"]);
 }
@@ -221,7 +222,7 @@ fn a_promoted_standby_is_a_primary_to_the_same_server() {
     until("what waited is recorded", || (standby.number(&database, recorded) == 1).then_some(()));
     open(&server, &key);
     until("a use is recorded", || (standby.number(&database, used) == 1).then_some(()));
-    // What nobody can have seen is told now.
+    // A number that never existed gets history_rewritten now.
     for reason in ["degraded", "recovered"] {
         ahead.system(reason);
     }
@@ -253,7 +254,7 @@ fn a_feed_that_moves_to_a_standby_waits_for_events_that_it_has_already_seen() {
     let throw_out = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = $1";
     admin.query(throw_out, &[&name.as_str()]).unwrap();
     server.wait_log(&["INFO", "hot standby"]);
-    // Here event 5 is not replayed yet, and neither who has it nor who asks for it is told of another history.
+    // Event 5 is not replayed here yet, and no client that has it or asks for it gets history_rewritten.
     let mut back = server.stream_from(&key, 5);
     back.connected();
     let mut older = server.stream_from(&key, 1);
@@ -263,7 +264,7 @@ fn a_feed_that_moves_to_a_standby_waits_for_events_that_it_has_already_seen() {
     database.insert(1);
     standby.sql(&database, "select pg_wal_replay_resume()");
     for stream in [&mut stream, &mut back, &mut older] {
-        // Its sessions were ended one by one: it may have said more than once that the database was away.
+        // Its sessions ended one by one: it may have reported more than one outage.
         let is_notice = |block: &Block| matches!(block.reason(), Some("degraded" | "recovered"));
         let signal = std::iter::repeat_with(|| stream.block()).find(|block| !is_notice(block)).unwrap();
         assert_eq!((signal.prev_seq(), signal.feed_seq()), (Some(5), Some(6)));
@@ -279,7 +280,7 @@ fn queries_that_a_standby_cancels_for_its_replay_are_retried() {
     let standby = Standby::start(&primary, &settings);
     let server = on_standby(&standby, &database, &["--log-level", "debug"]);
     let mut live = open(&server, &key);
-    // A lock that nobody can share is replayed too: whoever reads the log at that moment is cancelled.
+    // An exclusive lock is replayed too: it cancels queries that read the log at that moment.
     let lock = "begin; lock table stock_market.signal_feed_event in access exclusive mode; commit; ";
     let locks = format!("{}; {lock}", insert_signals(1)).repeat(20);
     let mut seen = 0;

@@ -20,7 +20,7 @@ fn a_reconnect_storm_within_recent_events_costs_the_database_next_to_nothing() {
         for client in 0..CLIENTS {
             let (keys, server, served) = (&keys, &server, &served);
             scope.spawn(move || {
-                // Spread over all of recent history at its beginning, then near to its end: who reads 10,000 events is not many.
+                // The first clients begin anywhere in the tail, the others near its end: few read 10,000 events.
                 let cursor = i64::try_from(if client < 10 { client * 1_000 } else { 9_600 + client }).unwrap();
                 let mut stream = server.stream_from(&keys[client % keys.len()], cursor);
                 stream.connected();
@@ -31,7 +31,7 @@ fn a_reconnect_storm_within_recent_events_costs_the_database_next_to_nothing() {
         }
     });
     assert_eq!(served.into_inner(), CLIENTS);
-    // Whoever reads from memory needs no replay connection: none was even made but for the window's beginning.
+    // Reads from memory need no replay connection: the only one was opened for the window's beginning.
     let replay = "select count(*) from pg_stat_activity \
                   where datname = current_database() and application_name = 'signal-feed replay'";
     assert!(database.number(replay) <= 1, "{} replay connections", database.number(replay));

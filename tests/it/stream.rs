@@ -1,4 +1,4 @@
-//! The main job: a committed row reaches every stream, once, in order, as the very bytes that the contract says.
+//! The main job: a committed row reaches every stream, once, in order, with exactly the bytes of the contract.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,7 +149,7 @@ fn a_cursor_gets_exactly_what_follows_it() {
             }
         }
     }
-    // Those at the head wait for what is new, and for nothing else.
+    // Streams at the head wait only for new events.
     let mut stream = server.stream_from(&key, 30);
     stream.connected();
     database.insert(1);
@@ -299,7 +299,7 @@ fn one_commit_of_many_rows_reaches_a_reading_client_whole_on_its_one_connection(
     }
 }
 
-/// Ends the writers also where the test fails.
+/// Ends the writers even if the test fails.
 struct SetAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for SetAtEnd<'_> {
@@ -400,7 +400,7 @@ fn three_hundred_streams_of_twenty_keys_lose_and_repeat_nothing_over_a_restart()
         for (stream, follower) in streams.iter_mut().zip(&mut followers) {
             follower.follow(stream, goal, usize::MAX);
         }
-        // Some end in order, some by a crash, with events on their way.
+        // Some end normally, some by a crash, with events in flight.
         std::thread::scope(|scope| {
             scope.spawn(|| database.insert(500));
             goal += 500;
@@ -428,7 +428,7 @@ fn a_stream_costs_one_thread_and_one_descriptor_and_gives_them_back() {
     let database = Database::migrated();
     let keys: Vec<String> = (0..8).map(|i| database.mint(&format!("bot {i}"))).collect();
     let server = Server::ready(&database, &["--heartbeat", "500ms"]);
-    // Whoever asked whether the server is ready has a thread for a moment more.
+    // The thread of the last /readyz request may still run for a moment.
     let others = until("nobody is served", || (server.client_threads() == 0).then(|| server.threads()));
     let mut streams: Vec<Stream> = (0..100).map(|i| server.stream(&keys[i % 8])).collect();
     for stream in &mut streams {

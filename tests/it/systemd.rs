@@ -1,6 +1,6 @@
-//! As a service: the units and their files, what the service manager is told, and a port that stays open over a restart and
-//! an upgrade. systemd itself does not run here: the tests hold its ends of the protocols, the notification socket
-//! (sd_notify(3)) and the listening one (sd_listen_fds(3)).
+//! The feed as a service: the units and their files, messages to the service manager, and a port that stays open over a
+//! restart and an upgrade. systemd itself does not run here: the tests hold its ends of the protocols, the notification
+//! socket (sd_notify(3)) and the listening one (sd_listen_fds(3)).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +39,7 @@ fn units_are_clean_and_well_confined_for_systemd_analyze() {
     let scratch = Scratch::new("units");
     let mut copies = Vec::new();
     for path in [".service", ".socket", ".timer"].into_iter().flat_map(unit_files) {
-        // Only where the programs are is not as it will be.
+        // Only the programs' paths differ from an installation.
         let text = fs::read_to_string(&path).unwrap();
         let text = text.replace("/usr/bin/signal-feed ", concat!(env!("CARGO_BIN_EXE_signal-feed"), " "));
         let text = text.replace("/usr/bin/trader-bot", env!("CARGO_BIN_EXE_trader-bot"));
@@ -89,7 +89,7 @@ fn environment_files_have_every_option_with_its_default() {
         let text = fs::read_to_string(path).unwrap();
         let mut told = BTreeMap::new();
         for line in text.lines() {
-            // An option in force has no default, or there would be no need for the line.
+            // A line that is not commented out sets an option without a default.
             let Some((option, value)) = line.trim_start_matches('#').split_once('=') else { continue };
             if option.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
                 let value = if line.starts_with('#') { value } else { "" };
@@ -115,7 +115,7 @@ impl Manager {
         Self { socket, path }
     }
 
-    /// Starts a server that is to tell it everything.
+    /// Starts a server that reports to it.
     fn start(&self, mut command: Command) -> Server {
         command.env("NOTIFY_SOCKET", &self.path).env("WATCHDOG_USEC", "60000000");
         Server::spawn(command)
@@ -147,7 +147,7 @@ impl Manager {
         }
     }
 
-    /// Takes whatever is there already.
+    /// Discards the messages that are already there.
     fn drain(&self) {
         while self.next(Duration::ZERO).is_some() {}
     }
@@ -162,7 +162,7 @@ fn the_service_manager_hears_of_readiness_outages_and_the_end_and_the_watchdog_i
     let key = database.mint("bot");
     let server = manager.start(Server::command(&database.url, "127.0.0.1:0"));
     manager.wait("READY=1\n");
-    // Ready is who accepts: this answer needs no waiting for it.
+    // READY=1 means that the server accepts connections: this request needs no wait.
     assert_eq!(Request::get("/healthz").send(server.address()).status, 200);
     manager.wait("STATUS=live: streams 0, head 0\n");
     let mut stream = server.stream(&key);
@@ -182,7 +182,7 @@ fn the_service_manager_hears_of_readiness_outages_and_the_end_and_the_watchdog_i
     cluster.start_again().unwrap();
     manager.wait("STATUS=live: streams 1, head 2\n");
 
-    // A database that says nothing takes longest: each call has to be given up.
+    // A silent database takes longest: each call has to time out.
     let began = Instant::now();
     let frozen = Frozen::new(&cluster);
     manager.wait("STATUS=degraded: ");
@@ -234,7 +234,7 @@ fn a_hanging_reader_stops_the_watchdog_messages_although_everything_else_works()
     fs::write(&freeze, "").unwrap();
     until("the reader is frozen", || scratch.0.join("freeze.done").exists().then_some(()));
     manager.drain();
-    // Whoever tells the service manager goes on.
+    // The thread that reports to the service manager still runs.
     let _stream = Request::feed(&key).post(server.address());
     manager.wait("STATUS=live: streams 1, head 0\n");
     let end = Instant::now() + Duration::from_secs(8);
@@ -242,7 +242,7 @@ fn a_hanging_reader_stops_the_watchdog_messages_although_everything_else_works()
         manager.next(end.saturating_duration_since(Instant::now())).filter(|_| Instant::now() < end)
     });
     let fed = heard.filter(|message| message.starts_with("WATCHDOG")).count();
-    // It may have turned just before.
+    // The reader's loop may have turned just before.
     assert!(fed <= 1, "fed {fed} times with its reader frozen");
     assert_eq!(Request::get("/healthz").send(server.address()).status, 200);
 }
@@ -265,7 +265,7 @@ fn catch_up(stream: &mut Stream, mut cursor: i64, head: i64) -> i64 {
     cursor
 }
 
-/// Ends the followers when their test fails, which would wait for them else.
+/// Ends the followers if their test fails, which would otherwise wait for them.
 struct EndOnDrop(Stop);
 
 impl Drop for EndOnDrop {
@@ -274,7 +274,7 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Follows a feed behind nginx until `last`, as a bot does, and tells what interrupted it.
+/// Follows a feed behind nginx until `last`, as a bot does, and returns what interrupted it.
 fn follow(address: &str, key: &str, last: &Mutex<i64>, stop: &Stop) -> Vec<Cause> {
     let mut options = FollowOptions::new(vec![address.parse().unwrap()], ApiKey::new(key).unwrap());
     (options.backoff_min, options.backoff_max) = (Duration::from_millis(10), Duration::from_millis(100));
@@ -333,11 +333,11 @@ fn a_restart_and_an_upgrade_under_a_thousand_streams_refuse_and_lose_no_client_e
         for (program, head) in [(old, 3), (&upgraded, 9)] {
             database.insert(2);
             let stopping = scope.spawn(move || server.stop());
-            // What is written at the last moment comes before the last block, or after the restart.
+            // An event written at the last moment comes before the last block, or after the restart.
             let until_closed = |stream: &mut Stream| catch_up(stream, head, i64::MAX);
             let cursors: Vec<i64> = streams.iter_mut().map(until_closed).collect();
             stopping.join().unwrap();
-            // Nobody runs now. Everybody comes back, and something is written.
+            // No server runs now. Every client reconnects, and something is written.
             let waiting = reconnect(&port, &key, &cursors);
             database.insert(4);
             server = serve(program);

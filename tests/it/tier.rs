@@ -1,4 +1,4 @@
-//! Keys with a delay: they live in the past, and learn nothing fresher by whatever they try.
+//! Keys with a delay: they get events late, and nothing they try reveals anything fresher.
 
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ fn one_row_with_a_wrong_time_neither_delays_a_delayed_key_nor_is_seen_early() {
     let mut stream = server.stream_from(&key, 0);
     assert_eq!(stream.connected().number("head"), 3);
     assert_eq!(stream.signals(3).len(), 3);
-    // Row 4 has no time at which it is due: it comes with the next that is.
+    // Row 4 is never due by its own time: it comes with the next one that is due.
     database.log_row(5, &ago(3599), "'{}'");
     assert_eq!(stream.system("quarantined").feed_seq(), Some(4));
     assert_eq!(stream.signal().prev_seq(), Some(4));

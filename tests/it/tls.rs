@@ -1,6 +1,6 @@
 //! TLS to PostgreSQL, with certificates of an authority of the tests' own; and https to a feed.
 //!
-//! What a connection string means is what libpq makes of it: `psql` is asked the same.
+//! A connection string must mean what it means in libpq: the tests compare with `psql`.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -15,7 +15,7 @@ use crate::support::program::{command, signal_feed};
 use crate::support::server::Server;
 use crate::support::wait::until;
 
-/// By user: who is let in how. `allow` and `prefer` differ only where the server refuses one of the two ways.
+/// The rules per user. `allow` and `prefer` differ only if the server refuses one of the two ways.
 const ACCESS: &str = "local all all trust
 hostssl all encrypted 127.0.0.1/32 trust
 hostnossl all clear 127.0.0.1/32 trust
@@ -87,7 +87,7 @@ impl Secured {
 
 const IS_ENCRYPTED: &str = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
 
-/// Whether our session is encrypted; the error's text where there is none.
+/// Whether our session is encrypted; the error's text if there is no session.
 fn ours(string: &str) -> Result<bool, String> {
     let settings: Settings = string.parse().map_err(|error: signal_feed::db::Error| error.to_string())?;
     let mut connection = Connection::open(&settings, "test").map_err(|error| error.to_string())?;
@@ -124,7 +124,7 @@ fn every_sslmode_with_every_certificate_does_what_libpq_does() {
         secured.show(certificate);
         compare("postgres", certificate, &roots);
     }
-    // Debian's own kind: signed by itself, and marked as nobody's authority.
+    // Debian's kind: self-signed, and not marked as an authority.
     secured.show("plain");
     compare("postgres", "plain", &["plain.crt", "other.crt", "missing.crt"]);
     secured.show("wildcard");
@@ -201,10 +201,10 @@ fn roots_are_taken_from_the_home_directory_and_from_the_system_as_libpq_takes_th
         let (ended, said) = list(&string("sslrootcert=system"), ("SSL_CERT_FILE", &secured.file(root)));
         assert_eq!(ended, code, "{said}");
     }
-    // A home that cannot be looked into (a service's) is one without a file.
+    // A home directory that cannot be read (a service's) counts as one without the file.
     let (ended, said) = list(&string("sslmode=require"), ("HOME", "/dev/null"));
     assert_eq!(ended, 0, "{said}");
-    // A name is demanded with the system's roots, which sign for anybody.
+    // With the system's roots, which sign for anybody, the name must match.
     secured.show("wrong_name");
     let (ended, said) = list(&string("sslrootcert=system"), ("SSL_CERT_FILE", &secured.file("ours.crt")));
     assert_eq!(ended, 1, "{said}");

@@ -1,4 +1,4 @@
-//! The replay window: nothing missed means no notice, something missed always means one.
+//! The replay window: a client gets a notice exactly if it missed something.
 
 use serde_json::json;
 
@@ -112,7 +112,7 @@ fn a_cursor_in_an_old_hole_misses_what_its_row_would_miss() {
 
 #[test]
 fn a_row_with_a_time_out_of_order_does_not_hide_those_after_it() {
-    // The clock stepped back between 2 and 3: what follows the first row in the window is in it.
+    // The clock stepped back between 2 and 3: every row after the first one in the window is in it.
     let database = log_of(&[(1, 100), (2, 50), (3, 70), (4, 40)]);
     let key = database.mint("bot");
     let server = Server::ready(&database, WINDOW);
@@ -189,7 +189,7 @@ fn a_prune_under_the_running_server_is_noticed() {
     });
     assert_eq!(early.system("replay_truncated").number("earliest"), 14_001);
     assert_eq!(early.signals(1_000)[0].prev_seq(), Some(14_000));
-    // Also before it is known nobody misses anything in silence.
+    // Before the window is known, no client misses anything without a notice.
     database.prune_through(15_000);
     let mut stream = server.stream_from(&key, 14_500);
     stream.connected();

@@ -13,7 +13,7 @@ fn count(client: &mut Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).unwrap().get(0)
 }
 
-/// Lets events look older than they are, as only a superuser who switches the guards off can.
+/// Makes events older than they are, which only a superuser can do by switching the guards off.
 fn age(client: &mut Client, sql: &str) {
     client
         .batch_execute(&format!(
@@ -24,7 +24,7 @@ fn age(client: &mut Client, sql: &str) {
         .unwrap();
 }
 
-/// What doctor says of one check: (ok, message and fix).
+/// Doctor's result for one check: (ok, message and fix).
 fn examined(url: &str, check: &str) -> (bool, String) {
     let outcome = signal_feed(url, &["doctor", "--json"]);
     let checks: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
@@ -70,7 +70,7 @@ fn prune_removes_old_events_from_the_old_end_and_never_what_may_be_replayed() {
     assert!(said.contains("removed 501 events"), "{said}");
     let said = signal_feed(url, &["prune", "--older-than", "0s", "--replay-window", "1s"]).ok();
     assert!(said.contains("removed 0 events"), "{said}");
-    // What is left is as immutable as ever, and writers go on.
+    // The rest is still immutable, and writers continue.
     client.batch_execute("delete from stock_market.signal_feed_event").unwrap_err();
     client.batch_execute(SIGNAL).unwrap();
     assert_eq!(count(&mut client, "select max(feed_seq) from stock_market.signal_feed_event"), 12001);
@@ -314,7 +314,7 @@ fn a_dump_is_restored_into_another_cluster_by_roles_restore_migrate_restored_doc
     assert_eq!(count(&mut client, "select max(feed_seq) from stock_market.signal_feed_event"), 1_000_011);
     assert_eq!(count(&mut client, "select count(*) from stock_market.signal_feed_event"), 11);
     client.batch_execute("delete from stock_market.signal_feed_event").unwrap_err();
-    // Without the roles first, pg_restore complains and migrate puts the owners right.
+    // Without the roles, pg_restore complains and migrate repairs the owners.
     let bare = PrivatePostgres::start(&[("fsync", "on")]).unwrap();
     let target = Database::empty_in(&bare);
     let program = bare.programs().join("pg_restore");
@@ -358,7 +358,7 @@ fn a_promoted_standby_is_on_another_timeline_until_that_is_acknowledged() {
             let mut client = Client::connect(&standby, NoTls).ok()?;
             (count(&mut client, "select count(*) from stock_market.signal_feed_event") == 1).then_some(())
         });
-        // On a hot standby everything that can be looked at is well, and migrate is refused.
+        // On a hot standby every check that can run passes, and migrate is refused.
         let mut connection = signal_feed::db::Connection::open(&standby.parse().unwrap(), "test").unwrap();
         assert_eq!(signal_feed::db::capture::capture_fault(&mut connection).unwrap(), None);
         signal_feed::db::migrate::check_schema(&mut connection).unwrap();
@@ -431,7 +431,7 @@ fn a_dump_moves_to_a_cluster_without_a_superuser() {
     let file = old.dir().join("dump");
     let file = file.to_str().unwrap();
     run(&old, "pg_dump", &["--format=custom", "--file", file, &source.url]);
-    // What a managed PostgreSQL gives its customer: a login with CREATEROLE and a database of its own.
+    // As on a managed PostgreSQL: a login with CREATEROLE that owns a database.
     let new = PrivatePostgres::start(&[("fsync", "on")]).unwrap();
     let target = Database::empty_in(&new);
     target.sql(&format!("create role boss login createrole; alter database {} owner to boss", target.name));

@@ -42,7 +42,7 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
 
 #[test]
 fn an_error_never_shows_a_piece_of_a_password_of_any_shape() {
-    // "geheim" and "wort" are pieces of a password that is not encoded or not quoted as it should be.
+    // "geheim" and "wort" are pieces of a password that is not properly encoded or quoted.
     for string in [
         "postgres://nobody:geheim@127.0.0.1:1/db?wort=1",
         "postgres://nobody:geheim@wort@127.0.0.1:1/db",

@@ -1,4 +1,4 @@
-//! What a running server notices of the installation round it.
+//! What a running server notices about its installation.
 
 use crate::support::database::Database;
 use crate::support::server::Server;

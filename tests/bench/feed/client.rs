@@ -1,8 +1,9 @@
-//! The client: many streams in one thread of a process of its own, so that it costs little and its cost is not the server's.
+//! The client: many streams in one thread of a process of its own, so that it costs little and its cost is not the
+//! server's.
 //!
-//! It parses only what it needs: the number of each block, to see that nothing is missing or comes twice, and when the row
-//! was sent. It says `ready` on standard output when every stream has had its first block, and what it measured, as one
-//! line of JSON, when every stream has what was expected, or nothing has come for a while.
+//! It parses only what it needs: the number of each block, to see that nothing is missing or comes twice, and when the
+//! row was sent. It says `ready` on standard output when every stream has had its first block, and what it measured, as
+//! one line of JSON, when every stream has what was expected, or nothing has come for a while.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,13 +17,13 @@ use serde::{Deserialize, Serialize};
 
 /// What stands before the time at which a row was sent, microseconds since 1970.
 pub const SENT: &str = "\"sent_us\": ";
-/// So many streams may wait for their first block at once: the accept queue is not what is measured.
+/// How many streams may wait for their first block at once: the benchmark does not measure the accept queue.
 const CONNECTING: usize = 512;
-/// The end, where so long nothing has come.
+/// The run ends if nothing came for this long.
 const SILENCE: Duration = Duration::from_secs(20);
 const READ_BYTES: usize = 256 * 1024;
 
-/// What the client is to do.
+/// The client's options.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Task {
     /// Where the server is.
@@ -53,7 +54,7 @@ pub struct Task {
 pub struct Measured {
     /// Events that arrived, on all streams.
     pub deliveries: u64,
-    /// Events that are missing: holes, and what never came.
+    /// Missing events: holes, and events that never came.
     pub missing: u64,
     /// Events that came twice.
     pub repeated: u64,
@@ -91,7 +92,7 @@ struct Stream {
     events: u64,
 }
 
-/// Where a stream stands in its chunks.
+/// The position of a stream within its chunks.
 enum Chunk {
     Size(usize),
     Data(usize),

@@ -1,6 +1,6 @@
-//! The benchmark: `cargo bench --bench feed`. On a private PostgreSQL, with the server and the client as processes of their
-//! own, it measures what an operator wants to know before relying on the feed, and prints a table. `-- --help` tells the
-//! options. It ends with 1 where an event was missing or came twice.
+//! The benchmark: `cargo bench --bench feed`. On a private PostgreSQL, with the server and the client as processes of
+//! their own, it measures what an operator wants to know before relying on the feed, and prints a table. `-- --help`
+//! tells the options. It exits 1 if an event was missing or came twice.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

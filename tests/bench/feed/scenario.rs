@@ -13,12 +13,12 @@ use crate::support::wait::until;
 
 /// Streams of the disturbed latency.
 const DISTURBED_STREAMS: usize = 100;
-/// How many of them stand still.
+/// How many of them are stalled.
 const STALLED_STREAMS: usize = 10;
-/// How far behind a stream is that reconnects: within recent history, which the server has in memory.
+/// How far behind a stream is that reconnects: within the newest events, which the server has in memory.
 const BEHIND: usize = 1_000;
 
-/// From INSERT to the client, with so many streams; with the most of them also what that costs.
+/// From INSERT to the client, with this many streams; with the most of them also the cost.
 pub fn latency(options: &Options, postgres: &PrivatePostgres, table: &mut Table) {
     for &streams in &options.streams {
         let world = World::new(postgres);
@@ -53,7 +53,7 @@ pub fn latency(options: &Options, postgres: &PrivatePostgres, table: &mut Table)
     }
 }
 
-/// The latency of healthy streams while others stand still, and while another replays a long log.
+/// The latency of healthy streams while others are stalled, and while another replays a long log.
 pub fn disturbed(options: &Options, postgres: &PrivatePostgres, table: &mut Table) {
     let name = format!("{DISTURBED_STREAMS} streams, {} events/s", options.rate);
     for stalled in [0, STALLED_STREAMS] {
@@ -104,13 +104,13 @@ pub fn burst(options: &Options, postgres: &PrivatePostgres, table: &mut Table) {
     table.add(format!("{name}: server's CPU, s"), usage::cpu_s(server.pid()) - cpu_before);
 }
 
-/// All streams come back at once, each somewhat behind.
+/// All streams reconnect at once, each somewhat behind.
 pub fn reconnect(options: &Options, postgres: &PrivatePostgres, table: &mut Table) {
     let streams = options.most_streams();
     let world = World::new(postgres);
     let server = world.serve(streams);
     Writer::new(&world.database).insert(BEHIND);
-    // So that what is behind is there for everybody.
+    // So that there are enough events to be behind.
     let head = i64::try_from(BEHIND).unwrap();
     until("the log is read", || (server.stream(&world.key).connected().data["head"] == head).then_some(()));
     let began = client::now();
@@ -149,7 +149,8 @@ pub fn replay(options: &Options, world: &World<'_>, table: &mut Table) {
     table.add("replay : COPY", replayed / copied);
 }
 
-/// How long `COPY … TO STDOUT` of the log takes, seconds: what the same bytes cost the fastest reader that PostgreSQL has.
+/// How long `COPY … TO STDOUT` of the log takes, seconds: what the same bytes cost the fastest reader that PostgreSQL
+/// has.
 fn copy_s(database: &Database) -> f64 {
     let copy = "copy (select feed_seq, event_time, op, signal from stock_market.signal_feed_event order by feed_seq) to stdout";
     let mut psql = std::process::Command::new("psql");

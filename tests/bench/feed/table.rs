@@ -52,7 +52,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// Three digits that say something, and thousands apart.
+/// Three significant digits, with separated thousands.
 fn number(value: f64) -> String {
     if value.abs() < 100.0 {
         return format!("{value:.2}");

@@ -1,4 +1,4 @@
-//! What processes use, as `/proc` tells it (proc(5)).
+//! The resources of processes, from `/proc` (proc(5)).
 
 use std::fs::read_to_string;
 
@@ -24,7 +24,8 @@ pub fn cpu_with_children_s(pid: u32) -> f64 {
     own + children.split_whitespace().filter_map(|child| child.parse().ok()).map(cpu_s).sum::<f64>()
 }
 
-/// Resident memory of a process, MiB: the proportional set size, which counts a shared page once, and the resident set size.
+/// Resident memory of a process, MiB: the proportional set size, which counts a shared page once, and the resident set
+/// size.
 pub fn memory_mib(pid: u32) -> (f64, f64) {
     let text = read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let of = |name: &str| {

@@ -1,4 +1,4 @@
-//! What a run happens in: a private PostgreSQL, a database of its own, the server, and the client's process.
+//! The environment of a run: a private PostgreSQL, a database, the server, and the client's process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -32,7 +32,7 @@ impl<'a> World<'a> {
         Self { postgres, database, key }
     }
 
-    /// A server for so many streams, all of one key; everything else is as by default.
+    /// A server for this many streams, all of one key; everything else has its default.
     pub fn serve(&self, streams: usize) -> Server {
         let streams = streams.to_string();
         Server::ready(&self.database, &["--max-clients", &streams, "--max-clients-per-key", &streams])
@@ -69,7 +69,7 @@ impl Streams {
         line.trim_end().to_owned()
     }
 
-    /// Waits until it has everything, and says what it measured.
+    /// Waits until it has everything, and returns what it measured.
     pub fn finish(mut self) -> Measured {
         let line = self.line();
         self.process.wait().unwrap();
@@ -98,7 +98,7 @@ impl Writer {
         Self { session, insert }
     }
 
-    /// Inserts so many rows in one transaction. Returns when they are committed.
+    /// Inserts this many rows in one transaction. Returns when they are committed.
     pub fn insert(&mut self, rows: usize) {
         let sent_us = (client::now() * 1e6) as i64;
         self.session.execute(&self.insert, &[&sent_us, &i32::try_from(rows).unwrap()]).unwrap();

@@ -1,4 +1,5 @@
-//! Data as people have it: backfills, times without a zone, ids written in several ways, and streams that are none.
+//! Data as it is in practice: backfills, times without a zone, ids written in several ways, and bodies that are not
+//! streams.
 
 use std::process::Command;
 
@@ -72,7 +73,7 @@ fn the_age_of_an_entry_counts_from_the_older_of_its_two_times() {
             seq - 1
         )
     };
-    // Logged now, made long ago, as in a restored table; then the other way round; then young by both.
+    // Logged now and created long ago, as in a restored table; then the reverse; then recent in both.
     block(&mut stream, "6", &event(6, &now, &created(1, "entry", &ago(7200))));
     block(&mut stream, "7", &event(7, &ago(7200), &created(2, "entry", &now)));
     block(&mut stream, "8", &event(8, &now, &created(3, "entry", &ago(60))));
@@ -147,7 +148,7 @@ fn a_number_that_leaves_a_hole_is_not_believed() {
     stream.send("id: 9\nevent: system\ndata: {\"reason\":\"quarantined\",\"feed_seq\":9,\"error\":\"x\"}\n\n");
     stream.wait_closed();
     let mut stream = feed.open(6);
-    // The same unreadable events come again; they are told once.
+    // The same unreadable events come again; each raises one alert.
     block(&mut stream, "900", "not json either");
     stream.insert(7, &row(2, "entry"));
     place.wait_cursor(7);
@@ -297,7 +298,7 @@ fn no_nonsense_of_a_feed_stops_the_bot_or_places_an_order() {
     }
     let cursor = || place.cursor().unwrap_or(5);
     stream.insert(100, &row(1, "entry"));
-    // Whatever was believed of it, the next good event is either the next one or a hole, and the feed says which.
+    // The next good event is either the next one or a hole, and its prev_seq shows which.
     let request = feed.accept_within(std::time::Duration::from_secs(2));
     let mut stream = match request {
         Some(request) => {
@@ -382,7 +383,7 @@ fn a_journal_that_can_be_appended_to_but_not_replaced_is_a_warning() {
     assert_eq!(place.paper(), ["sf-1-entry"]);
     let log = place.read("log");
     assert!(log.contains("shrink the journal") && log.contains("replace the state file"), "{log}");
-    // What was written can be gone on with.
+    // The bot can continue with the files it wrote.
     let _bot = place.start(&feed.url, &[]);
     assert_eq!(feed.accept().cursor(), Some(6));
 }

@@ -1,4 +1,4 @@
-//! `--broker exec:PROGRAM`: what each way to end means, and that no order is ever sent twice.
+//! `--broker exec:PROGRAM`: the meaning of each exit code; no order is ever sent twice.
 
 use serde_json::Value;
 
@@ -165,7 +165,7 @@ fn an_order_that_the_broker_does_not_have_is_sent_again() {
     assert_eq!(place.alerts().len(), 1);
 }
 
-/// Whether a process runs; one that is dead and only waits to be asked for does not.
+/// Whether a process runs; a zombie does not.
 fn is_running(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))

@@ -43,7 +43,7 @@ impl Feed {
         let until = Instant::now() + patience;
         loop {
             let request = self.accept_any(until)?;
-            // A bot that ended while it connected has left an empty connection behind.
+            // A bot that ended while it connected leaves an empty connection.
             if !request.line.is_empty() {
                 return Some(request);
             }
@@ -91,7 +91,7 @@ impl Request {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The cursor that the bot asks for; header and query have to agree.
+    /// The cursor in the bot's request; header and query must agree.
     pub(super) fn cursor(&self) -> Option<i64> {
         let header = self.header("last-event-id").map(|id| id.parse().unwrap());
         assert_eq!(self.query("cursor").map(|cursor| cursor.parse().unwrap()), header, "{}", self.line);
@@ -125,7 +125,7 @@ impl Request {
 }
 
 impl Open {
-    /// Writes bytes; a bot that has gone is no failure.
+    /// Writes bytes; it is no failure if the bot has ended.
     pub(super) fn send(&mut self, text: &str) {
         let _ = self.stream.write_all(text.as_bytes());
     }

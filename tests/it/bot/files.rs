@@ -95,7 +95,7 @@ fn a_second_bot_on_the_same_journal_or_state_file_is_refused() {
     let _stream = feed.open(5);
     place.wait_cursor(5);
     std::os::unix::fs::symlink(place.path("trader-bot.journal"), place.path("alias")).unwrap();
-    // As a bind mount in another container: the same file, without a trace of the first name.
+    // Like a bind mount in another container: the same file under another name.
     fs::hard_link(place.path("trader-bot.journal"), place.path("hard-link")).unwrap();
     for files in [
         ["--state-file", "trader-bot.state", "--journal", "trader-bot.journal"],
@@ -150,7 +150,7 @@ fn a_state_file_that_becomes_unwritable_ends_the_bot_and_the_order_is_not_repeat
     let mut bot = place.start(&feed.url, &[]);
     let mut stream = feed.open(5);
     place.wait_cursor(5);
-    // What the new state is written to first is in the way now.
+    // A directory now has the name of the temporary state file.
     fs::create_dir(place.path("trader-bot.state.tmp")).unwrap();
     stream.insert(6, &row(1, "entry"));
     stream.insert(7, &row(2, "entry"));

@@ -18,7 +18,7 @@ fn serve(request: Request, events: i64) {
     stream.wait_closed();
 }
 
-/// Starts and kills bots until the cursor stands at the last event. The number of kills.
+/// Starts and kills bots until the cursor is at the last event. Returns the number of kills.
 fn kill_until_done(place: &Place, events: i64, options: &[&str], longest_life: Duration) -> u32 {
     let feed = Feed::new();
     let url = feed.url.clone();
@@ -38,7 +38,7 @@ fn kill_until_done(place: &Place, events: i64, options: &[&str], longest_life: D
     while place.cursor() != Some(events) {
         assert!(Instant::now() < end, "{:?} of {events} after {kills} kills; {}", place.cursor(), place.read("log"));
         let bot = place.start(&url, options);
-        // The moment of the kill is the one thing here that no condition decides.
+        // Only the moment of the kill is left to chance.
         std::thread::sleep(Duration::from_millis(10 + u64::from(kills) * 7919 % longest));
         bot.kill();
         kills += 1;

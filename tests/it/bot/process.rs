@@ -37,7 +37,7 @@ impl Place {
 
     pub(super) fn program(&self, name: &str, text: &str) {
         let path = self.dir.join(name);
-        // Written beside and renamed: a program that is being written cannot be started.
+        // Written under another name and renamed: a file that is open for writing cannot be executed.
         let new = self.dir.join(format!("{name}.new"));
         fs::write(&new, text).unwrap();
         fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
@@ -74,7 +74,7 @@ impl Place {
         references(&self.path("trader-bot.paper"))
     }
 
-    /// Waits, and shows the bot's log where it was in vain.
+    /// Waits, and shows the bot's log if the wait fails.
     pub(super) fn wait(&self, what: &str, mut look: impl FnMut() -> bool) {
         let end = Instant::now() + PATIENCE;
         while !look() {
@@ -153,7 +153,7 @@ impl Bot {
         assert!(sent.success());
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub(super) fn exit_code(&mut self) -> Option<i32> {
         until("the end of the bot", || self.child.try_wait().unwrap()).code()
     }

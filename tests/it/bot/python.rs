@@ -11,7 +11,7 @@ use crate::support::wait::until;
 
 const BROKER: &str = include_str!("../../clients/broker.py");
 
-/// Keeps orders by their reference; every third one breaks the connection after it was taken.
+/// Keeps orders by their reference; after every third one it breaks the connection.
 fn serve(listener: TcpListener, book: Arc<Mutex<Vec<String>>>) {
     for stream in listener.incoming().flatten() {
         answer(stream, &book);
@@ -69,7 +69,7 @@ fn the_python_broker_places_each_order_once_even_if_answers_are_lost() {
     };
     let mut stream = feed.accept().open();
     send_rest(&mut stream, 5);
-    // Nobody listens there yet: away.
+    // No server listens there yet: the broker is away.
     place.wait_alert("broker_away");
     stream.wait_closed();
     let book = Arc::new(Mutex::new(Vec::new()));
@@ -93,7 +93,7 @@ fn the_python_broker_places_each_order_once_even_if_answers_are_lost() {
     bot.wait().unwrap();
 }
 
-/// Runs the program for one line; gives its exit code.
+/// Runs the program for one line; returns its exit code.
 fn run(place: &Place, address: SocketAddr, line: &str) -> Option<i32> {
     let mut command = Command::new("python3");
     command.arg(place.path("broker.py")).env("BROKER_URL", format!("http://{address}"));

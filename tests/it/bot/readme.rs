@@ -1,4 +1,4 @@
-//! What the README shows of the bot: its journal and the line that an `exec:` program gets.
+//! The README's blocks about the bot: its journal and the line for an `exec:` program.
 
 use serde_json::Value;
 
@@ -25,7 +25,7 @@ fn an_order_line_has_the_fields_of_the_readme_in_their_order() {
 #[test]
 fn the_journal_shows_what_was_not_placed_and_takes_a_line_by_hand() {
     let (feed, place) = (Feed::new(), Place::new());
-    // A broker that never says what became of the exit.
+    // A broker that never reports the outcome of the exit.
     place.script("broker", "read line; case $line in *sf-17-exit*) exit 1 ;; esac");
     let options = ["--broker", "exec:./broker"];
     let bot = place.start(&feed.url, &options);

@@ -8,7 +8,7 @@ fn recover(place: &Place, feed: &Feed, market: &Market) -> Bot {
     place.start(&feed.url, &["--recovery", "--database-url", &market.bot_url()])
 }
 
-/// The two connections of a run with `--recovery`: the first is only asked what feed it is.
+/// The two connections of a run with `--recovery`: the first only reads the feed's identity.
 fn open_both(feed: &Feed, market: &Market) -> (Option<i64>, Open) {
     let mut first = feed.accept().open();
     first.connected_as(&market.feed_id(), 1, 0, "null");
@@ -49,7 +49,7 @@ fn recovery_places_what_was_missed_once_oldest_first_and_leaves_close_only_mode(
     assert_eq!(cursor, Some(market.counter()));
     let exit = blocked.replace("entry", "exit");
     let mut expected = vec![known, format!("sf-{older}-exit"), format!("sf-{younger}-entry"), exit];
-    // The scripted event times of the bot's last event lie far back, so the ancient row is looked at, too.
+    // The scripted time of the bot's last event is long ago, so recovery looks at the ancient row, too.
     expected.retain(|reference| place.paper().contains(reference));
     assert_eq!(expected.len(), 4, "{:?}", place.paper());
     let order: Vec<String> = place.paper().into_iter().filter(|reference| expected.contains(reference)).collect();
@@ -181,7 +181,7 @@ fn a_recovery_that_was_killed_is_repeated_and_places_each_order_once() {
         let mut first = feed.accept().open();
         first.connected_as(&market.feed_id(), 1, 0, "null");
         first.wait_closed();
-        // Killed in the midst of it, the first times.
+        // The first runs are killed midway.
         let before = place.paper().len();
         if before < 300 {
             crate::support::wait::until("some more orders", || (place.paper().len() > before + 20).then_some(()));
@@ -286,7 +286,7 @@ fn a_dry_run_prints_what_recovery_would_place_and_changes_nothing() {
     assert!(lines[1].starts_with(&format!("sf-{missed}-exit ")) && lines[1].ends_with("2h 5m old"), "{printed}");
     assert!(lines[2].contains("1 orders to place (0 entries, 1 exits, the oldest 2h 5m old), 1 waiting"), "{printed}");
     assert_eq!(files(), before);
-    // Nothing is begun where nothing was.
+    // A dry run creates no files.
     let empty = Place::new();
     let mut command = empty.command(&["--feed-url", &feed.url, "--recovery-dry-run", "--database-url", &url]);
     assert!(command.output().unwrap().status.success());

@@ -30,14 +30,14 @@ fn signals_become_orders_and_the_cursor_follows() {
     place.wait_cursor(13);
     assert_eq!(place.paper(), ["sf-1-entry", "sf-2-entry", "sf-1-exit"]);
     drop(stream);
-    // The connection is lost: on from the cursor, with the time of its event.
+    // The connection is lost: the bot continues from the cursor, with the time of its event.
     let request = feed.accept();
     assert_eq!(request.cursor(), Some(13));
     assert_eq!(request.query("cursor_time"), Some(time_of(13).as_str()));
     bot.stop();
     assert_eq!(place.alerts(), []);
     assert!(!place.read("log").contains(KEY));
-    // The next start goes on there too.
+    // The next start continues there too.
     let _bot = place.start(&feed.url, &[]);
     assert_eq!(feed.accept().cursor(), Some(13));
 }
@@ -215,7 +215,7 @@ fn a_hole_that_stays_raises_one_alert_and_nothing_is_processed() {
     let _bot = place.start(&feed.url, &[]);
     for round in 1..=5 {
         let mut stream = feed.open(5);
-        // The newest event at hand differs, the hole does not.
+        // The newest event differs, the hole does not.
         stream.event(8 + round, 7 + round, "INSERT", &row(3, "entry"));
         stream.wait_closed();
     }
@@ -277,7 +277,7 @@ fn close_only_mode_blocks_entries_places_exits_and_survives_everything_but_recov
     assert!(place.journal_has("blocked", 7));
     place.wait_alert("replay_truncated");
     assert_eq!(place.state()["missed_since"], time_of(6));
-    // Told again, by the other reason too: the mode is entered once.
+    // The notice comes again, with the other reason too: the bot enters the mode once.
     stream.system("{\"reason\":\"history_rewritten\",\"cursor\":101,\"head\":3}");
     stream.event(4, 3, "INSERT", &row(8, "entry"));
     place.wait_cursor(4);
@@ -328,7 +328,7 @@ fn a_repeated_replay_truncated_alerts_once() {
         stream = request.open();
         stream.connected(5);
     }
-    // Not told this time, so the old rule holds: this is a hole.
+    // No notice this time, so it is a hole.
     stream.event(101, 100, "INSERT", &row(1, "exit"));
     stream.wait_closed();
     assert_eq!(place.paper(), Vec::<String>::new());
@@ -459,7 +459,7 @@ fn updates_place_nothing_if_the_order_is_known_or_the_row_is_older_than_the_bot(
     stream.update(9, &old(3, "exit"));
     // The journal knows of row 2 now, so its exit is placed.
     stream.update(10, &old(2, "exit"));
-    // Made since the bot started, only its INSERT was not seen.
+    // Created after the bot's start; only its INSERT was not seen.
     stream.update(11, &row(4, "entry"));
     place.wait_cursor(11);
     assert_eq!(place.paper(), ["sf-1-entry", "sf-2-exit", "sf-4-entry"]);
@@ -539,7 +539,7 @@ fn another_address_of_the_same_log_is_tried_at_once() {
     let mut command = place.command(&[]);
     command.env("TRADER_BOT_FEED_URL", format!("{},{}", one.url, two.url)).env("TRADER_BOT_READ_TIMEOUT", "1s");
     let mut child = command.spawn().unwrap();
-    // Silence is as good a reason as an end or a refusal.
+    // Silence is as good a reason as a closed or refused connection.
     let _silent = one.open(6);
     assert_eq!(two.accept().cursor(), Some(6));
     child.kill().unwrap();

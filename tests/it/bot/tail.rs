@@ -76,7 +76,7 @@ fn tail_exits_77_if_the_key_is_refused() {
     assert_eq!(code(&mut child), Some(77));
 }
 
-/// A proxy that speaks TLS with this certificate before the feed; ended with the test.
+/// A TLS proxy with this certificate in front of the feed; it ends with the test.
 #[cfg(feature = "tls")]
 struct Proxy(Child);
 
@@ -135,7 +135,7 @@ fn tail_follows_an_https_feed_whose_authority_it_is_told_and_gives_its_key_to_no
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    // Nothing of all that has reached the feed: the first request is the trusted one's.
+    // None of that reached the feed: its first request is the trusted one.
     let (_proxy, mut child) = follow("good", "ours.crt");
     let request = feed.accept();
     assert_eq!(request.header("authorization"), Some(format!("Bearer {KEY}").as_str()));

@@ -1,4 +1,4 @@
-//! The command line: what is refused, and with which words.
+//! The command line: what it refuses, and the messages.
 
 use super::process::{KEY, Place};
 

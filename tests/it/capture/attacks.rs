@@ -1,4 +1,4 @@
-//! What was tried to act as the feed, by ordinary rights. Each attack fails, or is named by `migrate` and `doctor`.
+//! Attacks by ordinary rights. Each one fails, or `migrate` and `doctor` name it.
 
 use std::thread;
 use std::time::Duration;
@@ -37,7 +37,7 @@ const REACH: &str = "array[
     'drop function stock_market.signal_feed_capture() cascade',
     'set role signal_feed_owner', 'reset role', 'reset session authorization']";
 
-/// Statements that make a function of the attacker's which tries all of [`REACH`] and leaves what it could do in `said`.
+/// Statements that make an attacker's function, which tries all of [`REACH`] and records its successes in `said`.
 fn tries(function: &str) -> String {
     format!(
         "grant usage, create on schema evil to public;

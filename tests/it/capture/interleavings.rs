@@ -221,7 +221,7 @@ fn run(client: &mut Client, (steps, flavour, end): &Plan, tag: &str, mine: usize
     }
 }
 
-/// Whoever sees n sees every event below n, in every snapshot. Returns the head it saw last.
+/// A reader that sees n sees every event below n, in every snapshot. Returns the head it saw last.
 fn poll(database: &Database, before: i64, done: &AtomicBool) -> i64 {
     let mut client = database.connect();
     let mut head = before;

@@ -1,4 +1,4 @@
-//! From a write of `signal` to the log: what is captured, in which order, and what nobody can do to it.
+//! From a write of `signal` to the log: what is captured, in which order, and that nobody can interfere.
 
 use postgres::{Client, NoTls};
 
@@ -59,7 +59,7 @@ fn assert_nothing_left(client: &mut Client) {
     assert_eq!(count(client, left), 0);
 }
 
-/// A login of the test's own with rights on `signal` alone, in a database of its own.
+/// A login with rights only on `signal`, in a database for one test.
 struct Screener {
     database: Database,
     name: String,

@@ -1,4 +1,4 @@
-//! Which events a transaction makes, in which order, and how it tells.
+//! Which events a transaction makes, in which order, and its notifications.
 
 use postgres::fallible_iterator::FallibleIterator;
 use proptest::prelude::*;

@@ -38,7 +38,7 @@ fn rows_that_a_subscription_applies_are_captured_in_commit_order() {
     let mut client = target.connect();
     let to = connection_to(&publisher, &source);
     client.batch_execute(&format!("create subscription s connection '{to}' publication signals")).unwrap();
-    // What was there is copied in one transaction.
+    // Existing rows are copied in one transaction.
     wait_events(&mut client, 2);
     source.sql(
         "begin; insert into stock_market.signal values (3, 'a'); update stock_market.signal set symbol = 'b' where id = 3;
@@ -109,10 +109,10 @@ fn a_publication_for_all_tables_lets_commits_succeed_and_carries_the_log_to_wher
     let counted = "select coalesce(max(value), 0) from stock_market.signal_feed_counter";
     until("the counter has arrived", || (target.number(counted) == source.head()).then_some(()));
     assert_eq!(target.number("select count(*) from stock_market.signal_feed_api_key"), 1);
-    // A feed's own migrate there would number what is numbered already.
+    // A migrate there would number events that already have numbers.
     let refused = signal_feed(&target.url, &["migrate"]).failed(1);
     assert!(refused.contains("the subscription s writes this database's log itself"), "{refused}");
-    // Commits go on with many rows, too.
+    // Commits of many rows succeed, too.
     source.sql(&insert_signals(2000));
     wait_events(&mut client, 2004);
     client.batch_execute("drop subscription s").unwrap();

@@ -1,4 +1,4 @@
-//! Who may do what: the roles, and what a writer of `signal` cannot do whatever it tries.
+//! Rights: the roles, and what a writer of `signal` can never do.
 
 use postgres::fallible_iterator::FallibleIterator;
 use signal_feed::db::Connection;

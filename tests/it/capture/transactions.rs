@@ -1,4 +1,4 @@
-//! What other transactions notice: locks, waits, isolation levels, failures.
+//! Effects on other transactions: locks, waits, isolation levels, failures.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
@@ -73,7 +73,7 @@ fn an_open_transaction_that_wrote_a_signal_delays_nobody() {
     let mut open = database.connect();
     open.batch_execute(&format!("begin; {SIGNAL}; set constraints all immediate; {SIGNAL}")).unwrap();
     let mut client = database.connect();
-    // Whoever waited for a lock of the open transaction would fail.
+    // A session that waited for a lock of the open transaction would fail.
     client.batch_execute("set lock_timeout = '5s'").unwrap();
     for _ in 0..50 {
         client.batch_execute(SIGNAL).unwrap();

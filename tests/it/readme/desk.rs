@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use crate::support::directory::Directory;
 use crate::support::wait::until;
 
-/// Drops what sudo does.
+/// Runs the command without changing the user.
 const SUDO: &str = "while [ \"${1#-}\" != \"$1\" ]; do [ \"$1\" = -u ] && shift; shift; done; exec \"$@\"";
 
 /// The directory; both programs are on its path.
@@ -54,7 +54,7 @@ impl Desk {
         self.program(&format!("bin/{name}"), &format!("#!/bin/bash\n{note}\n{script}\n"));
     }
 
-    /// What was called of the stand-ins, in order; sudo is left out.
+    /// The calls of stand-ins, in order, without sudo.
     pub(super) fn calls(&self) -> Vec<String> {
         self.read("calls").lines().filter(|call| !call.starts_with("sudo ")).map(str::to_owned).collect()
     }
@@ -73,7 +73,7 @@ impl Desk {
         Job(command.stdout(append("out")).stderr(append("err")).spawn().unwrap())
     }
 
-    /// Runs a block in a shell until it ends, which it must do well; gives what it printed.
+    /// Runs a block in a shell, which must succeed; returns its output.
     pub(super) fn run(&self, block: &str, environment: &[(&str, &str)]) -> String {
         let before = self.read("out").len();
         let status = self.start("bash", &["-euo", "pipefail", "-c", block], environment).wait();

@@ -302,7 +302,7 @@ fn drop_ins_and_units_are_clean_for_systemd_analyze() {
     ];
     let texts: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
     assert_eq!(verify(&desk, &texts), "");
-    // It does look at them.
+    // It really reads them.
     for (name, text) in texts {
         let broken = verify(&desk, &[(name, &text.replace('=', "x="))]);
         assert!(broken.contains(name.rsplit('/').next().unwrap()), "{name}: {broken}");

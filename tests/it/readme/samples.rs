@@ -38,7 +38,7 @@ fn deep_row(database: &Database) {
     row(database, "DEEP", "1", "(repeat('[', 1200) || repeat(']', 1200))::jsonb");
 }
 
-/// Whether somebody has closed a connection to this address, which the server there has not noticed: CLOSE_WAIT.
+/// Whether a client has closed a connection to this address that the server has not closed yet: CLOSE_WAIT.
 fn has_closed(address: SocketAddr) -> bool {
     let local = format!(":{:04X} ", address.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -158,7 +158,7 @@ impl Bot for Program<'_> {
     }
 }
 
-/// Answers one request as a proxy does that lets nobody through.
+/// Answers one request like a proxy that refuses everybody.
 fn refuse_as_a_proxy(address: SocketAddr) {
     let listener = TcpListener::bind(address).unwrap();
     let (mut stream, _) = listener.accept().unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What `openssl` is told, in a directory of its own. `leaf NAME AUTHORITY DAYS SUBJECT EXTENSIONS`.
+/// The commands for `openssl`, in a directory of their own. `leaf NAME AUTHORITY DAYS SUBJECT EXTENSIONS`.
 const SCRIPT: &str = r#"
 set -e
 umask 077
@@ -33,15 +33,14 @@ leaf chain intermediate 30 /CN=feed "subjectAltName = DNS:localhost"
 cat intermediate.crt >>chain.crt
 "#;
 
-/// Makes `ours.crt`, `other.crt`, `impostor.crt` (which calls itself as ours does) and `itself.crt`, which are authorities,
-/// `plain.crt`, which signed itself without being one, and certificates that `ours` has signed: `good` (for localhost),
-/// `wrong_name`, `expired`, `common_name` (without alternative names), `wildcard`, `version_1`, and `chain` by way of an
-/// intermediate. Each has its key.
-/// `shell` is `sh`, run as whoever shall own them.
+/// Makes `ours.crt`, `other.crt`, `impostor.crt` (which calls itself as ours does) and `itself.crt`, which are
+/// authorities, `plain.crt`, which signed itself without being one, and certificates that `ours` has signed: `good`
+/// (for localhost), `wrong_name`, `expired`, `common_name` (without alternative names), `wildcard`, `version_1`, and
+/// `chain` by way of an intermediate. Each has its key. `shell` is `sh`, run as the user who should own them.
 pub fn make_certificates(mut shell: Command, directory: &Path) {
     let output = shell.args(["-c", SCRIPT, "sh"]).arg(directory).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // A certificate of no days ends with the second in which it was made.
+    // A certificate with zero days expires at once.
     let seconds = || std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let made = seconds();
     super::wait::until("the certificate has expired", || (seconds() > made).then_some(()));

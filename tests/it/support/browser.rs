@@ -82,7 +82,7 @@ impl Browser {
         self.eval(&format!("return document.getElementById({id:?}).textContent")).as_str().unwrap().to_owned()
     }
 
-    /// Waits until the text of an element is as wanted, and gives it.
+    /// Waits until the text of an element is as wanted, and returns it.
     pub fn wait_text(&self, id: &str, wanted: impl Fn(&str) -> bool) -> String {
         let mut last = String::new();
         until(&format!("#{id} to change"), || {
@@ -100,7 +100,7 @@ impl Browser {
         self.call("/actions", &json!({"actions": [{"type": "key", "id": "keyboard", "actions": presses}]}));
     }
 
-    /// What the page has written to its console, violations of its policy included.
+    /// The page's console, violations of its policy included.
     pub fn console(&self) -> Vec<String> {
         let entries = self.call("/se/log", &json!({"type": "browser"}));
         entries.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
@@ -112,7 +112,7 @@ impl Browser {
         self.call("/goog/cdp/execute", &json!({"cmd": "Emulation.setEmulatedMedia", "params": features}));
     }
 
-    /// Keeps a picture of the page, where `SIGNAL_FEED_SCREENSHOTS` names a directory for whoever wants to look.
+    /// Saves a picture of the page if `SIGNAL_FEED_SCREENSHOTS` names a directory.
     pub fn picture(&self, name: &str) {
         let Some(directory) = std::env::var_os("SIGNAL_FEED_SCREENSHOTS") else { return };
         let url = format!("{}/screenshot", self.session);

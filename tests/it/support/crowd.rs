@@ -1,5 +1,5 @@
-//! Many clients in a few threads: each follows the feed from the beginning, reconnects from its cursor whatever happens,
-//! and is strict about one thing alone: that it gets every event once and in order.
+//! Many clients in a few threads: each follows the feed from the beginning, always reconnects from its cursor,
+//! and checks that it gets every event once and in order.
 //!
 //! They speak HTTP/1.0, so that no chunks lie between the blocks, however a proxy cuts them.
 
@@ -20,7 +20,7 @@ const CLIENTS_A_THREAD: usize = 100;
 const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// How long a client waits before it connects again: from, and by how much more at most.
 const PAUSE: (u64, u64) = (100, 400);
-/// A client that heard nothing for so long takes its stream for dead, as every client should.
+/// After this much silence a client treats its stream as dead, as every client should.
 const SILENCE: Duration = Duration::from_secs(35);
 
 /// Clients that run until this is dropped.
@@ -42,7 +42,7 @@ impl Crowd {
                 std::thread::spawn(move || {
                     let numbers = from..count.min(from + CLIENTS_A_THREAD);
                     let outcome = serve(numbers.map(Client::new).collect(), address, &key, &cursors, &over);
-                    // Whoever waits for the others need not wait for the end of patience.
+                    // A test that waits for the others need not wait for the whole patience.
                     over.fetch_or(outcome.is_err(), Ordering::Relaxed);
                     outcome
                 })
@@ -51,7 +51,7 @@ impl Crowd {
         Self { cursors, over, threads }
     }
 
-    /// Waits until every client has got event `seq`. Panics at once where one has got something wrong.
+    /// Waits until every client has event `seq`. Panics at once if one got something wrong.
     pub fn wait(&mut self, what: &str, seq: i64) {
         let behind = || self.cursors.iter().filter(|cursor| cursor.load(Ordering::Relaxed) < seq).count();
         until(&format!("everybody has event {seq} {what}"), || {
@@ -62,7 +62,7 @@ impl Crowd {
         }
     }
 
-    /// Ends all clients; returns how often they connected. Panics where one has got something wrong.
+    /// Ends all clients; returns how often they connected. Panics if one got something wrong.
     pub fn end(&mut self) -> usize {
         self.over.store(true, Ordering::Relaxed);
         self.threads.drain(..).map(|thread| thread.join().unwrap().unwrap()).sum()
@@ -79,7 +79,7 @@ struct Client {
     number: usize,
     cursor: i64,
     socket: Option<TcpStream>,
-    /// What was read and not yet understood.
+    /// Bytes that were read and not yet parsed.
     bytes: Vec<u8>,
     has_head: bool,
     heard: Instant,
@@ -114,7 +114,7 @@ impl Client {
         }
     }
 
-    /// The connection is gone: another, a little later.
+    /// The connection is lost: opens another, a little later.
     fn lose(&mut self) {
         self.socket = None;
         let jitter = (self.number as u64 * 37 + self.attempts * 101) % PAUSE.1;
@@ -143,7 +143,7 @@ impl Client {
             let head = String::from_utf8_lossy(&self.bytes[..end]).into_owned();
             match head.get(9..12) {
                 Some("200") => {}
-                // Nothing is final but these two.
+                // Only these two are final.
                 Some("401" | "403") | None => return Err(format!("client {} was refused: {head}", self.number)),
                 Some(_) => {
                     self.lose();

@@ -1,6 +1,7 @@
 //! One database a test, in a cluster that the whole test process shares or in one of the test's own.
 //!
-//! `SIGNAL_FEED_TEST_DATABASE_URL` names an existing server instead (a superuser's connection string, with a database in it).
+//! `SIGNAL_FEED_TEST_DATABASE_URL` names an existing server instead (a superuser's connection string, with a database
+//! in it).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,11 +11,11 @@ use signal_feed::demo::postgres::PrivatePostgres;
 
 use super::wait::until;
 
-/// Shared by the tests that leave the cluster as it is. Its keeper stops it when the test process ends.
+/// Shared by the tests that do not change the cluster. Its keeper stops it when the test process ends.
 static SHARED: OnceLock<PrivatePostgres> = OnceLock::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A database of a test's own, dropped with it.
+/// A database for one test, dropped at its end.
 pub struct Database {
     admin_url: String,
     /// Its name, as unique as the process.
@@ -51,13 +52,13 @@ impl Database {
         std::env::var_os("SIGNAL_FEED_TEST_DATABASE_URL").is_some()
     }
 
-    /// A copy of a database to which nobody is connected.
+    /// A copy of a database without sessions.
     pub fn copy_of(template: &Self) -> Self {
         Self::create(template.admin_url.clone(), &format!("template {}", template.name))
     }
 
-    /// Puts a copy of this database, changed by `change`, into its place, as a restore from backup does. Whoever is
-    /// connected is thrown out.
+    /// Replaces this database by a copy that `change` has changed, as a restore from backup does. All its
+    /// sessions are terminated.
     pub fn restore(&self, change: impl FnOnce(&Self)) {
         self.lock_out();
         let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
@@ -67,7 +68,7 @@ impl Database {
         admin.batch_execute(&format!("alter database {} rename to {}", restored.name, self.name)).unwrap();
     }
 
-    /// Throws everybody out and lets nobody in: an outage of this database alone.
+    /// Terminates all sessions and allows no new ones: an outage of this database alone.
     pub fn lock_out(&self) {
         let mut admin = Client::connect(&self.admin_url, NoTls).unwrap();
         admin.batch_execute(&format!("alter database {} allow_connections false", self.name)).unwrap();
@@ -103,7 +104,7 @@ impl Database {
         self.connect().batch_execute(statements).unwrap_or_else(|error| panic!("{error:?}: {statements}"));
     }
 
-    /// One number that a query gives.
+    /// The single number that a query returns.
     pub fn number(&self, query: &str) -> i64 {
         self.connect().query_one(query, &[]).unwrap().get(0)
     }
@@ -129,7 +130,7 @@ impl Database {
         ));
     }
 
-    /// What prune does, without its conditions: everything up to a number is gone.
+    /// Removes everything up to a number, as prune does but without its conditions.
     pub fn prune_through(&self, seq: i64) {
         self.sql(&format!(
             "update stock_market.signal_feed_pruned set pruned_through = {seq}; \
@@ -173,7 +174,7 @@ pub fn insert_signals(count: usize) -> String {
     )
 }
 
-/// A cluster every process of which stands still until this is dropped, also by a test that fails.
+/// A cluster whose processes are all stopped until this is dropped, even if the test fails.
 pub struct Frozen<'a>(&'a PrivatePostgres);
 
 impl<'a> Frozen<'a> {

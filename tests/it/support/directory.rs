@@ -1,4 +1,4 @@
-//! A directory of a test's own.
+//! A directory for one test.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,5 @@
-//! What the tests stand on: a private PostgreSQL, one database a test, waiting for conditions, the programs as processes,
-//! and a client that is strict about bytes.
+//! Helpers of the tests: a private PostgreSQL, one database per test, waiting for conditions, the programs as
+//! processes, and a client that is strict about bytes.
 
 #[cfg(feature = "tls")]
 pub mod authority;

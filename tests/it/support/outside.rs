@@ -1,4 +1,4 @@
-//! What stands round the server on its machine: other programs, the port that a service manager holds, a directory.
+//! The server's surroundings on its machine: other programs, the port of a service manager, a directory.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use super::database::Database;
 use super::server::Server;
 
-/// As many connections wait for a server as `signal-feed.socket` lets wait.
+/// The backlog of `signal-feed.socket`.
 const BACKLOG: i32 = 4096;
 
-/// A program that is ended with the test.
+/// A program that ends with the test.
 pub struct Running(pub Child);
 
 impl Drop for Running {
@@ -22,7 +22,7 @@ impl Drop for Running {
     }
 }
 
-/// A directory of the test's own.
+/// A directory for one test.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
@@ -39,7 +39,7 @@ impl Drop for Scratch {
     }
 }
 
-/// What holds the port while no server runs, as systemd does.
+/// Keeps the port open while no server runs, as systemd does.
 pub struct Port(TcpListener);
 
 impl Port {
@@ -69,12 +69,12 @@ impl Port {
     }
 }
 
-/// An address of this machine where nobody listens.
+/// A free address of this machine.
 pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// An nginx in one process, which ends with the test; `http` is what stands in its block of that name.
+/// An nginx in one process, which ends with the test; `http` is the content of its http block.
 pub fn nginx(scratch: &Scratch, http: &str) -> Running {
     let dir = scratch.0.display();
     let configuration = format!(

@@ -28,8 +28,8 @@ impl Outcome {
     }
 }
 
-/// The program with nothing in its environment but the database, and without an operator's port, of which there is one a
-/// host; tests that look at it choose their own.
+/// The program with only the database in its environment and without an operator's port, of which each host has one:
+/// tests that use it choose a port.
 pub fn command(url: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_signal-feed"));
     command.env_clear().env("SIGNAL_FEED_DATABASE_URL", url).env("SIGNAL_FEED_OPS_LISTEN", "off");
@@ -52,7 +52,7 @@ impl Database {
         signal_feed(&self.url, &["migrate"]).ok()
     }
 
-    /// A new database with the feed installed: a copy of one that is migrated once a process, with an identity of its own.
+    /// A new database with the feed installed: a copy of a template that is migrated once, with an identity of its own.
     pub fn migrated() -> Self {
         static TEMPLATE: OnceLock<Database> = OnceLock::new();
         if Self::is_elsewhere() {

@@ -41,12 +41,12 @@ pub const BLOCKS: &[(&str, &str)] = &[
     ("backend feed", "every_client_gets_every_event_once_whichever_part_is_lost"),
 ];
 
-/// The README whole.
+/// The whole README.
 pub fn text() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
 }
 
-/// Every block, fenced or indented, in order.
+/// Every code block, fenced or indented, in order.
 pub fn blocks() -> Vec<String> {
     let mut blocks: Vec<String> = Vec::new();
     let (mut is_fenced, mut is_indented) = (false, false);
@@ -75,7 +75,7 @@ pub fn blocks() -> Vec<String> {
     blocks
 }
 
-/// The one block that begins so.
+/// The one block with this beginning.
 pub fn block(beginning: &str) -> String {
     let mut found = blocks().into_iter().filter(|block| block.starts_with(beginning));
     let block = found.next().unwrap_or_else(|| panic!("no block of the README begins with {beginning:?}"));

@@ -80,7 +80,7 @@ impl Server {
         self.address.unwrap()
     }
 
-    /// Where its operator's port is, for one that was started with `--ops-listen 127.0.0.1:0`.
+    /// The address of its operator's port, if it was started with `--ops-listen 127.0.0.1:0`.
     pub fn ops_address(&self) -> SocketAddr {
         let line = self.wait_log(&["status page and metrics at http://"]);
         line.split("http://").nth(1).unwrap().trim_end_matches('/').parse().unwrap()
@@ -91,7 +91,7 @@ impl Server {
         serde_json::from_slice(&Request::get("/status").host("localhost").send(self.ops_address()).body).unwrap()
     }
 
-    /// What it has logged so far.
+    /// Its log so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
@@ -145,7 +145,7 @@ impl Server {
         self.signal(Signal::TERM);
         let status = self.wait_end(PATIENCE);
         assert_eq!(status.code(), Some(0), "{:?}", self.log());
-        // Its last lines may still lie in the pipe.
+        // Its last lines may still be in the pipe.
         self.log_reader.take().unwrap().join().unwrap();
         self.log()
     }
@@ -169,7 +169,7 @@ impl Server {
     /// How many of its threads serve a connection.
     pub fn client_threads(&self) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-        // A thread may end between the listing and the look.
+        // A thread may end after it was listed.
         let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
         tasks.flatten().map(name).filter(|name| name.trim() == "client").count()
     }

@@ -72,7 +72,7 @@ impl Request {
         self
     }
 
-    /// As small a receive buffer as the kernel gives: a client that stalls soon.
+    /// The smallest receive buffer that the kernel gives: a client that stalls soon.
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
         self
@@ -86,7 +86,7 @@ impl Request {
         text + "\r\n"
     }
 
-    /// Connects and sends the request; waits for nothing.
+    /// Connects and sends the request without waiting for an answer.
     pub fn post(&self, address: SocketAddr) -> Connection {
         let mut connection = Connection::connect(address, self.receive_buffer);
         connection.socket.write_all(self.bytes().as_bytes()).unwrap();
@@ -103,7 +103,7 @@ impl Request {
         self.post(address).stream(PATIENCE)
     }
 
-    /// The same where there may be no server, or one that refuses: then the status, where there is one.
+    /// The same if there may be no server, or one that refuses: then returns the status, if any.
     pub fn try_open(&self, address: SocketAddr) -> Result<Stream, Option<u16>> {
         let mut connection = Connection::try_connect(address, self.receive_buffer).map_err(|_| None)?;
         connection.socket.write_all(self.bytes().as_bytes()).map_err(|_| None)?;
@@ -184,7 +184,7 @@ impl Connection {
         Ok(Self { socket: socket.into(), bytes: Vec::new(), taken: 0, ended: false })
     }
 
-    /// What has arrived and was not taken.
+    /// Bytes that have arrived and were not consumed.
     fn pending(&self) -> &[u8] {
         &self.bytes[self.taken..]
     }
@@ -199,7 +199,7 @@ impl Connection {
         taken
     }
 
-    /// Reads once, at most until `end`. False where nothing came.
+    /// Reads once, at most until `end`. Returns false if nothing came.
     fn fill(&mut self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.socket.set_read_timeout(Some(left)).unwrap();
@@ -218,7 +218,7 @@ impl Connection {
         true
     }
 
-    /// Reads up to the blank line of the head; `None` where the connection ended without a byte.
+    /// Reads up to the blank line of the head; `None` if the connection ended without a byte.
     pub fn head(&mut self, patience: Duration) -> Option<String> {
         let end = Instant::now() + patience;
         loop {
@@ -233,7 +233,7 @@ impl Connection {
         }
     }
 
-    /// Reads to the connection's end, and says whether it came in time.
+    /// Reads to the connection's end; returns whether it came in time.
     pub fn ends_within(&mut self, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         while !self.ended {
@@ -254,7 +254,7 @@ impl Connection {
         self.try_answer(patience).expect("the connection was closed without an answer")
     }
 
-    /// The same; `None` where the connection was closed without an answer.
+    /// The same; `None` if the connection was closed without an answer.
     pub fn try_answer(mut self, patience: Duration) -> Option<Answer> {
         let head = self.head(patience)?;
         assert!(self.ends_within(patience), "the connection stays open after {head}");
@@ -293,7 +293,7 @@ impl Connection {
     }
 }
 
-/// What can stand in a stream.
+/// An item of a stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Item {
     Block(Block),
@@ -307,7 +307,7 @@ pub struct Block {
     pub event: String,
     pub retry: Option<u64>,
     pub data: Value,
-    /// Its very bytes.
+    /// Its bytes.
     pub text: String,
 }
 
@@ -353,7 +353,7 @@ impl Block {
     }
 }
 
-/// The same JSON where its numbers are too long for the parser: they are cut, and are to be looked for in the text.
+/// The same JSON with numbers cut that are too long for the parser; look for those in the text.
 fn short_numbers(data: &str, text: &str) -> Value {
     let mut short = String::new();
     let mut digits = 0;
@@ -369,9 +369,9 @@ fn short_numbers(data: &str, text: &str) -> Value {
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// In order, after a whole block.
+    /// Normally, after a whole block.
     Whole,
-    /// The connection broke; what was begun is not counted.
+    /// The connection broke; a partial block is not counted.
     Cut,
 }
 
@@ -388,7 +388,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The next item; `Err(true)` where the stream has ended, `Err(false)` where nothing came in time.
+    /// The next item; `Err(true)` if the stream has ended, `Err(false)` if nothing came in time.
     pub fn try_item(&mut self, patience: Duration) -> Result<Item, bool> {
         let end = Instant::now() + patience;
         loop {
@@ -410,7 +410,7 @@ impl Stream {
         }
     }
 
-    /// Takes one chunk, or what is whole of a body without chunks. False where more must arrive first.
+    /// Takes one chunk, or the whole blocks of a body without chunks. Returns false if more must arrive first.
     fn take_piece(&mut self) -> bool {
         let pending = self.connection.pending();
         if !self.is_chunked {
@@ -470,7 +470,7 @@ impl Stream {
         }
     }
 
-    /// The next block within `patience`, pings passed over; `None` at the end.
+    /// The next block within `patience`, without pings; `None` at the end.
     pub fn next_block(&mut self, patience: Duration) -> Option<Block> {
         let end = Instant::now() + patience;
         loop {
@@ -540,18 +540,18 @@ impl Stream {
         self.ends();
     }
 
-    /// The stream's end in order, at once.
+    /// The stream must end normally, at once.
     pub fn ends(&mut self) {
         let (rest, ending) = self.rest(PATIENCE);
         assert_eq!((rest, ending), (vec![], Ending::Whole));
     }
 
-    /// How it ended, where it did.
+    /// How it ended, if it did.
     pub fn ending(&self) -> Option<Ending> {
         self.ending
     }
 
-    /// The socket, for what a test does to it.
+    /// The socket.
     pub fn socket(&self) -> &TcpStream {
         &self.connection.socket
     }

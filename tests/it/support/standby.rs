@@ -23,7 +23,8 @@ const SETTINGS: [(&str, &str); 4] = [
 /// The socket's port; the primary's is 5432, in the same directory.
 const PORT: u16 = 5433;
 
-/// A streaming standby. Stopped with the test. It borrows nothing of its primary, which may be stopped and started again.
+/// A streaming standby. Stopped with the test. It borrows nothing of its primary, which may be stopped and started
+/// again.
 pub struct Standby {
     dir: PathBuf,
     programs: PathBuf,
@@ -53,12 +54,12 @@ impl Standby {
         self.run("pg_ctl", &["-D", &self.data, "-o", &self.options, "-l", log.to_str().unwrap(), "-w", "start"]);
     }
 
-    /// Kills it as a crash would. Blocks until it is gone.
+    /// Kills it as in a crash. Blocks until it has ended.
     pub fn stop(&self) {
         self.run("pg_ctl", &["-D", &self.data, "-m", "immediate", "-w", "stop"]);
     }
 
-    /// Makes a primary of it. Blocks until it takes writes.
+    /// Promotes it to primary. Blocks until it accepts writes.
     pub fn promote(&self) {
         self.run("pg_ctl", &["-D", &self.data, "-w", "promote"]);
     }
@@ -73,7 +74,7 @@ impl Standby {
         Client::connect(&self.url(database), NoTls).unwrap()
     }
 
-    /// One number that a query gives here.
+    /// The single number that a query returns here.
     pub fn number(&self, database: &Database, query: &str) -> i64 {
         self.connect(database).query_one(query, &[]).unwrap().get(0)
     }

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything that should happen soon; generous, since the machines are noisy.
+/// Longest wait for something that should happen soon; generous, because test machines are noisy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Looks until `look` gives something; panics with `what` after [`PATIENCE`].
+/// Calls `look` until it returns something; panics with `what` after [`PATIENCE`].
 pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     until_within(PATIENCE, what, look)
 }
 
-/// The same with a patience of the caller's, where many programs have to start first.
+/// The same with another patience, for example if many programs have to start first.
 pub fn until_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + patience;
     loop {

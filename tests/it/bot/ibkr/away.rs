@@ -1,4 +1,4 @@
-//! The broker is away: it is told why, nothing is consumed, and nothing is lost.
+//! The broker is away: the alert says why, the bot consumes nothing, and nothing is lost.
 
 use std::net::TcpListener;
 use std::time::Duration;

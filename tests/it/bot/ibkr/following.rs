@@ -23,7 +23,7 @@ fn an_accepted_exit_that_ends_without_a_fill_is_an_alert_and_journalled() {
         let expected = error.map_or(status.to_owned(), |(code, text)| format!("{code}: {text}"));
         assert!(message.contains("sf-1-exit") && message.contains(&expected), "{message}");
         world.wait_journal("unfilled", 1);
-        // Nothing stands in the way of the next.
+        // The next order goes out.
         world.trade(2, "exit");
         assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit"]);
     }
@@ -124,7 +124,7 @@ fn what_happened_to_an_order_while_the_bot_was_away_is_found_in_the_lists() {
     let _bot = world.start();
     world.gateway.status("sf-4-exit", "Filled", 100);
     world.place.wait("the end of 4", || {
-        // The status may have come before the bot was there to hear it.
+        // The status may have come before the bot was connected.
         world.place.journal_has("filled", 4)
     });
     assert_eq!(world.place.count_alerts("exit_unfilled"), 2);

@@ -34,7 +34,7 @@ fn a_foreign_order_that_cannot_be_read_hides_nothing_and_blocks_nothing() {
         let world = World::new();
         world.gateway.state().foreign = vec![foreign];
         let _bot = world.start();
-        // Taken without a word: only the lists can tell.
+        // Taken without a message: only the lists show it.
         world.gateway.script(&[Step::Take("Submitted"), Step::Close]);
         world.trade(1, "exit");
         world.gateway.set_status("sf-1-exit", "Filled", 100);

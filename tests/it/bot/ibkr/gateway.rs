@@ -26,13 +26,13 @@ const COMPLETED_ORDER_END: u32 = 102;
 /// What the gateway does with an order, one step after the other. Without any it takes the order and says Submitted.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// Puts it into the book with this status, without a word.
+    /// Puts it into the book with this status, without a message.
     Take(&'static str),
-    /// It is filled so far, without a word.
+    /// Fills this much of it, without a message.
     Fill(i64),
-    /// Changes its status and says so: status and filled.
+    /// Changes its status and reports it: status and filled.
     Status(&'static str, i64),
-    /// Says so without having it in the book.
+    /// Reports it without having it in the book.
     Say(&'static str, i64),
     /// An error that names the order.
     Error(i64, &'static str),
@@ -60,12 +60,12 @@ impl Booked {
 pub(super) struct State {
     /// For the next orders, in turn.
     pub(super) scripts: VecDeque<Vec<Step>>,
-    /// What the gateway does with every order for which there is no script.
+    /// What the gateway does with orders that have no script.
     pub(super) otherwise: Vec<Step>,
     pub(super) book: Vec<Booked>,
     /// Everything that was sent, taken or not: id and reference.
     pub(super) sent: Vec<(i64, String)>,
-    /// Nothing is read and nothing answered.
+    /// Whether it is frozen: it reads and answers nothing.
     frozen: bool,
     /// What the gateway says is the next id.
     pub(super) next_id: i64,
@@ -73,16 +73,16 @@ pub(super) struct State {
     pub(super) zone: &'static str,
     /// How long it takes to answer the handshake.
     pub(super) handshake: Duration,
-    /// So many connections find the client id in use.
+    /// How many connections find the client id in use.
     pub(super) in_use: u32,
     pub(super) read_only: bool,
-    /// Lists are not answered.
+    /// Whether it leaves lists unanswered.
     pub(super) silent_lists: bool,
     /// Rows of others, before the bot's own in the lists of all clients.
     pub(super) foreign: Vec<Proto>,
-    /// The list of this client's own orders has them too.
+    /// Whether the list of this client's own orders has them too.
     pub(super) foreign_in_own: bool,
-    /// Sets of lists that were asked for: the number of questions for all open orders.
+    /// Sets of lists that were requested: the number of requests for all open orders.
     pub(super) lists: usize,
     pub(super) connections: usize,
     stream: Option<TcpStream>,
@@ -102,7 +102,7 @@ impl Gateway {
         gateway
     }
 
-    /// One that is not there yet.
+    /// A gateway that does not listen yet.
     pub(super) fn new(address: SocketAddr) -> Self {
         let state = State {
             scripts: VecDeque::new(),
@@ -140,7 +140,7 @@ impl Gateway {
         self.shared.0.lock().unwrap()
     }
 
-    /// What happens to the next order.
+    /// Scripts the next order.
     pub(super) fn script(&self, steps: &[Step]) {
         self.state().scripts.push_back(steps.to_vec());
     }
@@ -162,7 +162,7 @@ impl Gateway {
         live.map(|order| order.reference.clone()).collect()
     }
 
-    /// Says something on the present connection.
+    /// Sends a message on the present connection.
     fn tell(&self, number: u32, message: &Proto) {
         let mut state = self.state();
         if let Some(stream) = &mut state.stream {
@@ -170,7 +170,7 @@ impl Gateway {
         }
     }
 
-    /// Says something about the gateway itself.
+    /// Sends a message about the gateway itself.
     pub(super) fn notice(&self, code: i64, text: &str) {
         self.tell(ERROR, &error(-1, code, text));
     }
@@ -188,7 +188,7 @@ impl Gateway {
         self.tell(ORDER_STATUS, &order_status(&order));
     }
 
-    /// Changes it without a word.
+    /// Changes it without a message.
     pub(super) fn set_status(&self, reference: &str, status: &str, filled: i64) {
         let mut state = self.state();
         let order = state.book.iter_mut().rfind(|order| order.reference == reference).unwrap();
@@ -200,7 +200,7 @@ impl Gateway {
         self.state().book.iter().rfind(|order| order.reference == reference).unwrap().clone()
     }
 
-    /// A frame of this client's about an order that nobody can read.
+    /// Sends an unreadable frame about one of this client's orders.
     pub(super) fn unreadable_update(&self) {
         self.tell(OPEN_ORDER, &Proto::new().int(1, 999));
     }

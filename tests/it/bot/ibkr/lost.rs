@@ -1,4 +1,4 @@
-//! Orders whose outcome nobody knows: never two of one reference, never one that is silently lost.
+//! Orders of unknown outcome: never two with one reference, never one that is silently lost.
 
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,7 @@ fn an_order_that_was_lost_with_its_connection_is_sent_again_once_and_then_only_b
     world.wait_sent(&["sf-1-exit", "sf-1-exit"]);
     assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(world.gateway.state().lists >= 2);
-    // Lost again: nothing is sent any more, whatever the lists say, also by the next bots.
+    // Lost again: neither this bot nor the next ones send it again, even if the lists do not show it.
     let first_id = world.gateway.state().sent[0].0;
     assert_ne!(world.gateway.state().sent[1].0, first_id);
     for _ in 0..2 {
@@ -105,7 +105,7 @@ fn silence_on_a_connection_that_stayed_up_never_permits_a_second_send() {
 
 #[test]
 fn an_order_that_was_silent_is_settled_by_a_late_answer_or_a_list() {
-    // A dialog that somebody answers at last: by a status, an error, or only in a list.
+    // A dialog that is answered at last: by a status, an error, or only in a list.
     for answer in ["status", "error", "list", "execution"] {
         let world = World::new();
         let _bot = world.start();
@@ -255,7 +255,7 @@ fn orders_survive_kills_and_lost_connections_at_any_moment_each_placed_once() {
         if world.place.cursor() == Some(last) {
             break;
         }
-        // The moment is the one thing here that no condition decides.
+        // Only the moment is left to chance.
         std::thread::sleep(Duration::from_millis(20 + round * 137 % 400));
         if round % 3 == 0 {
             world.gateway.close();

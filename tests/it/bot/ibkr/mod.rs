@@ -61,7 +61,7 @@ impl World {
         self.place.start(&self.url, &["--broker", &broker, "--broker-timeout", "3s"])
     }
 
-    /// The next event; the cursor of a bot that has dealt with it.
+    /// The next event; returns the cursor of a bot that has handled it.
     fn send(&self, id: i64, action: &str) -> i64 {
         self.send_row(row(id, action))
     }
@@ -72,7 +72,7 @@ impl World {
         BEGINNING + i64::try_from(rows.len()).unwrap()
     }
 
-    /// Sends an order and waits until it is dealt with.
+    /// Sends an order and waits until it is handled.
     fn trade(&self, id: i64, action: &str) {
         let cursor = self.send(id, action);
         self.place.wait_cursor(cursor);

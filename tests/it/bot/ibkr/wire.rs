@@ -125,7 +125,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
     value
 }
 
-/// Reads a frame whose length comes first; `None` where the bot has gone.
+/// Reads a frame with its length; `None` if the bot has disconnected.
 pub(super) fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
