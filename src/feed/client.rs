@@ -21,9 +21,9 @@ use crate::http::socket;
 use crate::sync::lock;
 
 /// The batches that wait in a stream's channel. If there are more, the stream reads the tail.
-const CHANNEL_SLOTS: usize = 64;
+const CHANNEL_SLOTS: usize = 32;
 /// A larger batch, 256 KiB, is not put into channels: the stream takes it from the tail. So all channels together keep
-/// no more than 16 MiB in memory.
+/// no more than 8 MiB in memory.
 const LARGEST_OFFERED_BYTES: usize = 256 * 1024;
 /// No expiry, in [`Client::expires_at`].
 const NEVER: i64 = i64::MAX;
