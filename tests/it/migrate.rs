@@ -282,7 +282,7 @@ fn an_existing_signal_inserted_trigger_is_kept_and_no_second_one_added() {
     client.batch_execute("drop trigger shout on stock_market.signal").unwrap();
     database.migrate();
     assert_eq!(count(&mut client, ours), 1);
-    assert!(signal_feed(&database.url, &["migrate", "--signal-inserted", "off"]).ok().contains("nobody"));
+    assert!(signal_feed(&database.url, &["migrate", "--signal-inserted", "off"]).ok().contains("nothing notifies it"));
     assert_eq!(count(&mut client, ours), 0);
     // A choice stays until the next one.
     assert!(database.migrate().contains("signal_inserted: off"));
