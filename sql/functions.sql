@@ -342,7 +342,8 @@ begin
     to_seq := greatest(
         from_seq - 1,
         (select c.value from stock_market.signal_feed_counter as c order by c.value desc limit 1)) + skip;
-    if to_seq >= 9007199254740992 then
+    -- The next event gets the number after it.
+    if to_seq >= 9007199254740991 then
         raise exception 'cannot skip to %: the numbers stay below 2^53', to_seq using errcode = 'invalid_parameter_value';
     end if;
     update stock_market.signal_feed_counter as c set value = to_seq;

@@ -30,3 +30,18 @@ join pg_catalog.pg_namespace as n on n.nspname = 'stock_market'
 join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = 'signal_feed_event'
 left join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attname = w.name and not a.attisdropped
 where a.attnum is null or pg_catalog.format_type(a.atttypid, a.atttypmod) <> w.type
+union all
+-- The feed writes only its own four columns.
+select pg_catalog.format('stock_market.signal_feed_event is not a log of this feed: its column %I is NOT NULL and has no default', a.attname)
+from pg_catalog.pg_namespace as n
+join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = 'signal_feed_event' and c.relkind = 'r'
+join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where n.nspname = 'stock_market' and a.attnotnull and not a.atthasdef and a.attidentity = ''
+    and a.attname not in ('feed_seq', 'event_time', 'op', 'signal')
+union all
+select 'stock_market.signal_feed_event is not a log of this feed: its primary key is not feed_seq: alter table stock_market.signal_feed_event add primary key (feed_seq)'
+from pg_catalog.pg_namespace as n
+join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = 'signal_feed_event' and c.relkind = 'r'
+join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attname = 'feed_seq'
+where n.nspname = 'stock_market' and not exists (select from pg_catalog.pg_index as i
+    where i.indrelid = c.oid and i.indisprimary and i.indkey::text = a.attnum::text)

@@ -5,16 +5,23 @@ use std::time::Duration;
 /// The most characters of a quoted text in a line.
 const MOST_CHARS: usize = 300;
 
-/// The first 300 characters of a text, with each control character replaced by a space.
+/// Whether a terminal obeys a character instead of showing it: control characters, characters that change the direction
+/// of writing, and characters without a width.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The first 300 characters of a text, with each hidden character replaced by a space.
 pub(crate) fn clip(text: &str) -> String {
-    let mut clipped: String = text.chars().take(MOST_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut clipped: String = text.chars().take(MOST_CHARS).map(|c| if is_hidden(c) { ' ' } else { c }).collect();
     if text.chars().nth(MOST_CHARS).is_some() {
         clipped.push('…');
     }
     clipped
 }
 
-/// The text on one line: runs of white space become one space, and other control characters are shown as `\u{1b}`.
+/// The text on one line: runs of white space become one space, and hidden characters are shown as `\u{1b}`.
 pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for word in text.split_whitespace() {
@@ -22,18 +29,18 @@ pub(crate) fn one_line(text: &str) -> String {
             line.push(' ');
         }
         for c in word.chars() {
-            if c.is_control() { line.extend(c.escape_unicode()) } else { line.push(c) }
+            if is_hidden(c) { line.extend(c.escape_unicode()) } else { line.push(c) }
         }
     }
     line
 }
 
-/// The text with each control character, except line ends, written as `\u001b`: a terminal shows it, and JSON keeps
+/// The text with each hidden character, except line ends, written as `\u001b`: a terminal shows it, and JSON keeps
 /// its meaning.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && c != '\n' { shown.push_str(&format!("\\u{:04x}", u32::from(c))) } else { shown.push(c) }
+        if is_hidden(c) && c != '\n' { shown.push_str(&format!("\\u{:04x}", u32::from(c))) } else { shown.push(c) }
     }
     shown
 }
@@ -84,7 +91,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_made_visible() {
-        assert_eq!(visible("a\u{1b}[2J\u{9b}b\nc"), "a\\u001b[2J\\u009bb\nc");
+        assert_eq!(visible("a\u{1b}[2J\u{9b}b\nc\u{202e}"), "a\\u001b[2J\\u009bb\nc\\u202e");
     }
 
     #[test]

@@ -38,7 +38,11 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         let rows: Vec<_> = checks
             .iter()
             .map(|one| {
-                let verdict = if one.ok { "ok" } else { "FAIL" };
+                let verdict = match (one.ok, &one.fix) {
+                    (true, None) => "ok",
+                    (true, Some(_)) => "WARN",
+                    (false, _) => "FAIL",
+                };
                 let fix = one.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
                 [verdict.to_owned(), one.check.clone(), format!("{}{fix}", one.message)]
             })

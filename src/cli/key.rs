@@ -13,6 +13,7 @@ use crate::event::EventTime;
 use crate::feed::keys::new_key;
 use crate::feed::seconds;
 use crate::options::{parse_duration, parse_positive_duration};
+use crate::text::is_hidden;
 
 /// The longest name of a key.
 const LONGEST_NAME: usize = 100;
@@ -175,8 +176,8 @@ fn as_json(key: &Key, now: EventTime) -> serde_json::Value {
 
 fn parse_name(text: &str) -> Result<String, String> {
     let length = text.chars().count();
-    if length == 0 || length > LONGEST_NAME || text.chars().any(char::is_control) {
-        return Err(format!("expected 1 to {LONGEST_NAME} characters without control characters"));
+    if length == 0 || length > LONGEST_NAME || text.chars().any(is_hidden) {
+        return Err(format!("expected 1 to {LONGEST_NAME} characters, none of them a control character or invisible"));
     }
     Ok(text.to_owned())
 }

@@ -5,14 +5,19 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio_postgres::error::SqlState;
+
+use super::blockers::{self, Blocker};
 use super::cluster::{self, Cluster};
 use super::inspect::Fault;
 use super::{Connection, Error, Settings, inspect, migrate, standby};
 use crate::error::Error as CommandError;
 
 const CHECKS: &str = include_str!("../../sql/doctor.sql");
-const BLOCKERS: &str = include_str!("../../sql/blockers.sql");
 
+/// What to do where even the first query of a session waits.
+const NO_QUERY: &str = "somebody may have locked a catalog of PostgreSQL, and then no query can name that session: on the \
+    database's machine, as its administrator, find the process that is \"idle in transaction\" (ps -ef) and end it (pg_ctl kill TERM PID)";
 /// Longest time for all checks together.
 const PATIENCE: Duration = Duration::from_secs(18);
 /// Longest time for one statement.
@@ -63,7 +68,18 @@ fn wrong(message: impl Into<String>, fix: impl Into<String>) -> Verdict {
 pub fn examine(settings: &Settings) -> Result<Vec<Check>, Error> {
     let until = Instant::now() + PATIENCE;
     let connect = settings.clone().with_deadline(CONNECT_PATIENCE);
-    let mut connection = Connection::open(&connect, "signal-feed doctor")?;
+    let mut connection = match Connection::open(&connect, "signal-feed doctor") {
+        Err(error) if error.sql_state() == Some(&SqlState::QUERY_CANCELED) => {
+            let check = "connection".to_owned();
+            return Ok(vec![Check {
+                check,
+                ok: false,
+                message: format!("cannot run any query: {error}"),
+                fix: Some(NO_QUERY.into()),
+            }]);
+        }
+        outcome => outcome?,
+    };
     connection.set_deadline(STATEMENT_PATIENCE + Duration::from_secs(1));
     connection.batch(&format!(
         "set lock_timeout = '{LOCK_WAIT}'; set statement_timeout = {}; set default_transaction_isolation = 'read committed';
@@ -151,7 +167,7 @@ impl Doctor {
     /// A check that could not run, with the sessions that may be the cause.
     fn unasked(&mut self, error: &Error) -> Verdict {
         let message = format!("cannot be checked: {error}");
-        match blockers(&mut self.connection) {
+        match blockers::read(&mut self.connection) {
             Ok(found) if !found.is_empty() => named(&message, &found),
             _ => wrong(
                 message,
@@ -288,10 +304,10 @@ fn listen(connection: &mut Connection, settings: &Settings) -> Result<Verdict, E
 
 /// Names the sessions that hold a lock that others wait for. It is a fault if that lasts longer than a commit.
 fn lock(connection: &mut Connection) -> Result<Verdict, Error> {
-    let mut found = blockers(connection)?;
+    let mut found = blockers::read(connection)?;
     if !found.is_empty() {
         thread::sleep(HOLD_PATIENCE);
-        let now = blockers(connection)?;
+        let now = blockers::read(connection)?;
         found.retain(|one| now.iter().any(|other| other.id == one.id));
     }
     Ok(if found.is_empty() {
@@ -302,17 +318,6 @@ fn lock(connection: &mut Connection) -> Result<Verdict, Error> {
 }
 
 /// A session that holds a lock of the feed.
-struct Blocker {
-    id: String,
-    what: String,
-    fix: String,
-}
-
-fn blockers(connection: &mut Connection) -> Result<Vec<Blocker>, Error> {
-    let rows = connection.query(BLOCKERS, &[])?;
-    Ok(rows.iter().map(|row| Blocker { id: row.get(0), what: row.get(1), fix: row.get(2) }).collect())
-}
-
 fn named(what: &str, found: &[Blocker]) -> Verdict {
     let holds: Vec<&str> = found.iter().map(|one| one.what.as_str()).collect();
     let mut fixes: Vec<&str> = found.iter().map(|one| one.fix.as_str()).collect();

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
 use super::inspect::{self, Fault};
-use super::{Connection, Error as DbError};
+use super::{Connection, Error as DbError, blockers};
 use crate::error::{Doing, Error};
 
 /// The statements that make the feed's roles and their memberships; safe to run again.
@@ -108,7 +108,14 @@ pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
 /// # Errors
 /// If the database cannot be asked, or cannot be migrated at all (the text says why).
 pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<String>, Error> {
-    let findings = look(connection, options)?;
+    // For what comes before the tries for the lock on signal.
+    connection.batch(&format!("set lock_timeout = {}", lock_timeout_ms(options))).doing("prepare the session")?;
+    let findings = match look(connection, options) {
+        Err(Error::Database { cause, .. }) if cause.sql_state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+            return Err(gave_up(connection, "look at the installation", options));
+        }
+        outcome => outcome?,
+    };
     let mut lines: Vec<String> = findings.faults.into_iter().map(|fault| fault.text).collect();
     if let (Some(wanted), Some(chosen)) = (options.signal_inserted, &findings.chosen)
         && wanted.as_str() != chosen
@@ -126,7 +133,7 @@ pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnM
     let until = Instant::now() + options.lock_wait;
     if !check(connection, options)?.is_empty() {
         make_roles(connection, say)?;
-        lock_out_others(connection, until, options)?;
+        lock_out_others(connection, until, options, say)?;
         let outcome = install(connection, options, until, say);
         if !connection.is_lost() {
             connection.query("select pg_advisory_unlock($1)", &[&ADVISORY_KEY]).doing("release the migration lock")?;
@@ -285,7 +292,27 @@ fn make_roles(connection: &mut Connection, say: &mut dyn FnMut(&str)) -> Result<
     Ok(())
 }
 
-fn lock_out_others(connection: &mut Connection, until: Instant, options: &Options) -> Result<(), Error> {
+/// PostgreSQL takes zero as no limit.
+fn lock_timeout_ms(options: &Options) -> i32 {
+    i32::try_from(options.lock_wait.as_millis()).unwrap_or(i32::MAX).max(1)
+}
+
+fn gave_up(connection: &mut Connection, doing: &str, options: &Options) -> Error {
+    Error::Failed(format!(
+        "{doing}: did not get a lock within {}: {}; use a longer --lock-wait to wait for it",
+        crate::text::duration(options.lock_wait),
+        blockers::of_migrate(connection)
+    ))
+}
+
+/// Waits until no other migrate runs in this database.
+fn lock_out_others(
+    connection: &mut Connection,
+    until: Instant,
+    options: &Options,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), Error> {
+    let mut told = false;
     loop {
         let row = connection
             .query_one("select pg_try_advisory_lock($1)", &[&ADVISORY_KEY])
@@ -294,10 +321,11 @@ fn lock_out_others(connection: &mut Connection, until: Instant, options: &Option
             return Ok(());
         }
         if Instant::now() >= until {
-            return Err(Error::Failed(format!(
-                "take the migration lock: another session held it for {}",
-                crate::text::duration(options.lock_wait)
-            )));
+            return Err(gave_up(connection, "wait for another migrate", options));
+        }
+        if !told {
+            told = true;
+            say(&format!("waiting for another migrate: {}", blockers::of_migrate(connection)));
         }
         thread::sleep(LOCK_PAUSE);
     }
@@ -427,15 +455,12 @@ fn in_one_transaction(
                     return Err(error).doing(doing);
                 }
                 if Instant::now() >= until {
-                    return Err(Error::Failed(format!(
-                        "{doing}: did not get a lock within {}: {error}; \"signal-feed doctor\" names the session that holds it; \
-                         use a longer --lock-wait to wait for it",
-                        crate::text::duration(options.lock_wait)
-                    )));
+                    return Err(gave_up(connection, doing, options));
                 }
                 if !told {
                     told = true;
-                    say("waiting for a lock; writers continue between the tries");
+                    let holders = blockers::of_migrate(connection);
+                    say(&format!("waiting for a lock; writers continue between the tries: {holders}"));
                 }
                 thread::sleep(LOCK_PAUSE);
             }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here owns a thread.
 
+mod blockers;
 pub mod capture;
 pub mod cluster;
 mod connection;

@@ -236,8 +236,9 @@ impl Feed {
         self.keys.ask_refresh();
     }
 
-    /// Counts a row that cannot be delivered, once; `upkeep` logs and records it.
-    pub fn quarantine(&self, row: &LogRow, poison: &Poison) {
+    /// Counts a row that cannot be delivered, once; `upkeep` logs and records it. `is_new`: it was written while the
+    /// server ran.
+    pub fn quarantine(&self, row: &LogRow, poison: &Poison, is_new: bool) {
         let mut poisoned = lock(&self.poisoned);
         if !poisoned.insert(row.seq) {
             return;
@@ -247,7 +248,7 @@ impl Feed {
         }
         drop(poisoned);
         self.stats.quarantined.inc();
-        if self.records.try_send(Record::Quarantined(row.seq, poison.to_string())).is_err() {
+        if self.records.try_send(Record::Quarantined { seq: row.seq, error: poison.to_string(), is_new }).is_err() {
             // Too many at once: this one is recorded when it is next read.
             lock(&self.poisoned).remove(&row.seq);
         }

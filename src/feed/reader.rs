@@ -225,7 +225,7 @@ impl<'a> Reader<'a> {
             let range = Range { upto: state.head, ..Range::after(prev) };
             let page = self.pages.read(connection, range)?;
             let Some(last) = page.rows.last().map(|row| row.seq) else { break };
-            let poisoned = |row: &_, poison: &_| self.feed.quarantine(row, poison);
+            let poisoned = |row: &_, poison: &_| self.feed.quarantine(row, poison, false);
             for batch in pages::render(page.rows, prev, generation, poisoned) {
                 tail.push(Arc::new(batch));
             }
@@ -254,7 +254,7 @@ impl<'a> Reader<'a> {
             }
             let prev = head.max(page.pruned_through);
             let feed = self.feed;
-            for batch in pages::render(page.rows, prev, generation, |row, poison| feed.quarantine(row, poison)) {
+            for batch in pages::render(page.rows, prev, generation, |row, poison| feed.quarantine(row, poison, true)) {
                 self.broadcast(batch);
             }
             if !page.is_full || self.feed.health.is_stopping() {

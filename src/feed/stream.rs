@@ -352,7 +352,7 @@ impl<'a> Stream<'a> {
             let earliest = WindowStart { seq: first.seq, prev: page.prev };
             self.truncated(position.cursor, earliest, position.generation);
         }
-        let poisoned = |row: &_, poison: &_| self.feed.quarantine(row, poison);
+        let poisoned = |row: &_, poison: &_| self.feed.quarantine(row, poison, false);
         for batch in pages::render(page.rows, page.prev, position.generation, poisoned) {
             lock(&self.client.writer).push_batch(Arc::new(batch), head.seq);
             self.attend()?;

@@ -32,7 +32,14 @@ const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
 #[derive(Debug)]
 pub enum Record {
     /// An event cannot be delivered.
-    Quarantined(FeedSeq, String),
+    Quarantined {
+        /// Its number.
+        seq: FeedSeq,
+        /// Why.
+        error: String,
+        /// Whether it was written while the server ran.
+        is_new: bool,
+    },
     /// A key was used.
     KeyUsed(i64),
 }
@@ -173,6 +180,7 @@ struct Unwritten {
 #[derive(Debug)]
 struct Quarantined {
     error: String,
+    is_new: bool,
     is_announced: bool,
 }
 
@@ -180,11 +188,11 @@ impl Unwritten {
     fn extend(&mut self, records: impl IntoIterator<Item = Record>) {
         for record in records {
             match record {
-                Record::Quarantined(seq, error) if self.quarantined.len() < UNWRITTEN_EVENTS => {
-                    self.quarantined.insert(seq, Quarantined { error, is_announced: false });
+                Record::Quarantined { seq, error, is_new } if self.quarantined.len() < UNWRITTEN_EVENTS => {
+                    self.quarantined.insert(seq, Quarantined { error, is_new, is_announced: false });
                 }
                 // It is found again when it is read after a restart.
-                Record::Quarantined(seq, error) => {
+                Record::Quarantined { seq, error, .. } => {
                     log::error!("event {seq} is quarantined but not recorded, because too many wait: {error}");
                 }
                 Record::KeyUsed(id) => {
@@ -213,7 +221,8 @@ impl Unwritten {
         Ok(())
     }
 
-    /// Logs newly quarantined events and alerts to them, and drops those that an earlier run recorded.
+    /// Logs newly quarantined events and alerts to them, and drops those that an earlier run recorded. A new one can be
+    /// recorded too: `migrate` records the event that says that capture was off.
     fn announce(&mut self, feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
         let unannounced: Vec<FeedSeq> =
             self.quarantined.iter().filter(|(_, event)| !event.is_announced).map(|(seq, _)| *seq).collect();
@@ -223,7 +232,7 @@ impl Unwritten {
         let recorded = db::quarantine::recorded(connection, &unannounced)?;
         for seq in unannounced {
             let Some(event) = self.quarantined.get_mut(&seq) else { continue };
-            if recorded.contains(&seq) {
+            if recorded.contains(&seq) && !event.is_new {
                 log::info!("event {seq} is still quarantined: {}", event.error);
                 self.quarantined.remove(&seq);
                 continue;

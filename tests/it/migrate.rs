@@ -234,6 +234,7 @@ fn a_newer_schema_and_another_text_of_a_migration_are_refused() {
 
 #[test]
 fn what_no_trigger_can_watch_is_refused_and_nothing_is_installed() {
+    let era = SEQUENCE_ERA.replace("create schema stock_market;", "");
     for (shape, word) in [
         ("create view stock_market.signal as select 1 as id", "a view"),
         ("create materialized view stock_market.signal as select 1 as id", "materialized view"),
@@ -244,6 +245,14 @@ fn what_no_trigger_can_watch_is_refused_and_nothing_is_installed() {
         (
             "create table stock_market.signal (id int); create table stock_market.signal_feed_event (feed_seq int, event_time timestamptz, op text, signal jsonb)",
             "feed_seq",
+        ),
+        (
+            &format!("{era}; alter table stock_market.signal_feed_event drop constraint signal_feed_event_pkey"),
+            "its primary key is not feed_seq",
+        ),
+        (
+            &format!("{era}; alter table stock_market.signal_feed_event add column source text not null"),
+            "its column source is NOT NULL",
         ),
         (
             "create table stock_market.signal (id int); create table stock_market.signal_2024 (id int);
@@ -320,9 +329,16 @@ fn writers_hardly_wait_while_migrate_waits_for_its_lock_and_it_gives_up_in_time(
         longest = longest.max(began.elapsed());
     }
     let said = migrate.join().unwrap().failed(1);
-    assert!(said.contains("lock"), "{said}");
+    let pid: i32 = holder.query_one("select pg_backend_pid()", &[]).unwrap().get(0);
+    let advice = format!("select pg_terminate_backend({pid})");
+    assert!(said.contains("holds RowExclusiveLock on stock_market.signal") && said.contains(&advice), "{said}");
     assert!(longest < Duration::from_secs(3), "{longest:?}");
     holder.batch_execute("commit").unwrap();
+    // Any login can take the lock that keeps two runs apart.
+    holder.batch_execute("set application_name = 'obstinate'; select pg_advisory_lock(32485515142194532)").unwrap();
+    let said = signal_feed(&database.url, &["migrate", "--lock-wait", "1s"]).failed(1);
+    assert!(said.contains("(obstinate, idle, ") && said.contains(&advice), "{said}");
+    drop(holder);
     database.migrate();
 }
 

@@ -335,6 +335,7 @@ fn a_wrong_option_is_usage_and_names_option_value_and_what_is_allowed() {
         (&["serve", "--nonsense"], &["--nonsense"]),
         (&["key", "mint"], &["--name"]),
         (&["key", "mint", "--name", ""], &["--name"]),
+        (&["key", "mint", "--name", "bot\u{202e}1"], &["--name", "invisible"]),
         (&["key", "mint", "--name", "x", "--expires-in", "0s"], &["--expires-in", "0s"]),
     ] {
         let outcome = signal_feed(&database.url, arguments);
