@@ -34,7 +34,7 @@
 //! | `reader` | [`feed::reader`] | the tail, one connection | `listen`, `--poll-interval`; on a standby a short timer |
 //! | `alerts` | [`ops::alerts`] | the runs of `--alert-command` | a second; only if that option is given |
 //! | `upkeep` | [`feed::upkeep`], [`feed::keys`] | one connection | a key that is not known, an event to record, a timer |
-//! | `client`, one a connection | [`listener`], [`feed::stream`], [`ops::routes`] | one socket | its channel, the heartbeat |
+//! | `client`, one per connection | [`listener`], [`feed::stream`], [`ops::routes`] | one socket | its channel, the heartbeat |
 //!
 //! [`serve`] starts the threads and joins them. If a core thread (any but `client`) ends before the server stops, the
 //! process ends with an error that names it. If a `client` thread panics, one stream ends. The main thread waits for a

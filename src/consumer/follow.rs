@@ -322,7 +322,7 @@ impl Follower {
             },
             Message::Unreadable { feed_seq, why, data } => match feed_seq.map(|number| self.order(number, None)) {
                 Some(Order::Repetition) => None,
-                // In a new chain nobody knows whether the number leaves a hole.
+                // In a new chain it is unknown whether the number leaves a hole.
                 Some(Order::Next) if !self.new_chain => Some(FeedEvent::Unreadable { feed_seq, why, data }),
                 _ => Some(FeedEvent::Unreadable { feed_seq: None, why, data }),
             },

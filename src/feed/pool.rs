@@ -39,7 +39,7 @@ impl Permits {
         Self { returned, free }
     }
 
-    /// Blocks until one is free, and asks `watch` meanwhile, ten times a second, whether to go on.
+    /// Blocks until one is free, and asks `watch` meanwhile, ten times a second, whether to continue.
     pub(super) fn wait(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
         let until = Instant::now() + PATIENCE;
         loop {

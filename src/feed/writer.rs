@@ -320,7 +320,7 @@ mod tests {
         (writer, client)
     }
 
-    /// One event whose block has so many bytes.
+    /// One event whose block has this many bytes.
     fn batch(prev: i64, seq: i64, bytes: usize) -> SharedBatch {
         let mut builder = BatchBuilder::new(FeedSeq(prev), 1);
         let write = |into: &mut Vec<u8>| {

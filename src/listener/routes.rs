@@ -32,7 +32,7 @@ pub fn serve(feed: &Arc<Feed>, connection: &HttpConnection) {
 }
 
 impl Request<'_> {
-    /// The answer; `None` after a stream, or if nobody is to be answered.
+    /// The answer; `None` after a stream, or if the request gets no answer.
     fn route(&self) -> Option<Response> {
         let allowed: &[&str] = match self.head.path.as_str() {
             "/feed" => &["GET"],

@@ -9,6 +9,24 @@ use serde_json::{Value, json};
 
 use super::wait::until;
 
+/// Starts chromedriver; `None` if it ends at once, else the process and its port.
+fn start_driver() -> Option<(Child, String)> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("chromedriver is there (.ci/install tests)");
+    let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let Some(started) = lines.find(|line| line.contains("started successfully on port")) else {
+        let _ = driver.wait();
+        return None;
+    };
+    // Its pipe must not fill up.
+    std::thread::spawn(move || lines.for_each(drop));
+    Some((driver, started.trim_end_matches('.').rsplit(' ').next().unwrap().to_owned()))
+}
+
 /// One browser window; dropping it ends the browser.
 pub struct Browser {
     driver: Child,
@@ -20,17 +38,8 @@ pub struct Browser {
 impl Browser {
     /// A window of this size, in CSS pixels.
     pub fn open(width: u32, height: u32) -> Self {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromedriver is there (.ci/install tests)");
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let started = lines.find(|line| line.contains("started successfully on port")).unwrap();
-        let port = started.trim_end_matches('.').rsplit(' ').next().unwrap().to_owned();
-        // Its pipe must not fill up.
-        std::thread::spawn(move || lines.for_each(drop));
+        // The port that it chooses for IPv4 may be taken for IPv6; then it ends.
+        let (driver, port) = (0..10).find_map(|_| start_driver()).expect("chromedriver starts");
         let agent = ureq::Agent::new_with_config(
             ureq::Agent::config_builder()
                 .http_status_as_error(false)
