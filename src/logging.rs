@@ -15,8 +15,12 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::sync::lock;
 use crate::text;
 
-/// The target of limited lines: refusals, and other lines that clients without a key can cause.
+/// The target of limited lines: refusals, alerts, and other lines that can be caused from outside. A word after it, as in
+/// `signal_feed::limited::hole`, tells kinds apart that one place in the program logs.
 pub(crate) const LIMITED: &str = "signal_feed::limited";
+
+/// The broker's library. Its warnings are limited too.
+const BROKER_LIBRARY: &str = "ibapi";
 
 /// How many lines of one kind are written within a window. Further ones are only counted.
 const FLOOD_LINES: usize = 10;
@@ -106,7 +110,7 @@ impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // The HTTP client would log headers, which contain the key; the database driver would log statements with
         // hashes. The broker's library reports its failures only in the log.
-        let is_broker_trouble = metadata.level() <= Level::Warn && metadata.target().starts_with("ibapi");
+        let is_broker_trouble = metadata.level() <= Level::Warn && metadata.target().starts_with(BROKER_LIBRARY);
         metadata.level() <= self.level && (metadata.target().starts_with("signal_feed") || is_broker_trouble)
     }
 
@@ -117,8 +121,8 @@ impl Log for Logger {
         let level = record.level();
         let text = text::cut(text::one_line(&record.args().to_string()), MOST_TEXT_BYTES);
         self.summarise(Instant::now());
-        if record.target() == LIMITED {
-            let kind = (record.module_path_static(), record.line());
+        if record.target().starts_with(LIMITED) || record.target().starts_with(BROKER_LIBRARY) {
+            let kind = (record.target().to_owned(), record.module_path_static(), record.line());
             if !lock(&self.floods).admit(kind, level, &text, Instant::now()) {
                 return;
             }
@@ -129,8 +133,8 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// The place in the program that logs.
-type Kind = (Option<&'static str>, Option<u32>);
+/// The target of the line, and the place in the program that logs it.
+type Kind = (String, Option<&'static str>, Option<u32>);
 
 /// Counts the lines of each kind within a window.
 #[derive(Debug, Default)]
@@ -183,15 +187,16 @@ impl Counts {
 mod tests {
     use super::*;
 
-    const HERE: Kind = (Some("here"), Some(1));
-    const THERE: Kind = (Some("here"), Some(2));
+    fn here() -> Kind {
+        (LIMITED.to_owned(), Some("here"), Some(1))
+    }
 
     #[test]
     fn a_flood_is_written_first_then_counted_and_its_last_line_shown() {
         let (mut counts, began) = (Counts::default(), Instant::now());
-        let written = (0..500).filter(|i| counts.admit(HERE, Level::Warn, &format!("line {i}"), began)).count();
+        let written = (0..500).filter(|i| counts.admit(here(), Level::Warn, &format!("line {i}"), began)).count();
         assert_eq!(written, FLOOD_LINES);
-        assert!(counts.admit(THERE, Level::Info, "another kind", began));
+        assert!(counts.admit((LIMITED.to_owned(), Some("here"), Some(2)), Level::Info, "another place", began));
         assert_eq!(counts.summaries(began + FLOOD_WINDOW / 2), []);
         let summary = "… and 490 more like it in 10 s, the last: line 499";
         assert_eq!(counts.summaries(began + FLOOD_WINDOW), [(Level::Warn, summary.to_owned())]);
@@ -202,21 +207,34 @@ mod tests {
         let (mut counts, mut now) = (Counts::default(), Instant::now());
         let mut lines = 0;
         for _ in 0..100 {
-            lines += (0..100).filter(|_| counts.admit(HERE, Level::Error, "again", now)).count();
+            lines += (0..100).filter(|_| counts.admit(here(), Level::Error, "again", now)).count();
             now += FLOOD_WINDOW;
             lines += counts.summaries(now).len();
         }
         assert_eq!(lines, FLOOD_LINES + 100);
         assert_eq!(counts.summaries(now + FLOOD_WINDOW), []);
         assert!(counts.0.is_empty());
-        assert!(counts.admit(HERE, Level::Error, "again", now));
+        assert!(counts.admit(here(), Level::Error, "again", now));
+    }
+
+    #[test]
+    fn alerts_and_the_brokers_library_are_limited_and_no_kind_hides_another() {
+        let logger = Logger { level: LevelFilter::Info, is_journal: false, floods: Mutex::default() };
+        for target in ["ibapi::transport", "signal_feed::limited::hole ", "signal_feed::limited::quarantined "] {
+            for _ in 0..FLOOD_LINES + 5 {
+                let line = Record::builder().level(Level::Warn).target(target).args(format_args!("again")).build();
+                logger.log(&line);
+            }
+        }
+        let held: Vec<usize> = lock(&logger.floods).0.values().map(|count| count.held).collect();
+        assert_eq!(held, [5; 3]);
     }
 
     #[test]
     fn few_lines_of_a_kind_are_never_suppressed() {
         let (mut counts, mut now) = (Counts::default(), Instant::now());
         for _ in 0..100 {
-            assert!(counts.admit(HERE, Level::Error, "capture is off", now));
+            assert!(counts.admit(here(), Level::Error, "capture is off", now));
             now += FLOOD_WINDOW;
             assert_eq!(counts.summaries(now), []);
         }

@@ -164,17 +164,21 @@ impl Group {
         ids.filter_map(stat).any(|process| process.group == self.id && !process.is_dead)
     }
 
-    /// Waits for its end, at most `patience`, then kills it.
-    pub(crate) fn outwait(&self, patience: Duration) {
+    /// Waits for its end, at most `patience`, then kills it. Returns false if the wait was interrupted.
+    pub(crate) fn outwait(&self, patience: Duration, is_interrupted: impl Fn() -> bool) -> bool {
         let until = Instant::now() + patience;
         let mut killed = false;
         while self.is_alive() {
+            if is_interrupted() {
+                return false;
+            }
             if !killed && Instant::now() >= until {
                 kill(Pid::from_raw(self.id));
                 killed = true;
             }
             std::thread::sleep(LOOK_EVERY);
         }
+        true
     }
 }
 

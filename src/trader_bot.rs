@@ -252,10 +252,6 @@ impl Args {
             let (min, max) = (crate::text::duration(self.backoff_min), crate::text::duration(self.backoff_max));
             return Err(Error::Usage(format!("--backoff-min {min}: expected at most --backoff-max, which is {max}")));
         }
-        if self.state_file == self.journal {
-            let file = self.journal.display();
-            return Err(Error::Usage(format!("--journal {file}: expected another file than --state-file")));
-        }
         let follow = FollowOptions {
             urls: self.feed_url.clone(),
             key: self.key(matches)?,
@@ -271,6 +267,7 @@ impl Args {
             journal: self.journal.clone(),
             max_entry_age: self.max_entry_age.0,
             on_quarantined: self.on_quarantined,
+            away_patience: self.broker_timeout * 2,
             alert_command: self.alert_command.clone(),
             recovery,
         })
@@ -299,12 +296,12 @@ impl Args {
     }
 
     fn open_broker(&self, journal: &Path, stop: &Stop) -> Result<Box<dyn Broker>, Error> {
-        #[cfg(not(feature = "ibkr"))]
-        let _ = stop;
         let directory = journal.parent().unwrap_or(Path::new("."));
         Ok(match &self.broker {
             BrokerChoice::Paper => Box::new(PaperBroker::open(directory)?),
-            BrokerChoice::Exec(program) => Box::new(ExecBroker::open(program, self.broker_timeout, journal)?),
+            BrokerChoice::Exec(program) => {
+                Box::new(ExecBroker::open(program, self.broker_timeout, journal, stop.clone())?)
+            }
             #[cfg(feature = "ibkr")]
             BrokerChoice::Ibkr(address) => {
                 Box::new(crate::consumer::broker::IbkrBroker::new(address, self.broker_timeout, stop.clone()))

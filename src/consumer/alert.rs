@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::order::Order;
 pub(super) use crate::alert::Level;
 use crate::alert::{About, AlertCommand};
+use crate::logging::LIMITED;
 
 /// The reason of an alert, the same word in the log line and in the program's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -47,10 +48,13 @@ impl Alerts {
     }
 
     /// Writes the log line and starts the program. Does not wait for it.
+    ///
+    /// The log summarises repeated lines. Lines of different reasons or about different orders are no repetition.
     pub(super) fn raise(&mut self, level: Level, reason: Reason, message: &str, order: Option<&Order>) {
+        let target = format!("{LIMITED}::{reason} {}", order.map_or("", |order| &order.order_ref));
         match level {
-            Level::Critical => log::error!("CRITICAL {reason}: {message}"),
-            Level::Warning => log::warn!("{reason}: {message}"),
+            Level::Critical => log::error!(target: &target, "CRITICAL {reason}: {message}"),
+            Level::Warning => log::warn!(target: &target, "{reason}: {message}"),
         }
         let about = order.map(|order| About { signal_id: &order.signal_id, order_ref: &order.order_ref });
         self.0.run(level, &reason.to_string(), message, about.as_ref());

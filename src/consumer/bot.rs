@@ -59,6 +59,8 @@ pub struct BotOptions {
     pub max_entry_age: Option<Duration>,
     /// What to do when the feed cannot deliver an event to any client.
     pub on_quarantined: OnQuarantined,
+    /// If an order's outcome is unknown, a broker that is away for longer than this raises a CRITICAL alert.
+    pub away_patience: Duration,
     /// Raises alerts.
     pub alert_command: Option<PathBuf>,
     /// Catch up from the database first.
@@ -120,7 +122,7 @@ struct Bot<'a> {
     /// Hashes of events without a usable number, which can come again with every stream.
     unreadable: HashSet<u64>,
     key_expires_at: Option<Timestamp>,
-    _locks: [Lock; 2],
+    _lock: Lock,
 }
 
 /// The bot's two files, resolved.
@@ -132,6 +134,10 @@ struct Files {
 impl Files {
     fn find(options: &BotOptions) -> Result<Self, Error> {
         let files = Self { state: files::resolved(&options.state_file)?, journal: files::resolved(&options.journal)? };
+        if files.state == files.journal {
+            let file = options.journal.display();
+            return Err(Error::Usage(format!("--journal {file}: expected another file than --state-file")));
+        }
         files::require_plain(&files.state)?;
         files::require_plain(&files.journal)?;
         Ok(files)
@@ -158,7 +164,7 @@ impl Files {
 impl<'a> Bot<'a> {
     fn open(options: &'a BotOptions, open_broker: OpenBroker<'_>, stop: &'a Stop) -> Result<Self, Error> {
         let files = Files::find(options)?;
-        let locks = [Lock::take(&files.journal)?, Lock::take(&files.state)?];
+        let lock = Lock::take(&files.state)?;
         let state_file = StateFile::new(files.state.clone());
         let found = files.load_state(&state_file)?;
         let journal = Journal::open(&files.journal)?;
@@ -184,7 +190,7 @@ impl<'a> Bot<'a> {
             is_recovering: false,
             unreadable: HashSet::new(),
             key_expires_at: None,
-            _locks: locks,
+            _lock: lock,
         })
     }
 
@@ -367,11 +373,11 @@ impl<'a> Bot<'a> {
             since: clock::now_text(),
             missed_since: last_event.unwrap_or_else(|| clock::text(ledger.started_at)),
         };
-        self.set_mode(mode, None)?;
         let message =
             format!("{message}; close-only mode: exits are placed, entries are not, until a run with --recovery");
+        // Alert first: a bot killed in between gets the feed's message again, and then alerts twice rather than never.
         self.alert(Level::Critical, reason, &message);
-        Ok(())
+        self.set_mode(mode, None)
     }
 
     /// Changes the mode, and the cursor too if one is given.
@@ -434,8 +440,10 @@ fn reconcile(found: Found, ledger: &Ledger) -> Result<State, Error> {
         )));
     }
     merged.key_warned_at = state.key_warned_at.clone();
-    // A crash between the two leaves the state file behind; its events come again, and the journal knows their orders.
-    if state.cursor.is_some() && state.mode.is_close_only() == merged.mode.is_close_only() {
+    // Take the lower cursor: its events come again, and the journal knows their orders. A crash may leave the state file
+    // behind, or with a cursor of the log before a restore, to which numbers above the journal's belong.
+    let is_lower = merged.cursor.is_none_or(|cursor| state.cursor.is_some_and(|other| other < cursor));
+    if is_lower && state.cursor.is_some() && state.mode.is_close_only() == merged.mode.is_close_only() {
         merged.set_cursor(state.cursor());
     }
     Ok(merged)

@@ -14,15 +14,17 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of `path`: the file `path.lock`, which is never removed. Does not block.
+    /// Takes the lock of `path`: the file `path.lock`, which is never removed. In a directory that cannot be written to,
+    /// where `path` cannot be replaced either, it is `path` itself. Does not block.
     pub(super) fn take(path: &Path) -> Result<Self, Error> {
-        let lock_path = with_suffix(path, ".lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .doing(format!("open the lock file {}", lock_path.display()))?;
+        let mut lock_path = with_suffix(path, ".lock");
+        let mut opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        if opened.as_ref().is_err_and(is_irreplaceable)
+            && let Ok(file) = OpenOptions::new().write(true).open(path)
+        {
+            (lock_path, opened) = (path.to_owned(), Ok(file));
+        }
+        let file = opened.doing(format!("open the lock file {}", lock_path.display()))?;
         lock(&file, &lock_path, path)?;
         Ok(Self { _file: file })
     }

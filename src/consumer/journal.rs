@@ -20,6 +20,8 @@ const KEPT_LINES: usize = 200;
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    /// The file that was replaced at the start. Its lock stops a bot that opened it before that.
+    replaced: Option<File>,
     ledger: Ledger,
 }
 
@@ -39,7 +41,7 @@ impl Journal {
 
     /// Opens or creates the journal. Reads it whole, drops a torn last line, shortens old lines.
     ///
-    /// Locks the file itself too: under a bind mount or a hard link it has another name, and so another lock file.
+    /// Locks the file itself: under a bind mount or a hard link it has another name, so a lock file would be another one.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
         files::lock(&file, path, path)?;
@@ -53,7 +55,7 @@ impl Journal {
             text.truncate(whole);
         }
         let lines = parse(&text, path)?;
-        let mut journal = Self { path: path.to_owned(), file, ledger: Ledger::default() };
+        let mut journal = Self { path: path.to_owned(), file, replaced: None, ledger: Ledger::default() };
         if lines.is_empty() {
             let mut first = Line::new(Record::Journal);
             first.version = Some(VERSION);
@@ -107,7 +109,8 @@ impl Journal {
             return Ok(());
         }
         files::sync_directory(&self.path).doing(doing("shrink", &self.path))?;
-        self.file = OpenOptions::new().append(true).open(&self.path).doing(doing("open", &self.path))?;
+        let shorter_file = OpenOptions::new().append(true).open(&self.path).doing(doing("open", &self.path))?;
+        self.replaced = Some(std::mem::replace(&mut self.file, shorter_file));
         files::lock(&self.file, &self.path, &self.path)?;
         log::info!("shrunk the journal's old lines from {} to {} bytes", text.len(), shorter.len());
         Ok(())

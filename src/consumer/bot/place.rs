@@ -187,6 +187,13 @@ impl Bot<'_> {
                     self.journal.append(&Line::new(Record::Filled).order_key(&order).why(how), true)?;
                 }
                 Ended::Unfilled(why) => self.unfilled(&order, &why, None)?,
+                Ended::Unknown(why) => {
+                    let message = format!("{} was accepted, and its state is unknown: {why}", order.order_ref);
+                    match order.action {
+                        Action::Exit => self.alert_about(Reason::OutcomeUnknown, &message, &order),
+                        Action::Entry => log::error!("{message}"),
+                    }
+                }
             }
         }
         Ok(())

@@ -5,10 +5,11 @@ use std::fmt;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
+use super::super::alert::Reason;
 use super::super::clock;
 use super::super::decide::{Circumstances, Decision, Origin, decide, made_at};
 use super::super::follow::{FeedEvent, Follower};
-use super::super::ledger::{Ledger, Record};
+use super::super::ledger::{Ledger, Line, Record};
 use super::super::message::Connected;
 use super::super::order::{Action, Order, Signal};
 use super::super::recovery::{Recovery, Snapshot, read_snapshot};
@@ -99,8 +100,11 @@ pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>,
     });
     let missed =
         plan.signals.iter().map(|signal| describe(&signal.order(None, None), age_counts_from(signal), plan.now));
-    // In the order in which recovery would place them.
-    let mut lines: Vec<String> = waiting.chain(missed).collect();
+    let refused = plan.refused.iter().map(|(signal, difference)| {
+        format!("{} is refused, {}: {difference}", signal.order(None, None).order_ref, Reason::IdReused)
+    });
+    // First what recovery would place, in its order.
+    let mut lines: Vec<String> = waiting.chain(missed).chain(refused).collect();
     lines.push(format!("recovery would find: {plan}"));
     Ok(lines)
 }
@@ -137,6 +141,8 @@ fn age_counts_from(signal: &Signal) -> Option<Timestamp> {
 struct Plan {
     now: Timestamp,
     signals: Vec<Signal>,
+    /// With a known id and action and other facts, and what differs.
+    refused: Vec<(Signal, String)>,
     waiting: usize,
     stale: usize,
     unusable: usize,
@@ -144,8 +150,10 @@ struct Plan {
 
 impl Plan {
     fn new(options: &BotOptions, ledger: &Ledger, snapshot: &Snapshot) -> Self {
-        let now = Timestamp::now();
-        let mut plan = Self { now, signals: Vec::new(), waiting: ledger.open().count(), stale: 0, unusable: 0 };
+        let (now, waiting) = (Timestamp::now(), ledger.open().count());
+        let mut plan = Self { now, signals: Vec::new(), refused: Vec::new(), waiting, stale: 0, unusable: 0 };
+        // Two rows may have the same id: `signal` need not have a primary key.
+        let mut ledger = ledger.clone();
         for row in &snapshot.rows {
             let Ok(signal) = read_row(row) else {
                 plan.unusable += 1;
@@ -158,10 +166,16 @@ impl Plan {
                 made_at: age_counts_from(&signal),
                 now,
             };
-            match decide(ledger, &signal, &circumstances) {
+            let decision = decide(&ledger, &signal, &circumstances);
+            if matches!(decision, Decision::Place | Decision::Stale(_)) {
+                // It fails only for lines without an id and an action.
+                let _ = ledger.apply(&Line::new(Record::Stale).signal(&signal));
+            }
+            match decision {
                 Decision::Place => plan.signals.push(signal),
                 Decision::Stale(_) => plan.stale += 1,
-                _ => {}
+                Decision::Conflict(difference) => plan.refused.push((signal, difference)),
+                Decision::PassOver | Decision::Blocked => {}
             }
         }
         plan
@@ -176,7 +190,11 @@ impl fmt::Display for Plan {
         if let Some(oldest) = self.signals.iter().filter_map(age_counts_from).min() {
             write!(f, ", the oldest {} old", age(oldest, self.now))?;
         }
-        write!(f, "), {} waiting in the journal, {} too old, {} unusable rows", self.waiting, self.stale, self.unusable)
+        let (waiting, stale, refused, unusable) = (self.waiting, self.stale, self.refused.len(), self.unusable);
+        write!(
+            f,
+            "), {waiting} waiting in the journal, {stale} too old, {refused} with an id used again, {unusable} unusable rows"
+        )
     }
 }
 

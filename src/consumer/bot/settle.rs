@@ -14,8 +14,6 @@ use crate::logging::LIMITED;
 
 /// Longest wait before the bot asks a broker that is away again, even if the feed's back-off is longer.
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// If an order's outcome is unknown, a broker that is away for longer than this raises a CRITICAL alert.
-const AWAY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the bot waits for, and why.
 #[derive(Debug)]
@@ -90,7 +88,8 @@ impl Bot<'_> {
                     // A program may fail like this every time: from the second time on the bot waits, with one alert.
                     let answer = self.ask(&intent)?;
                     // After a while an unknown order is worse than a broker that is away.
-                    let answer = answer.map(|wait| if began.elapsed() < AWAY_PATIENCE { wait } else { wait.unknown() });
+                    let answer = answer
+                        .map(|wait| if began.elapsed() < self.options.away_patience { wait } else { wait.unknown() });
                     answer.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
                 }
                 open => match (self.broker.connected(), open) {

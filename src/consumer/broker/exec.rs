@@ -11,6 +11,7 @@ use crate::consumer::clock;
 use crate::consumer::files::with_suffix;
 use crate::consumer::json;
 use crate::consumer::order::{Order, Request};
+use crate::consumer::stop::Stop;
 use crate::error::{Doing, Error};
 use crate::logging::LIMITED;
 use crate::program::{self, Ended, Group};
@@ -36,6 +37,7 @@ pub struct ExecBroker {
     /// A file that tells the next bot which program was running if this bot is killed.
     running: PathBuf,
     leftover: Option<Running>,
+    stop: Stop,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,31 +55,39 @@ struct Run {
 
 impl ExecBroker {
     /// Sends orders to `program`, which has `timeout` for each. The broker keeps a file of its own beside the journal.
+    /// Asking `stop` ends the wait for a program that a killed bot left running, but not the order in hand.
     ///
     /// # Errors
     /// If the program's path cannot be made absolute.
-    pub fn open(program: &Path, timeout: Duration, journal: &Path) -> Result<Self, Error> {
+    pub fn open(program: &Path, timeout: Duration, journal: &Path, stop: Stop) -> Result<Self, Error> {
         let running = with_suffix(journal, ".running");
         let program = std::path::absolute(program).doing(format!("find {}", program.display()))?;
         // If a crash tore the file, the program had not got its order yet.
         let leftover = fs::read(&running).ok().and_then(|bytes| json::object_from_bytes(&bytes).ok());
-        Ok(Self { program, timeout, running, leftover })
+        Ok(Self { program, timeout, running, leftover, stop })
     }
 
     /// Waits for the program of a killed bot, for the rest of its time, and then kills it.
-    fn outwait_leftover(&mut self) {
-        let Some(leftover) = self.leftover.take() else { return };
+    ///
+    /// # Errors
+    /// If the bot is to stop before that.
+    fn outwait_leftover(&mut self) -> Result<(), String> {
+        let Some(leftover) = &self.leftover else { return Ok(()) };
         if leftover.group.is_alive() {
             log::warn!("waiting for the program that the previous bot left running for {}", leftover.order_ref);
             let started = clock::instant(&leftover.started_at).unwrap_or_else(jiff::Timestamp::now);
             let age = Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default();
-            leftover.group.outwait(self.timeout.saturating_sub(age));
+            if !leftover.group.outwait(self.timeout.saturating_sub(age), || self.stop.is_asked()) {
+                return Err(format!("the program of the previous bot still runs for {}", leftover.order_ref));
+            }
         }
+        self.leftover = None;
+        Ok(())
     }
 
     /// `Err` if the program certainly got no order.
     fn run(&mut self, order: &Order, request: Request) -> Result<Run, String> {
-        self.outwait_leftover();
+        self.outwait_leftover()?;
         let child = program::start_heard(&self.program)
             .map_err(|error| format!("start {}: {error}", self.program.display()))?;
         let group = program::group_of(&child);

@@ -65,13 +65,15 @@ pub struct Attempt {
     pub resent: bool,
 }
 
-/// How an order that the broker had accepted ended.
+/// What became of an order that the broker had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// It was filled.
     Filled(String),
     /// It was not filled, or only in part.
     Unfilled(String),
+    /// It may have ended: the broker does not say. The order is still followed.
+    Unknown(String),
 }
 
 /// A broker. Its calls block, each for a time that the implementation bounds.
@@ -99,7 +101,7 @@ pub trait Broker {
         let _ = (order_id, order);
     }
 
-    /// The next followed order that has ended. Does not block.
+    /// The next followed order that has ended, or whose state became unknown. Does not block.
     fn next_ended(&mut self) -> Option<(i64, Ended)> {
         None
     }

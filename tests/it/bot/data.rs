@@ -259,10 +259,16 @@ fn repeated_messages_of_a_feed_do_not_fill_the_log_and_no_line_is_long() {
     for _ in 0..2000 {
         stream.send(&flood);
     }
+    for number in 0..40 {
+        stream.send(&format!("event: signal\ndata: nonsense {number}\n\n"));
+    }
     stream.insert(6, &row(1, "entry").replace("\"id\": 1,", &format!("\"id\": \"{}\",", "z".repeat(1 << 20))));
     stream.insert(7, &row(2, "entry"));
-    place.wait_cursor(7);
+    stream.system("{\"reason\":\"quarantined\",\"feed_seq\":8,\"prev_seq\":7,\"error\":\"bad\"}");
+    place.wait_cursor(8);
     let log = place.read("log");
+    // Repeated alerts are summarised, and they do not hide one of another kind.
+    assert!(log.matches("CRITICAL unusable_event").count() < 20 && log.contains("CRITICAL quarantined"), "{log}");
     assert!(log.len() < 100_000, "{} bytes", log.len());
     assert!(log.lines().all(|line| line.len() <= 4096));
     assert!(log.contains("sf-2-entry placed: BUY 100 ACME at 12.50"), "{log}");
@@ -366,24 +372,34 @@ fn a_journal_that_can_be_appended_to_but_not_replaced_is_a_warning() {
     if !may_mount() {
         return;
     }
-    let (feed, place) = (Feed::new(), Place::new());
-    begin_in_2020(&place);
-    // Long enough to be shrunk at the start.
-    let line = "{\"record\":\"cursor\",\"time\":\"2020-01-01T00:00:00Z\",\"feed_seq\":5}\n";
-    let journal = place.read("trader-bot.journal") + &line.repeat(1000);
-    std::fs::write(place.path("trader-bot.journal"), journal).unwrap();
-    std::fs::write(place.path("trader-bot.state"), "").unwrap();
-    let bind = "mount --bind trader-bot.journal trader-bot.journal && mount --bind trader-bot.state trader-bot.state";
-    let mut child = mounted(&place, bind, &["--feed-url", &feed.url]);
-    let mut stream = feed.open(5);
-    stream.insert(6, &row(1, "entry"));
-    place.wait_cursor(6);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(place.paper(), ["sf-1-entry"]);
-    let log = place.read("log");
-    assert!(log.contains("shrink the journal") && log.contains("replace the state file"), "{log}");
-    // The bot can continue with the files it wrote.
-    let _bot = place.start(&feed.url, &[]);
-    assert_eq!(feed.accept().cursor(), Some(6));
+    // Mounted in place, and into a directory that is read-only.
+    let in_place = "for f in journal state; do mount --bind trader-bot.$f trader-bot.$f || exit 9; done";
+    let read_only = "mkdir ro && mount --bind ro ro && for f in journal state paper; do touch ro/trader-bot.$f && \
+                     mount --bind trader-bot.$f ro/trader-bot.$f || exit 9; done; mount -o remount,bind,ro ro";
+    for (mount, journal, state) in [
+        (in_place, "trader-bot.journal", "trader-bot.state"),
+        (read_only, "ro/trader-bot.journal", "ro/trader-bot.state"),
+    ] {
+        let (feed, place) = (Feed::new(), Place::new());
+        begin_in_2020(&place);
+        // Long enough to be shrunk at the start.
+        let line = "{\"record\":\"cursor\",\"time\":\"2020-01-01T00:00:00Z\",\"feed_seq\":5}\n";
+        let text = place.read("trader-bot.journal") + &line.repeat(1000);
+        std::fs::write(place.path("trader-bot.journal"), text).unwrap();
+        std::fs::write(place.path("trader-bot.state"), "").unwrap();
+        std::fs::write(place.path("trader-bot.paper"), "").unwrap();
+        let options = ["--feed-url", &feed.url, "--journal", journal, "--state-file", state];
+        let mut child = mounted(&place, mount, &options);
+        let mut stream = feed.open(5);
+        stream.insert(6, &row(1, "entry"));
+        place.wait_cursor(6);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(place.paper(), ["sf-1-entry"]);
+        let log = place.read("log");
+        assert!(log.contains("shrink the journal") && log.contains("replace the state file"), "{log}");
+        // The next bot continues from what was written.
+        let _bot = place.start(&feed.url, &[]);
+        assert_eq!(feed.accept().cursor(), Some(6));
+    }
 }

@@ -1,5 +1,7 @@
 //! `--broker exec:PROGRAM`: the meaning of each exit code; no order is ever sent twice.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use super::feed::{Feed, row, time_of};
@@ -206,9 +208,16 @@ fn a_program_that_outlived_a_killed_bot_is_waited_for_before_its_order_is_looked
     stream.insert(6, &row(1, "entry"));
     until("the program runs", || place.path("begun").exists().then_some(()));
     bot.kill();
-    let _bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
-    place.wait_log("waiting for the program that the previous bot left running for sf-1-entry");
+    let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+    let waits = "waiting for the program that the previous bot left running for sf-1-entry";
+    place.wait_log(waits);
     assert_eq!(asked(&place), [order("sf-1-entry")]);
+    // SIGTERM ends the wait, and the next bot waits again.
+    let began = Instant::now();
+    bot.stop();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let _bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+    until("the next bot waits", || (place.read("log").matches(waits).count() == 2).then_some(()));
     std::fs::write(place.path("go"), "").unwrap();
     let request = feed.accept();
     assert_eq!(request.cursor(), Some(5));

@@ -59,6 +59,29 @@ fn an_older_state_file_repeats_events_and_no_order() {
 }
 
 #[test]
+fn a_cursor_of_the_log_before_a_restore_does_not_win() {
+    let feed = Feed::new();
+    let place = worked(&feed, true);
+    // As after a kill between the journal's line of event 6 and the state file.
+    let old = place.read("trader-bot.state").replace("\"cursor\":6", "\"cursor\":1000");
+    fs::write(place.path("trader-bot.state"), old).unwrap();
+    let _bot = place.start(&feed.url, &[]);
+    assert_eq!(feed.accept().cursor(), Some(6));
+}
+
+#[test]
+fn a_bot_that_ends_while_it_enters_close_only_mode_has_raised_the_alert() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    place.wait_cursor(5);
+    fs::create_dir(place.path("trader-bot.state.tmp")).unwrap();
+    stream.system("{\"reason\":\"history_rewritten\",\"cursor\":5,\"head\":5}");
+    assert_eq!(bot.exit_code(), Some(1));
+    place.wait_alert("history_rewritten");
+}
+
+#[test]
 fn a_lost_journal_beside_a_state_file_ends_the_bot() {
     for how in ["removed", "emptied", "torn in its first line"] {
         let feed = Feed::new();
@@ -107,6 +130,8 @@ fn a_second_bot_on_the_same_journal_or_state_file_is_refused() {
         let mut second = place.start(&feed.url, &files);
         assert_eq!(second.exit_code(), Some(1), "{files:?}");
     }
+    let mut same = place.start(&feed.url, &["--state-file", "alias", "--journal", "trader-bot.journal"]);
+    assert_eq!(same.exit_code(), Some(2), "one file for both");
     assert_eq!(place.read("log").matches("another trader-bot is running").count(), 5, "{}", place.read("log"));
     assert!(first.is_running());
 }

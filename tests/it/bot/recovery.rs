@@ -281,10 +281,14 @@ fn a_dry_run_prints_what_recovery_would_place_and_changes_nothing() {
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{printed}{}", place.read("log"));
     let lines: Vec<&str> = printed.lines().collect();
-    assert_eq!(lines.len(), 3, "{printed}");
+    assert_eq!(lines.len(), 4, "{printed}");
     assert!(lines[0].starts_with("sf-w-exit ") && lines[0].ends_with(" old, waits in the journal"), "{printed}");
     assert!(lines[1].starts_with(&format!("sf-{missed}-exit ")) && lines[1].ends_with("2h 5m old"), "{printed}");
-    assert!(lines[2].contains("1 orders to place (0 entries, 1 exits, the oldest 2h 5m old), 1 waiting"), "{printed}");
+    // The order was of another symbol.
+    let refused = format!("sf-{known}-entry is refused, id_reused: symbol KNOWN instead of ACME");
+    assert!(lines[2].starts_with(&refused), "{printed}");
+    assert!(lines[3].contains("1 orders to place (0 entries, 1 exits, the oldest 2h 5m old), 1 waiting"), "{printed}");
+    assert!(lines[3].contains("1 with an id used again"), "{printed}");
     assert_eq!(files(), before);
     // A dry run creates no files.
     let empty = Place::new();

@@ -27,6 +27,7 @@ fn wrong_usage_is_one_line_that_names_option_value_and_what_is_allowed() {
         (with(&["--log-level", "loud"]), vec!["--log-level", "loud", "debug"]),
         (with(&["--recovery"]), vec!["--recovery", "--database-url"]),
         (with(&["--state-file", "trader-bot.journal"]), vec!["--journal", "--state-file"]),
+        (with(&["--journal", "x", "--state-file", "./x"]), vec!["--journal x", "--state-file"]),
         (with(&["--no-such-option"]), vec!["--no-such-option", "--help"]),
         (with(&["--read-timeout", "-1s"]), vec!["--read-timeout", "-1s", "expected a duration"]),
         (with(&["--backoff-min", "1h"]), vec!["--backoff-min"]),

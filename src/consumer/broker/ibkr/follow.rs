@@ -17,6 +17,8 @@ pub(super) struct Followed {
     pub(super) quantity: f64,
     /// Since when the lists have not shown it.
     pub(super) missing_since: Option<Instant>,
+    /// The bot was told that its state is unknown.
+    pub(super) is_unknown: bool,
 }
 
 impl IbkrBroker {
@@ -65,6 +67,7 @@ impl IbkrBroker {
         let lists = match self.lists(Scope::All, Instant::now() + self.timeout) {
             Ok(lists) => lists,
             Err(why) => {
+                self.unknown_without_lists(&why);
                 self.leave_unless_silent();
                 return Err(why);
             }
@@ -83,13 +86,38 @@ impl IbkrBroker {
         Ok(())
     }
 
+    /// Reports orders whose state only the lists could show. A gateway that is known to be away is not silent: it says
+    /// so, and the bot waits for it. But an error about an order is never left unsaid.
+    fn unknown_without_lists(&mut self, why: &str) {
+        let is_silent = self.connection.as_ref().is_some_and(|connection| connection.trouble.is_none());
+        let is_silent = is_silent && !self.stop.is_asked();
+        let ids: Vec<i64> = self.followed.keys().copied().collect();
+        for order_id in ids {
+            let refusal = self.heard.get(&order_id).and_then(|heard| heard.refusal());
+            let why = refusal
+                .map(|refusal| format!("{}; {why}", refusal.why()))
+                .or_else(|| is_silent.then(|| why.to_owned()));
+            if let Some(why) = why {
+                self.unknown(order_id, why);
+            }
+        }
+    }
+
+    /// Reports an order as unknown, once until a list shows it open.
+    fn unknown(&mut self, order_id: i64, why: String) {
+        let Some(followed) = self.followed.get_mut(&order_id) else { return };
+        if !std::mem::replace(&mut followed.is_unknown, true) {
+            self.ended.push_back((order_id, Ended::Unknown(why)));
+        }
+    }
+
     fn look_at_one(&mut self, order_id: i64, lists: &Lists) {
         let Some(followed) = self.followed.get_mut(&order_id) else { return };
         let heard = self.heard.entry(order_id).or_default();
         let found = lists.find(&followed.reference, Some(order_id));
         let executed = match &found {
             Found::Open(_) => {
-                followed.missing_since = None;
+                (followed.missing_since, followed.is_unknown) = (None, false);
                 heard.forgive();
                 return;
             }
@@ -109,8 +137,7 @@ impl IbkrBroker {
             return self.end(order_id, Ended::Unfilled(why));
         }
         if let Some(why) = &lists.gap {
-            log::warn!("{}: {why}", followed.reference);
-            return;
+            return self.unknown(order_id, why.clone());
         }
         if followed.missing_since.is_some_and(|since| since.elapsed() >= LOOK_APART) {
             let why =

@@ -165,7 +165,7 @@ impl Broker for IbkrBroker {
     fn follow(&mut self, order_id: i64, order: &Order) {
         let quantity = request::number(&order.quantity).unwrap_or_default();
         let reference = order.order_ref.clone();
-        self.followed.insert(order_id, Followed { reference, quantity, missing_since: None });
+        self.followed.insert(order_id, Followed { reference, quantity, missing_since: None, is_unknown: false });
     }
 
     fn next_ended(&mut self) -> Option<(i64, Ended)> {

@@ -53,13 +53,16 @@ fn a_gateway_that_became_read_only_keeps_an_unknown_order_waiting() {
     world.wait_sent(&["sf-1-exit", "sf-2-exit"]);
     bot.kill();
     world.gateway.state().read_only = true;
-    let _bot = world.start();
+    let _bot = world.start_with_timeout("1s");
     assert!(world.alert("broker_away").contains("Read-Only mode"));
+    // After twice the broker's time-out the order that nobody can look up is an alert.
+    assert!(world.alert("outcome_unknown").contains("sf-2-exit"));
     world.gateway.state().read_only = false;
     world.place.wait_cursor(cursor);
     world.trade(3, "exit");
     assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit", "sf-3-exit"]);
-    assert_eq!(world.place.alerts(), [("WARNING".to_owned(), "broker_away".to_owned())]);
+    let alerts = [("WARNING", "broker_away"), ("CRITICAL", "outcome_unknown")];
+    assert_eq!(world.place.alerts(), alerts.map(|(level, reason)| (level.to_owned(), reason.to_owned())));
 }
 
 #[test]

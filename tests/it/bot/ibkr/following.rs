@@ -145,3 +145,32 @@ fn an_accepted_exit_that_vanished_during_an_outage_is_an_alert() {
     world.trade(3, "exit");
     assert!(!world.place.journal_has("unfilled", 2));
 }
+
+#[test]
+fn an_accepted_exit_whose_state_the_gateway_does_not_tell_is_one_alert() {
+    let world = World::new();
+    let _bot = world.start_with_timeout("1s");
+    world.trade(1, "exit");
+    world.gateway.state().silent_lists = true;
+    world.gateway.close();
+    assert!(world.alert("outcome_unknown").contains("sf-1-exit"));
+    // The bot leaves a gateway that does not answer: here for the second time.
+    world.place.wait("more connections", || world.gateway.state().connections > 3);
+    world.gateway.state().silent_lists = false;
+    world.trade(2, "exit");
+    assert_eq!(world.place.count_alerts("outcome_unknown"), 1);
+    assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit"]);
+}
+
+#[test]
+fn an_error_about_an_accepted_exit_is_an_alert_although_the_lists_cannot_be_read() {
+    let world = World::new();
+    let _bot = world.start_with_timeout("1s");
+    world.trade(1, "exit");
+    world.gateway.state().read_only = true;
+    world.gateway.error(201, "Order rejected - reason: margin");
+    assert!(world.alert("outcome_unknown").contains("201: Order rejected - reason: margin"));
+    world.gateway.set_status("sf-1-exit", "Inactive", 0);
+    world.gateway.state().read_only = false;
+    assert!(world.alert("exit_unfilled").contains("sf-1-exit"));
+}

@@ -57,8 +57,12 @@ impl World {
     }
 
     fn start(&self) -> Bot {
+        self.start_with_timeout("3s")
+    }
+
+    fn start_with_timeout(&self, timeout: &str) -> Bot {
         let broker = format!("ibkr:{}", self.gateway.address);
-        self.place.start(&self.url, &["--broker", &broker, "--broker-timeout", "3s"])
+        self.place.start(&self.url, &["--broker", &broker, "--broker-timeout", timeout])
     }
 
     /// The next event; returns the cursor of a bot that has handled it.
