@@ -3,6 +3,7 @@
 //! One thread does it all, one event at a time: journal the intent, place, journal the outcome, then move the cursor.
 //! Before it sends or consumes anything, it settles every open order with the broker.
 
+mod files;
 mod place;
 mod recover;
 mod settle;
@@ -14,19 +15,20 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use self::files::{Files, reconcile};
+use super::address::Cursor;
 use super::alert::{Alerts, Level, Reason};
 use super::broker::Broker;
 use super::clock;
-use super::files::{self, Lock};
+use super::files::Lock;
 use super::follow::{Alarm, End, FeedEvent, FollowOptions, Follower, Interruption};
 use super::journal::Journal;
-use super::ledger::{Ledger, Line, Record};
+use super::line::{Line, Record};
 use super::message::{Connected, Missed, Quarantined};
 use super::order::Order;
 use super::recovery::Recovery;
-use super::state::{Found, Mode, State, StateFile};
+use super::state::{Mode, State, StateFile};
 use super::stop::Stop;
-use super::stream::Cursor;
 use crate::error::Error;
 use crate::logging::{self, LIMITED};
 use crate::text::{self, clip};
@@ -123,42 +125,6 @@ struct Bot<'a> {
     unreadable: HashSet<u64>,
     key_expires_at: Option<Timestamp>,
     _lock: Lock,
-}
-
-/// The bot's two files, resolved.
-struct Files {
-    state: PathBuf,
-    journal: PathBuf,
-}
-
-impl Files {
-    fn find(options: &BotOptions) -> Result<Self, Error> {
-        let files = Self { state: files::resolved(&options.state_file)?, journal: files::resolved(&options.journal)? };
-        if files.state == files.journal {
-            let file = options.journal.display();
-            return Err(Error::Usage(format!("--journal {file}: expected another file than --state-file")));
-        }
-        files::require_plain(&files.state)?;
-        files::require_plain(&files.journal)?;
-        Ok(files)
-    }
-
-    /// Reads the state file. If there is one, there must be a journal too.
-    fn load_state(&self, state_file: &StateFile) -> Result<Found, Error> {
-        if files::is_empty(&self.state) && files::is_empty(&self.journal) {
-            return Ok(Found::Nothing);
-        }
-        let found = state_file.load()?;
-        if found != Found::Nothing && !Journal::exists(&self.journal)? {
-            return Err(Error::Failed(format!(
-                "the journal {} is lost, but the state file {} is there: restore the journal, or remove the state file \
-                 to start anew; then orders already placed may be placed again",
-                self.journal.display(),
-                self.state.display()
-            )));
-        }
-        Ok(found)
-    }
 }
 
 impl<'a> Bot<'a> {
@@ -411,40 +377,4 @@ impl<'a> Bot<'a> {
     fn alert_about(&mut self, reason: Reason, message: &str, order: &Order) {
         self.alerts.raise(Level::Critical, reason, message, Some(order));
     }
-}
-
-/// Merges state file and journal. They differ after a crash between the two writes; the journal is written first.
-fn reconcile(found: Found, ledger: &Ledger) -> Result<State, Error> {
-    let mut merged = State::default();
-    merged.feed_id.clone_from(&ledger.feed_id);
-    merged.mode.clone_from(&ledger.mode);
-    merged.set_cursor(ledger.cursor.clone());
-    let state = match found {
-        Found::State(state) => state,
-        Found::Torn(why) => {
-            log::warn!("cannot read the state file ({why}): taking cursor and mode from the journal");
-            return Ok(merged);
-        }
-        Found::Nothing => {
-            if merged.cursor.is_some() {
-                log::warn!("there is no state file: taking cursor and mode from the journal");
-            }
-            return Ok(merged);
-        }
-    };
-    if let (Some(one), Some(other)) = (&state.feed_id, &merged.feed_id)
-        && one != other
-    {
-        return Err(Error::Failed(format!(
-            "the state file belongs to the log {one}, but the journal to the log {other}: they are from different bots"
-        )));
-    }
-    merged.key_warned_at = state.key_warned_at.clone();
-    // Take the lower cursor: its events come again, and the journal knows their orders. A crash may leave the state file
-    // behind, or with a cursor of the log before a restore, to which numbers above the journal's belong.
-    let is_lower = merged.cursor.is_none_or(|cursor| state.cursor.is_some_and(|other| other < cursor));
-    if is_lower && state.cursor.is_some() && state.mode.is_close_only() == merged.mode.is_close_only() {
-        merged.set_cursor(state.cursor());
-    }
-    Ok(merged)
 }

@@ -8,10 +8,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::address::{ApiKey, Cursor, FeedUrl};
 use super::backoff::Backoff;
 use super::message::{Connected, Message, Missed, Quarantined, SignalEvent};
 use super::stop::Stop;
-use super::stream::{ApiKey, Client, Cursor, FeedUrl, Stream, StreamError, TURN};
+use super::stream::{Client, Stream, StreamError, TURN};
 
 /// After a stream this old the back-off starts again from its minimum. (If `backoff_max` is shorter, that counts.)
 const LASTED: Duration = Duration::from_secs(10);

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::files;
 use super::json;
-use super::ledger::{Ledger, Line, Record, VERSION};
+use super::ledger::Ledger;
+use super::line::{Line, Record, VERSION};
 use crate::error::{Doing, Error};
 
 /// So many of the newest lines stay as they are when older ones are shortened.
@@ -160,10 +161,10 @@ fn doing(verb: &str, path: &Path) -> String {
 mod tests {
     use serde_json::value::RawValue;
 
-    use super::super::ledger::intent_line;
+    use super::super::address::Cursor;
+    use super::super::line::intent_line;
     use super::super::order::Signal;
     use super::super::state::Mode;
-    use super::super::stream::Cursor;
     use super::*;
     use proptest::prelude::*;
 

@@ -4,12 +4,14 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`stream`] | one HTTP connection, and its answer |
+//! | `address`, [`stream`] | one HTTP connection, and its answer |
 //! | [`sse`] | bytes to events |
 //! | [`message`] | events to signals and messages about the stream |
 //! | [`follow`] | proves that nothing is missing, reconnects after every interruption ([`backoff`]) |
 //! | [`bot`] | decides what to place, and settles open orders |
+//! | `decide` | whether it places an order for a signal |
 //! | [`order`], [`broker`] | the order, and where it goes |
+//! | `line`, `ledger`, `journal` | each fact on one line; what the lines add up to; the file |
 //! | [`state`] | cursor and mode; the bot can continue from the journal alone |
 //! | [`recovery`] | catches up from the database |
 //!
@@ -49,6 +51,7 @@
 //! }
 //! ```
 
+mod address;
 mod alert;
 pub mod backoff;
 pub mod bot;
@@ -60,6 +63,7 @@ pub mod follow;
 mod journal;
 mod json;
 mod ledger;
+mod line;
 pub mod message;
 pub mod order;
 pub mod recovery;

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::time::Duration;
 
 /// The largest block that is accepted: the feed's limit of 16 MiB, and room for a proxy that reformats it.
 pub const MAX_BLOCK_BYTES: usize = 17 << 20;
@@ -50,7 +49,6 @@ pub struct Parser {
     data: String,
     id: String,
     has_own_id: bool,
-    retry: Option<Duration>,
     ready: VecDeque<Event>,
     max_block_bytes: usize,
     too_large: bool,
@@ -73,7 +71,6 @@ impl Parser {
             data: String::new(),
             id: String::new(),
             has_own_id: false,
-            retry: None,
             ready: VecDeque::new(),
             max_block_bytes,
             too_large: false,
@@ -106,11 +103,6 @@ impl Parser {
     /// The next complete event, oldest first.
     pub fn next_event(&mut self) -> Option<Event> {
         self.ready.pop_front()
-    }
-
-    /// The reconnection time that the stream asked for last.
-    pub fn retry(&self) -> Option<Duration> {
-        self.retry
     }
 
     fn extend_line(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
@@ -153,10 +145,7 @@ impl Parser {
                 value.clone_into(&mut self.id);
                 self.has_own_id = true;
             }
-            "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
-                self.retry = Some(Duration::from_millis(value.parse().unwrap_or(u64::MAX)));
-            }
-            // A comment (the empty field) or an unknown field.
+            // A comment (the empty field), `retry` (the follower has its own back-off), or an unknown field.
             _ => {}
         }
     }
@@ -227,15 +216,6 @@ mod tests {
             parse(b"id: 5\n\nid: 6\0\ndata: x\n\nid\ndata: y\n\n"),
             [triple("message", "x", "5"), triple("message", "y", "")]
         );
-    }
-
-    #[test]
-    fn retry_takes_digits_only() {
-        let mut parser = Parser::default();
-        parser.push(b"retry: 2500\nretry: -1\nretry: 1s\nretry:\nretry: 1.5\n").unwrap();
-        assert_eq!(parser.retry(), Some(Duration::from_millis(2500)));
-        parser.push(b"retry: 99999999999999999999999\n").unwrap();
-        assert_eq!(parser.retry(), Some(Duration::from_millis(u64::MAX)));
     }
 
     #[test]

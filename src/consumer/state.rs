@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::stream::Cursor;
+use super::address::Cursor;
 use super::{files, json};
 use crate::error::{Doing, Error};
 

@@ -2,13 +2,13 @@
 
 use jiff::Timestamp;
 
+use super::super::address::Cursor;
 use super::super::alert::Reason;
 use super::super::broker::{Ended, Placing};
 use super::super::decide::{Circumstances, Decision, Origin, decide, made_at};
-use super::super::ledger::{Line, Record, intent_line};
+use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
 use super::super::order::{Action, Order, Signal};
-use super::super::stream::Cursor;
 use super::settle::{Acted, Unsent, Wait};
 use super::{Bot, Halt};
 use crate::error::Error;
@@ -106,26 +106,20 @@ impl Bot<'_> {
             Placing::Placed => {
                 self.placed(order, intent.order_id, None, cursor)?;
                 log::info!("{} placed: {}", order.order_ref, order.terms());
-                Ok(Acted::Done { sync: true })
             }
-            Placing::Rejected(why) => {
-                self.rejected(order, &why, cursor)?;
-                Ok(Acted::Done { sync: true })
-            }
-            Placing::Unfilled(why) => {
-                self.unfilled(order, &why, cursor)?;
-                Ok(Acted::Done { sync: true })
-            }
+            Placing::Rejected(why) => self.rejected(order, &why, cursor)?,
+            Placing::Unfilled(why) => self.unfilled(order, &why, cursor)?,
             Placing::Away(why) => {
                 self.journal.append(&Line::new(Record::Unsent).order_key(order).why(clip(&why)), true)?;
-                Ok(Acted::Wait(Wait::away(why)))
+                return Ok(Acted::Wait(Wait::away(why)));
             }
-            Placing::Unknown(why) => self.unknown(order, &why, None),
-            Placing::Broke(why) => self.unknown(order, &why, Some(true)),
+            Placing::Unknown(why) => return self.unknown(order, &why, None),
+            Placing::Broke(why) => return self.unknown(order, &why, Some(true)),
         }
+        Ok(Acted::Done { sync: true })
     }
 
-    /// Asks the broker about it at once. Raises an alert if there is no answer.
+    /// Journals that the outcome is unknown. [`Bot::settle`] then asks the broker.
     fn unknown(&mut self, order: &Order, why: &str, broke: Option<bool>) -> Result<Acted, Error> {
         log::warn!("{}: {why}; asking the broker whether it has the order", order.order_ref);
         let mut line = Line::new(Record::Unknown).order_key(order).why(clip(why));

@@ -5,17 +5,21 @@ use std::fmt;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
+use super::super::address::Cursor;
 use super::super::alert::Reason;
 use super::super::clock;
 use super::super::decide::{Circumstances, Decision, Origin, decide, made_at};
 use super::super::follow::{FeedEvent, Follower};
-use super::super::ledger::{Ledger, Line, Record};
+use super::super::journal::Journal;
+use super::super::ledger::Ledger;
+use super::super::line::{Line, Record};
 use super::super::message::Connected;
 use super::super::order::{Action, Order, Signal};
 use super::super::recovery::{Recovery, Snapshot, read_snapshot};
+use super::super::state::{Mode, State, StateFile};
+use super::files::{Files, reconcile};
 use super::settle::{Acted, Unsent};
-use super::{Bot, BotOptions, Files, Halt, Journal, Mode, State, StateFile, reconcile};
-use crate::consumer::stream::Cursor;
+use super::{Bot, BotOptions, Halt};
 use crate::error::Error;
 
 impl Bot<'_> {

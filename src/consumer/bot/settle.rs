@@ -6,7 +6,8 @@ use super::super::alert::{Level, Reason};
 use super::super::backoff::Backoff;
 use super::super::broker::Lookup;
 use super::super::decide::{Origin, is_younger, made_at};
-use super::super::ledger::{Line, OpenIntent, Record};
+use super::super::ledger::OpenIntent;
+use super::super::line::{Line, Record};
 use super::super::order::{Action, Signal};
 use super::{Bot, Halt};
 use crate::error::Error;
@@ -142,13 +143,11 @@ impl Bot<'_> {
             Lookup::Has(order_id) => {
                 log::info!("{name}: the broker has it");
                 self.placed(order, order_id, Some("the broker was asked and has it"), None)?;
-                Ok(None)
             }
             Lookup::HasNot => {
                 log::info!("{name}: the broker certainly does not have it");
                 let line = Line::new(Record::Unsent).order_key(order).why("the broker was asked and does not have it");
                 self.journal.append(&line, true)?;
-                Ok(None)
             }
             Lookup::Lost => {
                 log::warn!(
@@ -157,27 +156,21 @@ impl Bot<'_> {
                 let mut line = Line::new(Record::Unsent).order_key(order).why("not in the broker's lists");
                 line.resent = Some(true);
                 self.journal.append(&line, true)?;
-                Ok(None)
             }
-            Lookup::Rejected(why) => {
-                self.rejected(order, &why, None)?;
-                Ok(None)
-            }
-            Lookup::Unfilled(why) => {
-                self.unfilled(order, &why, None)?;
-                Ok(None)
-            }
+            Lookup::Rejected(why) => self.rejected(order, &why, None)?,
+            Lookup::Unfilled(why) => self.unfilled(order, &why, None)?,
             Lookup::Broke(why) => {
                 if !intent.attempt.broke {
                     let mut line = Line::new(Record::Unknown).order_key(order).why(&why);
                     line.broke = Some(true);
                     self.journal.append(&line, true)?;
                 }
-                Ok(Some(Wait { reason: Reason::OutcomeUnknown, why }))
+                return Ok(Some(Wait { reason: Reason::OutcomeUnknown, why }));
             }
-            Lookup::Unknown(why) => Ok(Some(Wait { reason: Reason::OutcomeUnknown, why })),
-            Lookup::Away(why) => Ok(Some(Wait { reason: Reason::BrokerAway, why })),
+            Lookup::Unknown(why) => return Ok(Some(Wait { reason: Reason::OutcomeUnknown, why })),
+            Lookup::Away(why) => return Ok(Some(Wait::away(why))),
         }
+        Ok(None)
     }
 
     fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {

@@ -1,0 +1,144 @@
+//! The journal's lines: what each records, and its fields.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::address::Cursor;
+use super::clock;
+use super::order::{Action, Order, OrderKey, Request, Signal, id_text};
+use super::state::Mode;
+
+/// The version of the format, in the first line.
+pub(super) const VERSION: u32 = 1;
+
+/// What a journal line records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Record {
+    /// The first line: when the bot first started.
+    #[default]
+    Journal,
+    /// The log that everything here belongs to.
+    Bound,
+    /// The cursor moved, and nothing else happened.
+    Cursor,
+    /// An order is about to be placed.
+    Intent,
+    /// The broker has it.
+    Placed,
+    /// The broker refused it for good.
+    Rejected,
+    /// A placed order was filled.
+    Filled,
+    /// A placed order ended unfilled or partly filled.
+    Unfilled,
+    /// The broker certainly does not have it: it is placed as soon as the broker is back.
+    Unsent,
+    /// It is unknown whether the broker has it: the bot will ask.
+    Unknown,
+    /// An entry in close-only mode: never placed.
+    Blocked,
+    /// Too old, or from before the bot's time: never placed.
+    Stale,
+    /// A known id and action with another symbol, side or creation time: nothing was placed.
+    Conflict,
+    /// An event that the bot cannot use.
+    Unusable,
+    /// An event that the feed cannot deliver to any client.
+    Quarantined,
+    /// The mode changed.
+    Mode,
+    /// An old order, shrunk to what is still needed.
+    Known,
+}
+
+/// One line of the journal. Its fields depend on the record.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Line {
+    pub(super) record: Record,
+    pub(super) time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) version: Option<u32>,
+    /// In the last line about an event: the cursor moves here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) feed_seq: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) event_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) signal_id: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) action: Option<Action>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) symbol: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) side: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) created_at: Option<String>,
+    /// How an old order ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) outcome: Option<Record>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) why: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) feed_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mode: Option<Mode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) order: Option<Box<RawValue>>,
+    /// The order's number at a broker that numbers its orders. In the first line: the highest one ever used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) order_id: Option<i64>,
+    /// The connection broke before the broker said anything about the order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) broke: Option<bool>,
+    /// The order is sent again because the broker's lists did not show it. That happens at most once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resent: Option<bool>,
+}
+
+impl Line {
+    pub(super) fn new(record: Record) -> Self {
+        Self { record, time: clock::now_text(), ..Self::default() }
+    }
+
+    pub(super) fn at(mut self, cursor: Option<&Cursor>) -> Self {
+        self.feed_seq = cursor.map(|cursor| cursor.feed_seq);
+        self.event_time = cursor.and_then(|cursor| cursor.event_time.clone());
+        self
+    }
+
+    pub(super) fn why(mut self, why: impl Into<String>) -> Self {
+        self.why = Some(why.into());
+        self
+    }
+
+    pub(super) fn signal(mut self, signal: &Signal) -> Self {
+        self.signal_id = Some(signal.id.clone());
+        self.action = Some(signal.action);
+        self.symbol = Some(signal.symbol.clone());
+        self.side = Some(signal.side.clone());
+        self.created_at.clone_from(&signal.created_at);
+        self
+    }
+
+    /// An outcome needs only the order's key: the intent has the rest.
+    pub(super) fn order_key(mut self, order: &Order) -> Self {
+        self.signal_id = Some(order.signal_id.clone());
+        self.action = Some(order.action);
+        self
+    }
+
+    pub(super) fn key(&self) -> Option<OrderKey> {
+        Some(OrderKey { id: id_text(self.signal_id.as_ref()?)?, action: self.action? })
+    }
+}
+
+/// The line that comes before an order is placed.
+pub(super) fn intent_line(order: &Order, created_at: Option<String>) -> Line {
+    let mut line = Line::new(Record::Intent);
+    line.created_at = created_at;
+    line.order = RawValue::from_string(order.line(Request::Order)).ok();
+    line
+}
