@@ -4,13 +4,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 use super::address::Cursor;
 use super::broker::Attempt;
 use super::line::{Line, Record, VERSION, intent_line};
-use super::order::{Action, Order, OrderKey, Signal, id_text};
+use super::order::{Action, Order, OrderKey, Signal};
 use super::state::Mode;
 use super::{clock, json};
 
