@@ -57,9 +57,9 @@ fn assert_each_once(mut placed: Vec<String>, events: i64, kills: u32) {
 
 #[test]
 fn each_order_is_placed_exactly_once_however_often_the_bot_is_killed() {
-    const EVENTS: i64 = 3000;
+    const EVENTS: i64 = 1000;
     let place = Place::new();
-    let kills = kill_until_done(&place, EVENTS, &["--log-level", "warn"], Duration::from_millis(400));
+    let kills = kill_until_done(&place, EVENTS, &["--log-level", "warn"], Duration::from_millis(250));
     assert_each_once(place.paper(), EVENTS, kills);
     assert_eq!(place.alerts(), []);
 }

@@ -104,38 +104,37 @@ fn a_bot_that_was_away_longer_than_the_lookback_recovers_from_its_last_event() {
 
 #[test]
 fn a_recovery_that_might_miss_rows_ends_the_bot_before_any_order() {
-    type Prepare = fn(&Market);
-    let cases: [(&str, Prepare, &str); 5] = [
-        ("a delay", |_| {}, "delay"),
-        ("another log", |_| {}, "99999999-2222-3333-4444-555555555555"),
-        (
-            "no column",
-            |market| market.execute("alter table stock_market.signal drop column updated_at"),
-            "column updated_at",
-        ),
+    let market = Market::new();
+    market.signal("A", "entry", 5);
+    let alter = |how: &str| {
+        if !how.is_empty() {
+            market.execute(&format!("alter table stock_market.signal {how}"));
+        }
+    };
+    let other_log = "99999999-2222-3333-4444-555555555555";
+    // What is done to the table before, and undone after.
+    for (what, before, after, word) in [
+        ("a delay", "", "", "delay"),
+        ("another log", "", "", other_log),
+        ("row security", "enable row level security", "disable row level security", "row-level security"),
         (
             "a time without a zone",
-            |market| market.execute("alter table stock_market.signal alter created_at type timestamp"),
+            "alter created_at type timestamp",
+            "alter created_at type timestamptz",
             "signal.created_at to be of type timestamp with time zone",
         ),
-        (
-            "row security",
-            |market| market.execute("alter table stock_market.signal enable row level security"),
-            "row-level security",
-        ),
-    ];
-    for (what, prepare, word) in cases {
-        let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
-        market.signal("A", "entry", 5);
-        prepare(&market);
+        ("no column", "drop column updated_at", "", "column updated_at"),
+    ] {
+        let (feed, place) = (Feed::new(), Place::new());
+        alter(before);
         let mut bot = recover(&place, &feed, &market);
         let mut stream = feed.accept().open();
-        let other = "99999999-2222-3333-4444-555555555555".to_owned();
-        let feed_id = if what == "another log" { other } else { market.feed_id() };
+        let feed_id = if what == "another log" { other_log.to_owned() } else { market.feed_id() };
         stream.connected_as(&feed_id, 1, u32::from(what == "a delay") * 900, "null");
         assert_eq!(bot.exit_code(), Some(1), "{what}");
         assert!(place.read("log").lines().last().is_some_and(|line| line.contains(word)), "{}", place.read("log"));
         assert_eq!(place.paper(), Vec::<String>::new(), "{what}");
+        alter(after);
     }
 }
 

@@ -52,6 +52,12 @@ pub(super) struct Booked {
 }
 
 impl Booked {
+    /// One of the bot's, of which the gateway has said nothing.
+    pub(super) fn submitted(id: i64, reference: &str) -> Self {
+        let (reference, symbol, status) = (reference.to_owned(), "ACME".to_owned(), "Submitted".to_owned());
+        Self { id, client: BOT, reference, symbol, price: None, status, filled: 0 }
+    }
+
     fn is_open(&self) -> bool {
         !matches!(self.status.as_str(), "Filled" | "Cancelled" | "Inactive" | "ApiCancelled")
     }
