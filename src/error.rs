@@ -7,7 +7,7 @@ use std::io;
 
 use tokio_postgres::error::SqlState;
 
-pub use database::DatabaseError;
+pub use database::{DatabaseError, NEEDS_SESSIONS};
 
 /// Why a command failed. The text is one line with the whole cause, and never holds a secret.
 #[derive(Debug)]

@@ -3,18 +3,18 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::ServeOptions;
-use crate::db::{Connection, Settings};
+use crate::db::Settings;
 use crate::error::{Doing, Error};
 use crate::feed::reader::Reader;
 use crate::feed::reason::End;
-use crate::feed::threads::{self, CoreThread};
-use crate::feed::{Feed, keys, listen, upkeep};
+use crate::feed::{Feed, listen, threads, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, HttpConnection};
 use crate::listener::routes;
@@ -26,6 +26,8 @@ use crate::service::{self, ServiceManager};
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for the core threads at the end. One that still waits for the database is left behind.
 const JOIN_PATIENCE: Duration = Duration::from_millis(500);
+/// How often to check whether they have ended.
+const JOIN_LOOK: Duration = Duration::from_millis(2);
 /// Descriptors beside those of the connections: the database's, the listening sockets, standard ones.
 const OTHER_DESCRIPTORS: u64 = 128;
 
@@ -48,10 +50,11 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let (fatal, died) = bounded(1);
     let (feed, inlets) = Feed::new(options, &settings, fatal);
     let feed = Arc::new(feed);
-    let (wake, woken) = bounded(1);
-    feed.health.wake_on_change(wake.clone());
     let (changed_sender, changed) = bounded(1);
     feed.health.wake_on_change(changed_sender);
+    // A thread that waits for the database gives up when the server stops.
+    let watched_feed = feed.clone();
+    let settings = settings.with_watch(Some(Arc::new(move || !watched_feed.health.is_stopping())));
 
     // The operator's port answers from the start to the end.
     let mut running = Vec::new();
@@ -65,21 +68,15 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
         stop_operator = Some(stop);
     }
 
-    // The first attempt at the database ends before the server accepts clients, so a healthy server never answers 503.
-    first_attempt(&feed, &settings)?;
-
     let database = settings.clone();
-    running.push(threads::start(&feed, "reader", move |feed| {
-        Reader::new(feed, &database, woken).run();
-    })?);
+    running.push(threads::start(&feed, "reader", move |feed| Reader::new(feed, &database, inlets.woken).run())?);
     let database = settings.clone();
-    running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database, &wake))?);
-    running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, &settings, &inlets.records))?);
+    running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database))?);
+    running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, settings, &inlets.records))?);
     if let Some(program) = feed.options.alert_command.clone() {
         let quarantined = inlets.alerts;
         running.push(threads::start(&feed, "alerts", move |feed| ops::alerts::run(feed, program, &quarantined))?);
     }
-    feed.health.wait_tried(DATABASE_DEADLINE * 2);
     let limit = feed.options.max_clients.saturating_add(BESIDE_CLIENTS);
     let connections = Connections::new(limit, feed.stats.evicted.clone());
     let handler_feed = feed.clone();
@@ -88,7 +85,6 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     running.push(accept);
 
     let mut manager = ServiceManager::from_env();
-    manager.ready(&feed);
     let outcome = loop {
         select! {
             recv(stop) -> _ => break Ok(()),
@@ -125,11 +121,11 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
 /// Starts a thread that accepts connections. It ends when the returned pipe is dropped.
 fn accept<H>(
     feed: &Arc<Feed>,
-    name: &str,
+    name: &'static str,
     listeners: Vec<TcpListener>,
     connections: Arc<Connections>,
     handler: H,
-) -> Result<(CoreThread, OwnedFd), Error>
+) -> Result<(JoinHandle<()>, OwnedFd), Error>
 where
     H: Fn(&HttpConnection) + Clone + Send + 'static,
 {
@@ -156,28 +152,15 @@ fn operator_listener(address: Option<SocketAddr>) -> Result<Option<TcpListener>,
     Ok(Some(listener))
 }
 
-/// Checks the schema and reads the keys, if the database answers.
-fn first_attempt(feed: &Feed, settings: &Settings) -> Result<(), Error> {
-    let mut connection = match Connection::open(settings, "signal-feed start") {
-        Ok(connection) => connection,
-        Err(error) => {
-            log::warn!("connect to the database: {error}; starting without it, and retrying");
-            return Ok(());
-        }
-    };
-    match crate::db::migrate::check_schema(&mut connection) {
-        Ok(()) => {}
-        Err(Error::Database { cause, .. }) if !cause.is_statement_error() => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    keys::fill(feed, &mut connection).doing("read the keys")
-}
-
-fn join(threads: Vec<CoreThread>) {
+/// Waits up to [`JOIN_PATIENCE`] for the threads to end.
+fn join(threads: Vec<JoinHandle<()>>) {
     let until = Instant::now() + JOIN_PATIENCE;
     for thread in threads {
-        if let Err(name) = thread.join_until(until) {
-            log::debug!("thread {name} is left behind in a database call");
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(JOIN_LOOK);
+        }
+        if !thread.is_finished() {
+            log::debug!("thread {} is left behind in a database call", thread.thread().name().unwrap_or_default());
         }
     }
 }

@@ -18,6 +18,7 @@ pub(crate) const TURN_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct ServiceManager {
     is_told: bool,
     has_watchdog: bool,
+    is_ready: bool,
     status: String,
     reader_turns: u64,
 }
@@ -32,14 +33,13 @@ impl ServiceManager {
         }
     }
 
-    /// Reports that the server accepts connections.
-    pub(crate) fn ready(&mut self, feed: &Feed) {
-        self.tell(&[NotifyState::Ready]);
-        self.turn(feed);
-    }
-
-    /// Reports a changed state, and feeds the watchdog if the reader has turned. Call it at least every [`TURN_EVERY`].
+    /// Reports readiness and changes of state, and feeds the watchdog if the reader has turned. Call it at least every
+    /// [`TURN_EVERY`]. Ready is a server that has tried its database: one with a schema that it does not know never is.
     pub(crate) fn turn(&mut self, feed: &Feed) {
+        if !self.is_ready && feed.health.is_tried() {
+            self.tell(&[NotifyState::Ready]);
+            self.is_ready = true;
+        }
         let status = status(feed);
         if status != self.status {
             self.tell(&[NotifyState::Status(&status)]);

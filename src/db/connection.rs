@@ -45,6 +45,8 @@ pub struct Settings {
     source: Arc<Source>,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
+    /// Asked by every connection that is given no other watch.
+    watch: Option<Watch>,
 }
 
 /// The connection string in use, shared by all clones of the settings.
@@ -85,12 +87,18 @@ impl Settings {
         let target = Arc::new(text.parse::<Target>().map_err(Error::Settings)?);
         dial::connector(&target).map_err(Error::Settings)?;
         let source = Source { file, current: Mutex::new((text.to_owned(), target)) };
-        Ok(Self { source: Arc::new(source), deadline: Duration::from_secs(10) })
+        Ok(Self { source: Arc::new(source), deadline: Duration::from_secs(10), watch: None })
     }
 
     /// The same database with another deadline for every call.
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// The same database with another [`Watch`] for every connection, or none.
+    pub fn with_watch(mut self, watch: Option<Watch>) -> Self {
+        self.watch = watch;
         self
     }
 
@@ -154,7 +162,7 @@ impl Connection {
     /// # Errors
     /// The server's error, or [`Error::Unreachable`] with each attempt.
     pub fn open(settings: &Settings, name: &str) -> Result<Self, Error> {
-        Self::open_watched(settings, name, None)
+        Self::open_watched(settings, name, settings.watch.clone())
     }
 
     /// Like [`open`](Self::open), with a [`Watch`] for this call and those that follow.

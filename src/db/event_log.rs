@@ -56,18 +56,23 @@ pub fn read_by_index(connection: &mut Connection) -> Result<(), Error> {
 /// Reads the state of the log, and the time of the row `known`: if it changed, the log was replaced.
 ///
 /// # Errors
-/// See [`Error`].
+/// See [`Error`]; [`Error::Incomplete`] while a restore has yet to add the primary key, which it does after the rows.
 pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogState, Error> {
     let row = connection.query_one(
         "select coalesce(top.feed_seq, 0), top.event_time, pruned.pruned_through, \
                 (select value from stock_market.signal_feed_counter order by value desc limit 1), clock_timestamp(), \
                 (select event_time from stock_market.signal_feed_event where feed_seq = $1), \
-                pg_catalog.pg_is_in_recovery() \
+                pg_catalog.pg_is_in_recovery(), \
+                exists (select from pg_catalog.pg_constraint \
+                        where conrelid = 'stock_market.signal_feed_event'::pg_catalog.regclass and contype = 'p') \
          from (select max(pruned_through) as pruned_through from stock_market.signal_feed_pruned) as pruned \
          left join lateral (select feed_seq, event_time from stock_market.signal_feed_event \
                             where feed_seq > pruned.pruned_through order by feed_seq desc limit 1) as top on true",
         &[&known.0],
     )?;
+    if !row.try_get(7)? {
+        return Err(Error::Incomplete("the log has no primary key yet: a restore is not complete".into()));
+    }
     let pruned_through = FeedSeq(row.try_get::<_, Option<i64>>(2)?.unwrap_or(0));
     Ok(LogState {
         head: FeedSeq(row.try_get(0)?).max(pruned_through),
@@ -97,14 +102,6 @@ pub fn read_recent_start(connection: &mut Connection, events: i64, bytes: i64) -
         &[&events, &bytes],
     )?;
     Ok(row.try_get::<_, Option<i64>>(0)?.map(FeedSeq))
-}
-
-/// Reads the database's clock.
-///
-/// # Errors
-/// See [`Error`].
-pub fn read_clock(connection: &mut Connection) -> Result<EventTime, Error> {
-    Ok(connection.query_one("select clock_timestamp()", &[])?.try_get(0)?)
 }
 
 /// Reads the time of one row; `None` if the log does not have it, or prune counts it as gone.

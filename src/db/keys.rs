@@ -67,19 +67,29 @@ impl Key {
 /// Reads all keys, oldest first, and the database's clock.
 ///
 /// # Errors
-/// See [`Error`].
+/// See [`Error`]; [`Error::Incomplete`] while a restore has yet to add the primary key, which it does after the keys.
 pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Error> {
-    let now = super::event_log::read_clock(connection)?;
     let rows = connection.query(
-        "select id, name, key_sha256, created_at, expires_at, revoked_at, \
-                (extract(epoch from delay) * 1000000)::bigint, last_used_at \
-         from stock_market.signal_feed_api_key order by id",
+        "select k.id, k.name, k.key_sha256, k.created_at, k.expires_at, k.revoked_at, \
+                (extract(epoch from k.delay) * 1000000)::bigint, k.last_used_at, t.now, t.has_primary_key \
+         from (select clock_timestamp() as now, \
+                      exists (select from pg_catalog.pg_constraint \
+                              where conrelid = 'stock_market.signal_feed_api_key'::pg_catalog.regclass \
+                                and contype = 'p') as has_primary_key) as t \
+         left join stock_market.signal_feed_api_key as k on true order by k.id",
         &[],
     )?;
-    let keys = rows.iter().map(|row| {
+    let first = rows.first().ok_or(Error::Closed)?;
+    if !first.try_get(9)? {
+        return Err(Error::Incomplete("the keys have no primary key yet: a restore is not complete".into()));
+    }
+    let now = first.try_get(8)?;
+    let mut keys = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let Some(id) = row.try_get(0)? else { continue };
         let hash: &[u8] = row.try_get(2)?;
-        Ok(Key {
-            id: row.try_get(0)?,
+        keys.push(Key {
+            id,
             name: row.try_get(1)?,
             hash: hash.try_into().unwrap_or_default(),
             created_at: row.try_get(3)?,
@@ -87,9 +97,9 @@ pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Er
             revoked_at: row.try_get(5)?,
             delay: Duration::from_micros(u64::try_from(row.try_get::<_, i64>(6)?).unwrap_or(0)),
             last_used_at: row.try_get(7)?,
-        })
-    });
-    Ok((keys.collect::<Result<_, Error>>()?, now))
+        });
+    }
+    Ok((keys, now))
 }
 
 /// Reads the secret that signs session cookies.

@@ -20,5 +20,5 @@ pub mod standby;
 #[cfg(feature = "tls")]
 mod tls;
 
-pub use crate::error::DatabaseError as Error;
+pub use crate::error::{DatabaseError as Error, NEEDS_SESSIONS};
 pub use connection::{Connection, Notification, Settings, Watch};

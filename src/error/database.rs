@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+/// How PostgreSQL must be reached. Said wherever a fault shows that it is not.
+pub const NEEDS_SESSIONS: &str = "connect to PostgreSQL directly, or through a proxy that pools sessions: a PgBouncer in \
+                                  transaction mode loses LISTEN and prepared statements";
+
 /// Why a database call failed. Only after [`DatabaseError::Postgres`] with an SQLSTATE can the connection be used
 /// again.
 #[derive(Debug)]
@@ -14,6 +18,8 @@ pub enum DatabaseError {
     Settings(String),
     /// No server could be reached: each attempt, and why it failed.
     Unreachable(String),
+    /// The database has no feed, or not all of it yet: what is missing.
+    Incomplete(String),
     /// The call was not answered in time; whether it took effect is unknown.
     TimedOut(Duration),
     /// The caller gave the call up; see [`Connection::watch`](super::Connection::watch).
@@ -50,11 +56,18 @@ impl DatabaseError {
 
     /// Whether the data that was read is at fault, so that a retry would fail too.
     ///
-    /// Never so for the classes of connection (08), concurrency (40), resources (53), operator (57) and system (58):
-    /// PostgreSQL documentation, appendix A.
+    /// Never so for the classes of connection (08), prepared statement (26), concurrency (40), missing objects and rights
+    /// (42), resources (53), operator (57) and system (58): PostgreSQL documentation, appendix A.
     pub fn is_fault_of_data(&self) -> bool {
-        self.is_statement_error()
-            && self.sql_state().is_some_and(|state| !matches!(&state.code()[..2], "08" | "40" | "53" | "57" | "58"))
+        let is_elsewhere = |class: &str| matches!(class, "08" | "26" | "40" | "42" | "53" | "57" | "58");
+        self.is_statement_error() && self.sql_state().is_some_and(|state| !is_elsewhere(&state.code()[..2]))
+    }
+
+    /// Whether the answer came from another session than the one that prepared the statement, or from one in which somebody
+    /// else prepared statements. PostgreSQL itself never does that to a connection, a proxy that pools transactions does.
+    fn is_of_another_session(&self) -> bool {
+        self.sql_state()
+            .is_some_and(|state| [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(state))
     }
 }
 
@@ -67,13 +80,17 @@ impl From<tokio_postgres::Error> for DatabaseError {
 impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Settings(text) | Self::Unreachable(text) => f.write_str(text),
+            Self::Settings(text) | Self::Unreachable(text) | Self::Incomplete(text) => f.write_str(text),
             Self::TimedOut(after) => {
                 write!(f, "no answer from PostgreSQL within {}", crate::text::duration(*after))
             }
             Self::GivenUp => f.write_str("the call was given up"),
             Self::Closed => f.write_str("the connection was lost in an earlier call"),
             Self::Postgres(error) => match error.as_db_error() {
+                // Without the server's text: it names another statement each time.
+                Some(db) if self.is_of_another_session() => {
+                    write!(f, "another session answered (SQLSTATE {}): {NEEDS_SESSIONS}", db.code().code())
+                }
                 // The driver's own text is only "db error".
                 Some(db) => {
                     write!(f, "{} (SQLSTATE {})", one_line(db.message()), db.code().code())?;

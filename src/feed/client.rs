@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
+use super::Feed;
 use super::batch::SharedBatch;
 use super::reason::End;
 use super::stats::Stats;
@@ -219,15 +220,6 @@ pub struct Clients {
     count: AtomicUsize,
 }
 
-/// How many streams there may be.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// In all.
-    pub clients: usize,
-    /// Of one key's name.
-    pub clients_per_key: usize,
-}
-
 /// The streams whose client has not disconnected. The others are asked to end: their threads would notice only when
 /// they next write, and a bot's dead streams must not keep it from reconnecting.
 fn present<'a>(clients: impl Iterator<Item = &'a Arc<Client>>) -> Vec<Arc<Client>> {
@@ -247,23 +239,17 @@ impl Clients {
     ///
     /// # Errors
     /// The limit that is reached; the key's own limit is checked first.
-    pub fn admit(
-        &self,
-        opening: Opening,
-        limits: Limits,
-        since: EventTime,
-        ends_at: Option<Instant>,
-        epoch: u64,
-        stats: &Stats,
-    ) -> Result<Arc<Client>, Full> {
+    pub fn admit(&self, feed: &Feed, opening: Opening, ends_at: Option<Instant>) -> Result<Arc<Client>, Full> {
         let Opening { key, address, socket, is_chunked } = opening;
         let (sender, receiver) = bounded(CHANNEL_SLOTS);
+        let (since, bytes) = (feed.clock.now(), feed.stats.bytes.clone());
         let mut list = lock(&self.list);
         // By name: the old and the new key of a rotation count together.
-        if is_full(list.by_id.values().filter(|client| client.key.name == key.name), limits.clients_per_key) {
+        let of_key = list.by_id.values().filter(|client| client.key.name == key.name);
+        if is_full(of_key, feed.options.max_clients_per_key) {
             return Err(Full::Key);
         }
-        if is_full(list.by_id.values(), limits.clients) {
+        if is_full(list.by_id.values(), feed.options.max_clients) {
             return Err(Full::Server);
         }
         list.last_id += 1;
@@ -274,7 +260,7 @@ impl Clients {
             address,
             since,
             ends_at,
-            writer: Mutex::new(SseWriter::new(socket.clone(), is_chunked, stats.bytes.clone())),
+            writer: Mutex::new(SseWriter::new(socket.clone(), is_chunked, bytes)),
             socket,
             sender,
             receiver,
@@ -282,7 +268,7 @@ impl Clients {
             delivered: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             end: AtomicU8::new(0),
-            told_epoch: AtomicU64::new(epoch),
+            told_epoch: AtomicU64::new(feed.health.epoch()),
         });
         list.by_id.insert(client.id, client.clone());
         self.changed(list);

@@ -1,11 +1,8 @@
 //! The head of the log as a key sees it: the newest event, or, for a delayed key, the newest one that is old enough.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use super::Feed;
-use super::pool::Permits;
 use crate::db::event_log;
 use crate::db::{Error, Watch};
 use crate::event::{EventTime, FeedSeq};
@@ -26,25 +23,10 @@ pub struct Head {
     pub next_due: Option<EventTime>,
 }
 
-/// The heads of delayed keys that the tail alone does not give, each as it was last read.
-#[derive(Debug)]
-pub struct DelayedHeads {
-    /// One thread queries at a time, and the others use its answer.
-    permits: Permits,
-    /// Locked to copy a head in or out.
-    by_delay: Mutex<HashMap<Duration, Head>>,
-}
-
-impl Default for DelayedHeads {
-    fn default() -> Self {
-        Self { permits: Permits::new(1), by_delay: Mutex::default() }
-    }
-}
-
 impl Feed {
     /// The head for keys with this delay, if memory gives it. Without a delay it always does.
     pub fn recall_head(&self, delay: Duration) -> Option<Head> {
-        let read = lock(&self.delayed_heads.by_delay).get(&delay).copied();
+        let read = self.delayed_heads.get(delay);
         let due = self.due(delay);
         let tail = lock(&self.tail);
         let generation = tail.generation();
@@ -72,20 +54,20 @@ impl Feed {
     /// # Errors
     /// What reading the log failed with.
     pub(super) fn read_head(&self, delay: Duration, known: FeedSeq, watch: &Watch) -> Result<Head, Error> {
-        let _permit = self.delayed_heads.permits.wait(watch)?;
+        let _permit = self.delayed_heads.turn(watch)?;
         if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
             return Ok(head);
         }
         let (generation, due) = (lock(&self.tail).generation(), self.due(delay));
         let read = self.replay.with(watch, |connection| event_log::read_due_head(connection, due, known))?;
         let head = Head { seq: read.seq, time: read.time, generation, due, next_due: read.next_due };
-        lock(&self.delayed_heads.by_delay).insert(delay, head);
+        self.delayed_heads.set(delay, Some(head));
         Ok(head)
     }
 
-    /// Forgets this head: its log was replaced.
+    /// Forgets the head for keys with this delay: the log that it belongs to was replaced.
     pub(super) fn forget_head(&self, delay: Duration) {
-        lock(&self.delayed_heads.by_delay).remove(&delay);
+        self.delayed_heads.set(delay, None);
     }
 
     /// Events are due for keys with this delay if they are not later than this: the database's time less the delay.

@@ -1,5 +1,6 @@
 //! Whether delivery works, as the threads `listen` and `reader` report it.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -31,21 +32,38 @@ pub enum State {
     Degraded,
 }
 
+/// What is known of one part.
+#[derive(Debug, Default)]
+struct Known {
+    /// Whether an attempt has ended, successful or not.
+    is_tried: bool,
+    /// When it was last proven to work; `None` while it does not.
+    proven: Option<Instant>,
+    /// Why it does not work, as it was logged.
+    cause: Option<String>,
+}
+
 #[derive(Debug)]
 struct Inner {
-    log_proven: Option<Instant>,
-    listen_proven: Option<Instant>,
-    log_up: bool,
-    listen_up: bool,
-    /// Whether an attempt has ended, successful or not.
-    log_tried: bool,
-    listen_tried: bool,
+    parts: [Known; 2],
+    /// Since when the feed has been live, or not.
     since: Instant,
+}
+
+impl Inner {
+    fn is_live(&self) -> bool {
+        self.parts.iter().all(|part| part.proven.is_some())
+    }
+
+    fn is_tried(&self) -> bool {
+        self.parts.iter().all(|part| part.is_tried)
+    }
 }
 
 /// The state of delivery, shared by all threads.
 #[derive(Debug)]
 pub struct Health {
+    /// Locked to read or note a report.
     inner: Mutex<Inner>,
     changed: Condvar,
     wakes: Mutex<Vec<Sender<()>>>,
@@ -57,15 +75,7 @@ pub struct Health {
 impl Default for Health {
     fn default() -> Self {
         Self {
-            inner: Mutex::new(Inner {
-                log_proven: None,
-                listen_proven: None,
-                log_up: false,
-                listen_up: false,
-                log_tried: false,
-                listen_tried: false,
-                since: Instant::now(),
-            }),
+            inner: Mutex::new(Inner { parts: Default::default(), since: Instant::now() }),
             changed: Condvar::new(),
             wakes: Mutex::new(Vec::new()),
             epoch: AtomicU64::new(0),
@@ -82,38 +92,51 @@ impl Health {
 
     /// Reports that a part has just been proven to work.
     pub fn proven(&self, part: Part) {
-        self.report(part, true);
+        self.report(part, Some(Instant::now()));
     }
 
-    /// Reports that a part was lost.
-    pub fn lost(&self, part: Part) {
-        self.report(part, false);
-    }
-
-    fn report(&self, part: Part, up: bool) {
-        let mut inner = lock(&self.inner);
-        let was_live = inner.log_up && inner.listen_up;
-        let proof = up.then(Instant::now);
-        match part {
-            Part::Log => (inner.log_tried, inner.log_up, inner.log_proven) = (true, up, proof),
-            Part::Listen => (inner.listen_tried, inner.listen_up, inner.listen_proven) = (true, up, proof),
-        }
-        self.changed.notify_all();
-        let live = inner.log_up && inner.listen_up;
-        if live == was_live {
+    /// Reports that `doing` something failed, without which a part does not work. Logs each cause once: they change while a
+    /// database stops and starts again. A server that stops gives its calls up, which is no loss.
+    pub fn lost(&self, part: Part, doing: &str, why: &dyn Display) {
+        if self.is_stopping() {
             return;
         }
-        let changes_before = self.epoch.fetch_add(1, Ordering::AcqRel);
-        let lasted = inner.since.elapsed();
-        inner.since = Instant::now();
-        drop(inner);
-        if live && changes_before == 0 {
-            log::info!("live: connected to the database (after {:.1} s)", lasted.as_secs_f64());
-        } else if live {
-            log::info!("live: connected to the database (was away {:.1} s)", lasted.as_secs_f64());
-        } else {
-            log::error!("degraded: lost the database connection; open streams stay, new requests wait");
+        let cause = format!("{doing}: {why}");
+        let told = lock(&self.inner).parts[part as usize].cause.replace(cause.clone());
+        if told.as_ref() != Some(&cause) {
+            log::error!("{cause}");
         }
+        self.report(part, None);
+    }
+
+    fn report(&self, part: Part, proven: Option<Instant>) {
+        let mut inner = lock(&self.inner);
+        let (was_live, was_tried) = (inner.is_live(), inner.is_tried());
+        let known = &mut inner.parts[part as usize];
+        (known.is_tried, known.proven) = (true, proven);
+        if proven.is_some() {
+            known.cause = None;
+        }
+        let (live, is_tried) = (inner.is_live(), inner.is_tried());
+        if (live, is_tried) == (was_live, was_tried) {
+            return;
+        }
+        let lasted = inner.since.elapsed().as_secs_f64();
+        let changes_before = (live != was_live).then(|| {
+            inner.since = Instant::now();
+            self.epoch.fetch_add(1, Ordering::AcqRel)
+        });
+        drop(inner);
+        match changes_before {
+            None => {}
+            Some(0) => log::info!("live: connected to the database (after {lasted:.1} s)"),
+            Some(_) if live => log::info!("live: connected to the database (was away {lasted:.1} s)"),
+            Some(_) => log::error!("degraded: lost the database connection; open streams stay, new requests wait"),
+        }
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         self.changed.notify_all();
         for wake in lock(&self.wakes).iter() {
             let _ = wake.try_send(());
@@ -134,34 +157,26 @@ impl Health {
         }
     }
 
-    /// Whether a part works, and how long ago that was last proven.
-    pub fn part(&self, part: Part) -> (bool, Option<Duration>) {
-        let inner = lock(&self.inner);
-        let (up, proven) = match part {
-            Part::Log => (inner.log_up, inner.log_proven),
-            Part::Listen => (inner.listen_up, inner.listen_proven),
-        };
-        (up, proven.map(|at| at.elapsed()))
+    /// How long ago a part was last proven to work; `None` while it does not.
+    pub fn proven_for(&self, part: Part) -> Option<Duration> {
+        lock(&self.inner).parts[part as usize].proven.map(|at| at.elapsed())
     }
 
     /// Whether both parts were proven to work recently.
     pub fn is_ready(&self) -> bool {
-        let inner = lock(&self.inner);
-        let fresh = |proof: Option<Instant>| proof.is_some_and(|at| at.elapsed() < PROOF_LASTS);
-        inner.log_up && inner.listen_up && fresh(inner.log_proven) && fresh(inner.listen_proven) && !self.is_stopping()
+        let is_fresh = |part: &Known| part.proven.is_some_and(|at| at.elapsed() < PROOF_LASTS);
+        lock(&self.inner).parts.iter().all(is_fresh) && !self.is_stopping()
+    }
+
+    /// Whether each part was tried once: before, nobody knows whether the database is there.
+    pub fn is_tried(&self) -> bool {
+        lock(&self.inner).is_tried()
     }
 
     /// How long the feed has not been live; `None` while it is.
     pub fn outage(&self) -> Option<Duration> {
         let inner = lock(&self.inner);
         self.epoch().is_multiple_of(2).then(|| inner.since.elapsed())
-    }
-
-    /// Waits until each part was tried once, at most `patience`.
-    pub fn wait_tried(&self, patience: Duration) {
-        let inner = lock(&self.inner);
-        let _unused =
-            self.changed.wait_timeout_while(inner, patience, |inner| !(inner.log_tried && inner.listen_tried));
     }
 
     /// Waits for the next change of state, or for `patience`. Returns at once while stopping.
@@ -177,19 +192,14 @@ impl Health {
         let inner = lock(&self.inner);
         self.stopping.store(true, Ordering::Release);
         drop(inner);
-        self.changed.notify_all();
-        for wake in lock(&self.wakes).iter() {
-            let _ = wake.try_send(());
-        }
+        self.wake_all();
     }
 
     /// Whether the server stops.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
-}
 
-impl Health {
     /// Waits for `time`, or until the server stops.
     pub fn pause(&self, time: Duration) {
         let until = Instant::now() + time;

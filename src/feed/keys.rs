@@ -81,24 +81,6 @@ pub enum Denied {
     Pending,
 }
 
-/// Why memory does not accept a credential.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Denial {
-    why: Denied,
-    /// Memory has no such key. A standby's primary may have it.
-    is_absent: bool,
-}
-
-impl Denial {
-    fn absent(why: Denied) -> Self {
-        Self { why, is_absent: true }
-    }
-
-    fn present(why: Denied) -> Self {
-        Self { why, is_absent: false }
-    }
-}
-
 impl Default for KeyRing {
     fn default() -> Self {
         let (wake, woken) = bounded(1);
@@ -140,10 +122,9 @@ impl KeyRing {
     /// Why it is not accepted. It is pending until a refresh that began after `arrived` has completed.
     pub fn check(&self, credential: &Credential, arrived: Instant, clock: &DatabaseClock) -> Result<Arc<Key>, Denied> {
         let known = lock(&self.known);
-        known.look(credential, clock.now()).map_err(|denial| {
+        known.look(credential, clock.now()).map_err(|(why, is_absent)| {
             let is_fresh = known.fresh_from.is_some_and(|from| from >= arrived);
-            let is_sure = is_fresh && !(denial.is_absent && known.is_standby);
-            if is_sure { denial.why } else { Denied::Pending }
+            if is_fresh && !(is_absent && known.is_standby) { why } else { Denied::Pending }
         })
     }
 
@@ -189,7 +170,8 @@ impl KeyRing {
     pub fn tell(&self, client: &Client, now: EventTime) {
         let (key, is_standby) = {
             let known = lock(&self.known);
-            (known.by_id.get(&client.key.id).cloned(), known.is_standby)
+            // By its hash: a restore can give the number of a key to another one.
+            (known.by_hash.get(&client.key.hash).cloned(), known.is_standby)
         };
         match (key, is_standby) {
             // If the feed has just switched to this standby, the key may not be replayed yet.
@@ -203,32 +185,26 @@ impl KeyRing {
 }
 
 impl Known {
-    fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, Denial> {
+    /// The key of a credential, or why it is not accepted, and whether because memory has no such key: a standby's primary
+    /// may have it.
+    fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, (Denied, bool)> {
         let key = match credential {
-            Credential::Key(hash) => self.by_hash.get(hash).ok_or(Denial::absent(Denied::Unknown))?,
+            Credential::Key(hash) => self.by_hash.get(hash).ok_or((Denied::Unknown, true))?,
             Credential::Session(token) => {
-                let secret = self.secret.as_ref().ok_or(Denial::absent(Denied::Unknown))?;
-                let (id, end) = read_token(token, secret).ok_or(Denial::present(Denied::Unknown))?;
+                let secret = self.secret.as_ref().ok_or((Denied::Unknown, true))?;
+                let (id, end) = read_token(token, secret).ok_or((Denied::Unknown, false))?;
                 if end <= now {
-                    return Err(Denial::present(Denied::Expired));
+                    return Err((Denied::Expired, false));
                 }
-                self.by_id.get(&id).ok_or(Denial::absent(Denied::Revoked))?
+                self.by_id.get(&id).ok_or((Denied::Revoked, true))?
             }
         };
         match key.state(now) {
             KeyState::Live => Ok(key.clone()),
-            KeyState::Expired => Err(Denial::present(Denied::Expired)),
-            KeyState::Revoked => Err(Denial::present(Denied::Revoked)),
+            KeyState::Expired => Err((Denied::Expired, false)),
+            KeyState::Revoked => Err((Denied::Revoked, false)),
         }
     }
-}
-
-/// Reads the keys for the first time. Blocks for a few queries.
-///
-/// # Errors
-/// The error of the queries.
-pub fn fill(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
-    refresh(feed, connection).map(|_| ())
 }
 
 /// Reads the keys. Returns whether the database is a standby.
@@ -249,32 +225,28 @@ fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> 
 /// When the keys are next read.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    last: Instant,
-    is_asked: bool,
-    is_failing: bool,
-    is_standby: bool,
+    due: Instant,
+    /// The next refresh comes no sooner, whoever asks for it.
+    soonest: Instant,
+    /// Why the last refresh failed, as it was logged.
+    cause: Option<String>,
 }
 
 impl Schedule {
-    /// The first refresh is due soon: the keys may not have been read when the server started.
+    /// The first refresh is due at once.
     pub(super) fn new() -> Self {
-        Self { last: Instant::now(), is_asked: false, is_failing: true, is_standby: false }
+        let now = Instant::now();
+        Self { due: now, soonest: now, cause: None }
     }
 
     /// Handles a request for a refresh.
     pub(super) fn ask(&mut self) {
-        self.is_asked = true;
+        self.due = self.due.min(self.soonest);
     }
 
     /// When the next refresh is due.
     pub(super) fn due(&self) -> Instant {
-        self.last
-            + match self.is_standby {
-                _ if self.is_failing => RETRY_EVERY,
-                _ if self.is_asked => LEAST_DISTANCE,
-                true => STANDBY_INTERVAL,
-                false => INTERVAL,
-            }
+        self.due
     }
 
     /// Reads the keys. Blocks for a few queries.
@@ -286,19 +258,22 @@ impl Schedule {
         feed: &Feed,
         connection: impl FnOnce() -> Result<Connection, db::Error>,
     ) -> Result<Connection, db::Error> {
-        self.last = Instant::now();
-        self.is_asked = false;
-        let outcome = connection().and_then(|mut connection| {
-            self.is_standby = refresh(feed, &mut connection)?;
-            Ok(connection)
-        });
+        let began = Instant::now();
+        let outcome = connection().and_then(|mut connection| Ok((refresh(feed, &mut connection)?, connection)));
+        let (soonest, due) = match outcome {
+            Ok((true, _)) => (LEAST_DISTANCE, STANDBY_INTERVAL),
+            Ok((false, _)) => (LEAST_DISTANCE, INTERVAL),
+            Err(_) => (RETRY_EVERY, RETRY_EVERY),
+        };
+        (self.soonest, self.due) = (began + soonest, began + due);
+        let cause = outcome.as_ref().err().map(ToString::to_string);
         match &outcome {
             Err(error) if error.is_conflict() => feed.stats.replay_conflicts.inc(),
-            Err(error) if !self.is_failing => log::warn!("read the keys: {error}"),
+            Err(error) if self.cause != cause && !feed.health.is_stopping() => log::warn!("read the keys: {error}"),
             _ => {}
         }
-        self.is_failing = outcome.is_err();
-        outcome
+        self.cause = cause;
+        outcome.map(|(_, connection)| connection)
     }
 }
 

@@ -8,8 +8,6 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-
 use super::Feed;
 use super::health::Part;
 use crate::db::{self, Connection, Settings};
@@ -27,28 +25,24 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// The thread `listen`: runs until the server stops.
-pub fn run(feed: &Feed, settings: &Settings, reader: &Sender<()>) {
+pub fn run(feed: &Feed, settings: &Settings) {
     let mut retry = FIRST_RETRY;
     while !feed.health.is_stopping() {
-        let Err(ended) = hear(feed, settings, reader, &mut retry) else { return };
+        let Err(ended) = hear(feed, settings, &mut retry) else { return };
         match ended {
-            Ended::Promoted => {
-                log::warn!("the standby was promoted to primary: listening for its notifications now");
-                continue;
-            }
+            Ended::Promoted => log::warn!("the standby was promoted to primary: listening for its notifications now"),
             // A standby cancels queries that conflict with replay: nothing is lost.
             Ended::Database(error) if error.is_conflict() => {
                 log::debug!("watch the standby: {error}");
                 feed.stats.replay_conflicts.inc();
                 feed.health.pause(FIRST_RETRY);
-                continue;
             }
-            error if retry == FIRST_RETRY => log::error!("listen for notifications: {error}"),
-            _ => {}
+            why => {
+                feed.health.lost(Part::Listen, "listen for notifications", &why);
+                feed.health.pause(retry);
+                retry = (retry * 2).min(LONGEST_RETRY);
+            }
         }
-        feed.health.lost(Part::Listen);
-        feed.health.pause(retry);
-        retry = (retry * 2).min(LONGEST_RETRY);
     }
 }
 
@@ -73,9 +67,9 @@ impl std::fmt::Display for Ended {
             Self::Promoted => f.write_str("the standby was promoted"),
             Self::ProbeLost => write!(
                 f,
-                "a notification from one session did not reach another within {}: PostgreSQL must be reached directly or \
-                 through a proxy that pools sessions (a PgBouncer in transaction mode loses LISTEN)",
-                crate::text::duration(PROBE_PATIENCE)
+                "a notification from one session did not reach another within {}: {}",
+                crate::text::duration(PROBE_PATIENCE),
+                db::NEEDS_SESSIONS
             ),
         }
     }
@@ -87,12 +81,12 @@ impl From<db::Error> for Ended {
     }
 }
 
-fn hear(feed: &Feed, settings: &Settings, reader: &Sender<()>, retry: &mut Duration) -> Result<(), Ended> {
+fn hear(feed: &Feed, settings: &Settings, retry: &mut Duration) -> Result<(), Ended> {
     let mut connection = Connection::open(settings, "signal-feed listen")?;
     if db::standby::is_standby(&mut connection)? {
         return watch(feed, &mut connection, retry);
     }
-    listen(feed, settings, connection, reader, retry)
+    listen(feed, settings, connection, retry)
 }
 
 /// Checks that a standby streams from a primary, until it is one itself.
@@ -110,13 +104,7 @@ fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration) -> Resu
     Ok(())
 }
 
-fn listen(
-    feed: &Feed,
-    settings: &Settings,
-    mut connection: Connection,
-    reader: &Sender<()>,
-    retry: &mut Duration,
-) -> Result<(), Ended> {
+fn listen(feed: &Feed, settings: &Settings, mut connection: Connection, retry: &mut Duration) -> Result<(), Ended> {
     let probe_channel = format!("signal_feed_probe_{:016x}", crate::random::random_u64());
     connection.batch(&format!("listen signal_feed; listen signal_feed_key; listen {probe_channel}"))?;
     let mut prober = Connection::open(settings, "signal-feed probe")?;
@@ -132,9 +120,7 @@ fn listen(
         }
         let Some(notification) = connection.wait_notification(LOOK_EVERY)? else { continue };
         match notification.channel.as_str() {
-            "signal_feed" => {
-                let _ = reader.try_send(());
-            }
+            "signal_feed" => feed.wake_reader(),
             "signal_feed_key" => feed.keys.ask_refresh(),
             _ => {
                 if let Some(sent) = probe_sent.take() {

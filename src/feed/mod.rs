@@ -33,15 +33,15 @@ use jiff::Timestamp;
 
 use self::client::{Client, Clients};
 use self::clock::DatabaseClock;
-use self::head::DelayedHeads;
+use self::head::Head;
 use self::health::Health;
 use self::keys::KeyRing;
-use self::pool::ReplayPool;
+use self::pool::{Answers, ReplayPool};
 use self::standby::{Replication, Role};
 use self::stats::Stats;
 use self::tail::Tail;
 use self::upkeep::Record;
-use self::window::Windows;
+use self::window::Answer;
 use crate::config::ServeOptions;
 use crate::db::Settings;
 use crate::db::event_log::LogState;
@@ -68,10 +68,10 @@ pub struct Feed {
     pub clients: Clients,
     /// The newest part of the log. Locked to read or add batches, never during a write or a query.
     pub tail: Mutex<Tail>,
-    /// The heads of delayed keys.
-    delayed_heads: DelayedHeads,
+    /// The heads of delayed keys that memory alone could not tell.
+    delayed_heads: Answers<Head>,
     /// Where the replay window begins.
-    windows: Windows,
+    windows: Answers<Answer>,
     /// Connections for replay.
     pub replay: ReplayPool,
     /// Counters and histograms.
@@ -88,7 +88,11 @@ pub struct Feed {
     /// The log's highest number, as last read.
     log_head: AtomicI64,
     skipped: Mutex<Vec<(FeedSeq, FeedSeq)>>,
+    /// When the newest read of the log began that found the tail's newest event in it: nanoseconds since the start.
+    tail_proven: AtomicU64,
     fatal: Sender<String>,
+    /// Wakes the reader.
+    wake: Sender<()>,
     records: Sender<Record>,
     /// Newly quarantined events, for the thread that alerts the operator.
     alerts: Sender<(FeedSeq, String)>,
@@ -98,6 +102,8 @@ pub struct Feed {
 /// The receiving ends of the feed's channels, for the threads that own them.
 #[derive(Debug)]
 pub struct Inlets {
+    /// For `reader`: there may be something new.
+    pub woken: Receiver<()>,
     /// For `upkeep`: records to write.
     pub records: Receiver<Record>,
     /// For `alerts`: newly quarantined events. It may remain unread.
@@ -107,6 +113,7 @@ pub struct Inlets {
 impl Feed {
     /// A feed that has not started.
     pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
+        let (wake, woken) = bounded(1);
         let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
         let (alerts_sender, alerts) = bounded(upkeep::RECORD_SLOTS);
         let feed = Self {
@@ -116,8 +123,8 @@ impl Feed {
             keys: KeyRing::default(),
             clients: Clients::default(),
             tail: Mutex::new(Tail::new(0, FeedSeq(0), None)),
-            delayed_heads: DelayedHeads::default(),
-            windows: Windows::default(),
+            delayed_heads: Answers::default(),
+            windows: Answers::default(),
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
             started_at: Timestamp::now(),
@@ -129,13 +136,16 @@ impl Feed {
             counter: AtomicI64::new(0),
             log_head: AtomicI64::new(0),
             skipped: Mutex::default(),
+            tail_proven: AtomicU64::new(0),
             fatal,
+            wake,
             records: records_sender,
             alerts: alerts_sender,
             poisoned: Mutex::default(),
             options,
         };
-        (feed, Inlets { records, alerts })
+        feed.health.wake_on_change(feed.wake.clone());
+        (feed, Inlets { woken, records, alerts })
     }
 
     /// The identity of the log.
@@ -228,6 +238,21 @@ impl Feed {
     /// Ends the server with an error that it cannot repair itself.
     pub fn fail(&self, why: impl Into<String>) {
         let _ = self.fatal.try_send(why.into());
+    }
+
+    /// Notes that a read of the log that began then, by [`age`](Self::age), found the tail's newest event in it.
+    fn set_tail_proven(&self, began: Duration) {
+        self.tail_proven.store(u64::try_from(began.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// Whether the tail was found to be the log's since then: nothing in it is of a log that was replaced before.
+    fn is_tail_proven_since(&self, then: Duration) -> bool {
+        Duration::from_nanos(self.tail_proven.load(Ordering::Acquire)) >= then
+    }
+
+    /// Asks the reader to look at the log; returns at once.
+    pub fn wake_reader(&self) {
+        let _ = self.wake.try_send(());
     }
 
     /// Tells every thread that the server ends.

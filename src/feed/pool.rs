@@ -1,5 +1,6 @@
 //! The connections for replay: few, opened when first needed, each used for one piece of work at a time.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(100);
 
 /// Permits for work that only a limited number of threads may do at once.
 #[derive(Debug)]
-pub(super) struct Permits {
+struct Permits {
     returned: Sender<()>,
     free: Receiver<()>,
 }
@@ -31,7 +32,7 @@ impl Drop for Permit<'_> {
 }
 
 impl Permits {
-    pub(super) fn new(count: usize) -> Self {
+    fn new(count: usize) -> Self {
         let (returned, free) = bounded(count);
         for _ in 0..count {
             let _ = returned.send(());
@@ -40,7 +41,7 @@ impl Permits {
     }
 
     /// Blocks until one is free, and asks `watch` meanwhile, ten times a second, whether to continue.
-    pub(super) fn wait(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
+    fn wait(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
         let until = Instant::now() + PATIENCE;
         loop {
             if self.free.recv_timeout(WATCH_EVERY).is_ok() {
@@ -53,6 +54,39 @@ impl Permits {
                 return Err(Error::TimedOut(PATIENCE));
             }
         }
+    }
+}
+
+/// What the log answered for keys of each delay. One thread queries at a time, and the others use its answer.
+#[derive(Debug)]
+pub(super) struct Answers<T> {
+    permits: Permits,
+    /// Locked to copy an answer in or out, never during the query.
+    by_delay: Mutex<HashMap<Duration, T>>,
+}
+
+impl<T> Default for Answers<T> {
+    fn default() -> Self {
+        Self { permits: Permits::new(1), by_delay: Mutex::default() }
+    }
+}
+
+impl<T: Copy> Answers<T> {
+    pub(super) fn get(&self, delay: Duration) -> Option<T> {
+        lock(&self.by_delay).get(&delay).copied()
+    }
+
+    pub(super) fn set(&self, delay: Duration, answer: Option<T>) {
+        let mut by_delay = lock(&self.by_delay);
+        match answer {
+            Some(answer) => by_delay.insert(delay, answer),
+            None => by_delay.remove(&delay),
+        };
+    }
+
+    /// Blocks until nobody else queries, and asks `watch` meanwhile whether to go on.
+    pub(super) fn turn(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
+        self.permits.wait(watch)
     }
 }
 

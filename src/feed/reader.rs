@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use tokio_postgres::error::SqlState;
 
 use super::Feed;
 use super::batch::{Batch, SharedBatch};
@@ -83,7 +84,6 @@ impl<'a> Reader<'a> {
         let mut next_check = Instant::now();
         let mut next_read = next_check;
         let mut conflicts_from: Option<Instant> = None;
-        let mut told_cause: Option<String> = None;
         while !self.feed.health.is_stopping() {
             self.feed.stats.reader_turns.inc();
             let is_woken = self.wake.recv_deadline(next_read.min(next_check)).is_ok();
@@ -96,7 +96,7 @@ impl<'a> Reader<'a> {
             }
             match self.look(is_check_due) {
                 Ok(()) => {
-                    (retry, conflicts_from, told_cause) = (FIRST_RETRY, None, None);
+                    (retry, conflicts_from) = (FIRST_RETRY, None);
                     let now = Instant::now();
                     if is_check_due {
                         next_check = now + poll;
@@ -113,13 +113,7 @@ impl<'a> Reader<'a> {
                     (next_check, next_read) = (Instant::now() + CONFLICT_RETRY, Instant::now() + CONFLICT_RETRY);
                 }
                 Err(Failure { error, .. }) => {
-                    // Each new cause is logged once: causes change while a database stops and starts.
-                    let cause = error.to_string();
-                    if told_cause.as_ref() != Some(&cause) {
-                        log::warn!("read the log: {cause}");
-                        told_cause = Some(cause);
-                    }
-                    self.feed.health.lost(Part::Log);
+                    self.feed.health.lost(Part::Log, "read the log", &error);
                     (next_check, next_read) = (Instant::now() + retry, Instant::now() + retry);
                     retry = (retry * 2).min(LONGEST_RETRY);
                 }
@@ -159,20 +153,25 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Connects to the database, whose schema may have changed since the server started.
+    /// Connects to the database. A start ends here if the schema is not the one that this program knows, or is not for this
+    /// role to use. Once the feed has run, that is a restore that is not complete yet.
     fn connect(&self) -> Result<Connection, db::Error> {
         let mut connection = Connection::open(self.settings, "signal-feed reader")?;
-        match migrate::check_schema(&mut connection) {
-            Ok(()) => event_log::read_by_index(&mut connection)?,
-            Err(Error::Database { cause, .. }) => return Err(cause),
-            Err(error) => {
-                // If the feed has run before, this is a restore that is not complete yet.
-                if self.feed_id.is_none() {
-                    self.feed.fail(error.to_string());
-                }
-                return Err(db::Error::Settings(error.to_string()));
+        if let Err(error) = migrate::check_schema(&mut connection) {
+            let sql_state = match &error {
+                Error::Database { cause, .. } => cause.sql_state(),
+                _ => None,
+            };
+            let is_final = matches!(error, Error::Failed(_)) || sql_state == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+            if is_final && self.feed_id.is_none() {
+                self.feed.fail(error.to_string());
             }
+            return Err(match error {
+                Error::Database { cause, .. } => cause,
+                error => db::Error::Incomplete(error.to_string()),
+            });
         }
+        event_log::read_by_index(&mut connection)?;
         Ok(connection)
     }
 
@@ -241,16 +240,19 @@ impl<'a> Reader<'a> {
     fn broadcast_new(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         loop {
             self.feed.stats.reader_turns.inc();
+            let began = self.feed.age();
             let (generation, head, head_time) = {
                 let tail = lock(&self.feed.tail);
                 (tail.generation(), tail.head(), tail.head_time())
             };
             let page = self.pages.read(connection, Range::after(head))?;
-            if page.rows.is_empty() {
-                return Ok(());
+            let is_replaced = head > page.pruned_through && head_time.is_some() && page.time_after != head_time;
+            if is_replaced {
+                self.check(connection, false)?;
             }
-            if head > page.pruned_through && head_time.is_some() && page.time_after != head_time {
-                return self.check(connection, false);
+            self.feed.set_tail_proven(began);
+            if is_replaced || page.rows.is_empty() {
+                return Ok(());
             }
             let prev = head.max(page.pruned_through);
             let feed = self.feed;

@@ -3,66 +3,35 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
-
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::Feed;
 use crate::error::{Doing, Error};
 
-/// A running core thread.
-#[derive(Debug)]
-pub struct CoreThread {
-    name: String,
-    handle: JoinHandle<()>,
-    /// Disconnected when the thread ends; nothing is ever sent.
-    end: Receiver<()>,
-}
-
 /// Starts a core thread.
 ///
 /// # Errors
-/// If the system cannot start a thread.
+/// If the system has no thread to give.
 pub fn start(
     feed: &Arc<Feed>,
-    name: impl Into<String>,
+    name: &'static str,
     work: impl FnOnce(&Arc<Feed>) + Send + 'static,
-) -> Result<CoreThread, Error> {
-    let name = name.into();
+) -> Result<JoinHandle<()>, Error> {
     let feed = feed.clone();
-    let (ended, end): (Sender<()>, _) = bounded(1);
-    let own_name = name.clone();
     let body = move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(&feed)));
         if !feed.health.is_stopping() {
             let how = if outcome.is_err() { "panicked" } else { "ended" };
-            feed.fail(format!("run the thread {own_name}: it {how}"));
+            feed.fail(format!("run the thread {name}: it {how}"));
         }
-        drop(ended);
     };
-    let handle = Builder::new().name(name.clone()).spawn(body).doing(format!("start the thread {name}"))?;
-    Ok(CoreThread { name, handle, end })
-}
-
-impl CoreThread {
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// Its name, if it has not ended by then.
-    pub fn join_until(self, deadline: Instant) -> Result<(), String> {
-        match self.end.recv_deadline(deadline) {
-            Err(RecvTimeoutError::Timeout) => Err(self.name),
-            _ => {
-                let _ = self.handle.join();
-                Ok(())
-            }
-        }
-    }
+    Builder::new().name(name.to_owned()).spawn(body).doing(format!("start the thread {name}"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use crossbeam_channel::bounded;
 
     use super::*;
     use crate::config::ServeOptions;
@@ -91,14 +60,13 @@ mod tests {
         let (fatal, died) = bounded(1);
         let (feed, _inlets) = Feed::new(options, &settings, fatal);
         let feed = Arc::new(feed);
-        let until = Instant::now() + Duration::from_secs(30);
-        start(&feed, "reader", |_| panic!("as if by a fault of its own")).unwrap().join_until(until).unwrap();
+        start(&feed, "reader", |_| panic!("as if by a fault of its own")).unwrap().join().unwrap();
         assert_eq!(died.try_recv().unwrap(), "run the thread reader: it panicked");
-        start(&feed, "keys", |_| ()).unwrap().join_until(until).unwrap();
+        start(&feed, "keys", |_| ()).unwrap().join().unwrap();
         assert_eq!(died.try_recv().unwrap(), "run the thread keys: it ended");
         // While the server stops, threads end normally.
         feed.stop();
-        start(&feed, "listen", |_| ()).unwrap().join_until(until).unwrap();
+        start(&feed, "listen", |_| ()).unwrap().join().unwrap();
         assert!(died.try_recv().is_err());
     }
 }

@@ -47,7 +47,7 @@ pub enum Record {
 /// The thread's own state.
 struct Upkeep<'a> {
     feed: &'a Feed,
-    settings: &'a Settings,
+    settings: Settings,
     connection: Option<Connection>,
     unwritten: Unwritten,
     cluster: Option<Cluster>,
@@ -55,7 +55,7 @@ struct Upkeep<'a> {
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
-pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
+pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Record>) {
     let mut upkeep =
         Upkeep { feed, settings, connection: None, unwritten: Unwritten::default(), cluster: None, is_failing: false };
     let mut keys = keys::Schedule::new();
@@ -86,7 +86,12 @@ pub fn run(feed: &Feed, settings: &Settings, records: &Receiver<Record>) {
         }
     }
     upkeep.unwritten.extend(records.try_iter());
-    upkeep.write(true);
+    if feed.health.outage().is_none() {
+        // The last calls are made although the server stops.
+        upkeep.settings = upkeep.settings.with_watch(None);
+        upkeep.connection.iter_mut().for_each(|connection| connection.watch(None));
+        upkeep.write(true);
+    }
 }
 
 impl Upkeep<'_> {
@@ -94,7 +99,7 @@ impl Upkeep<'_> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        let mut connection = Connection::open(self.settings, "signal-feed upkeep")?;
+        let mut connection = Connection::open(&self.settings, "signal-feed upkeep")?;
         connection.batch(LOCK_TIMEOUT)?;
         Ok(connection)
     }

@@ -10,7 +10,7 @@ use crate::random::random_u64;
 /// The longest time that writing a short answer may take.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the rest of a request is read after its answer, so that a reset does not overtake the answer.
-const LINGER: Duration = Duration::from_millis(500);
+pub const LINGER: Duration = Duration::from_millis(500);
 
 /// The error codes of the contract's table, each with its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +151,7 @@ impl Response {
         }
         let _ = stream.set_write_timeout(Some(WRITE_DEADLINE));
         if stream.write_all(&bytes).is_ok() {
-            close_in_order(stream);
+            close_in_order(stream, LINGER);
         }
     }
 }
@@ -162,13 +162,13 @@ pub fn common_fields() -> String {
     format!("Date: {date}\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n")
 }
 
-/// Closes our side, then reads for a moment what the other side still sends: closing a socket with unread bytes resets
-/// the connection, and the reset can overtake the answer (RFC 9112 §9.6).
-pub fn close_in_order(mut stream: &TcpStream) {
+/// Closes our side, then reads what the other side still sends until it closes, at most for `linger`: closing a socket with
+/// unread bytes resets the connection, and the reset can overtake the answer (RFC 9112 §9.6).
+pub fn close_in_order(mut stream: &TcpStream, linger: Duration) {
     if stream.shutdown(Shutdown::Write).is_err() {
         return;
     }
-    let until = Instant::now() + LINGER;
+    let until = Instant::now() + linger;
     let mut rest = [0; 1024];
     loop {
         // A limit for all reads together: a byte now and then would otherwise hold the thread for ever.

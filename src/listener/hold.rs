@@ -12,7 +12,8 @@ use crate::http::socket;
 
 /// How often a waiting request checks whether its client has disconnected.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
-/// The longest wait for an answer about a key while the log can be read, if `--degraded-hold` is not longer.
+/// The longest wait for an answer about a key while the log can be read, and for the first answers of the database after a
+/// start, if `--degraded-hold` is not longer.
 const AUTH_DEADLINE: Duration = Duration::from_secs(5);
 /// While the log can be read, a connection whose authentication is pending for longer than this is unauthenticated.
 const AUTH_LATE_AFTER: Duration = Duration::from_secs(1);
@@ -25,16 +26,19 @@ impl Request<'_> {
     /// The answer instead; `None` if the client has disconnected or the server stops.
     pub(super) fn authenticate(&self, credential: Option<Credential>) -> Result<Arc<Key>, Option<Response>> {
         let feed = self.feed;
-        let known = credential.as_ref().and_then(|credential| feed.keys.recall(credential, &feed.clock));
-        if let Some(key) = &known
-            && self.head.path == "/session"
-        {
-            return Ok(key.clone());
-        }
+        let longest_hold = feed.options.degraded_hold.max(AUTH_DEADLINE);
         loop {
+            let known = credential.as_ref().and_then(|credential| feed.keys.recall(credential, &feed.clock));
+            if let Some(key) = &known
+                && self.head.path == "/session"
+            {
+                return Ok(key.clone());
+            }
             let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, self.arrived, &feed.clock));
             let outage = feed.health.outage();
             let (waited, deadline, late_after) = match (outage, verdict) {
+                // A healthy server that starts answers nobody 503.
+                (Some(outage), _) if !feed.health.is_tried() => (outage, longest_hold, Duration::ZERO),
                 (Some(outage), _) => (outage, feed.options.degraded_hold, Duration::ZERO),
                 (None, Some(Ok(key))) => {
                     self.connection.set_busy();
@@ -44,9 +48,7 @@ impl Request<'_> {
                 (None, Some(Err(Denied::Unknown))) => return Err(Some(refused(Code::UnknownKey))),
                 (None, Some(Err(Denied::Expired))) => return Err(Some(refused(Code::ExpiredKey))),
                 (None, Some(Err(Denied::Revoked))) => return Err(Some(refused(Code::RevokedKey))),
-                (None, Some(Err(Denied::Pending))) => {
-                    (self.arrived.elapsed(), feed.options.degraded_hold.max(AUTH_DEADLINE), AUTH_LATE_AFTER)
-                }
+                (None, Some(Err(Denied::Pending))) => (self.arrived.elapsed(), longest_hold, AUTH_LATE_AFTER),
             };
             let left = deadline.saturating_sub(waited);
             if feed.health.is_stopping() || socket::is_closed(self.stream) {

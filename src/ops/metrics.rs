@@ -118,9 +118,9 @@ impl Gauges {
         for state in STATES {
             self.state.with_label_values(&[state]).set(i64::from(state == now));
         }
-        let (log_up, log_read) = feed.health.part(Part::Log);
-        self.database_up.set(i64::from(log_up));
-        self.listen_up.set(i64::from(feed.health.part(Part::Listen).0));
+        let log_read = feed.health.proven_for(Part::Log);
+        self.database_up.set(i64::from(log_read.is_some()));
+        self.listen_up.set(i64::from(feed.health.proven_for(Part::Listen).is_some()));
         self.standby.set(i64::from(feed.role() == Role::Standby));
         self.standby_lag.set(feed.standby_lag().unwrap_or_default().as_secs_f64());
         // Never read: counts from the server's start.

@@ -186,13 +186,12 @@ impl ClientStatus {
 }
 
 fn database(feed: &Feed) -> Database {
-    let (log_readable, log_read) = feed.health.part(Part::Log);
-    let (listening, probed) = feed.health.part(Part::Listen);
+    let (log_read, probed) = (feed.health.proven_for(Part::Log), feed.health.proven_for(Part::Listen));
     Database {
-        log_readable,
+        log_readable: log_read.is_some(),
         log_read_age_seconds: log_read.map(|age| age.as_secs_f64()),
         log_lag_events: feed.log_lag_events(),
-        listening,
+        listening: probed.is_some(),
         listen_probe_age_seconds: probed.map(|age| age.as_secs_f64()),
         listen_probe_seconds: feed.stats.listen_probe.get(),
         outage_seconds: feed.health.outage().map(|outage| outage.as_secs_f64()),

@@ -38,6 +38,18 @@ fn a_failed_statement_leaves_the_connection_usable_and_names_the_whole_cause() {
 }
 
 #[test]
+fn a_session_that_was_exchanged_is_named_as_a_poolers_doing_and_is_no_fault_of_data() {
+    let database = Database::empty();
+    let mut connection = Connection::open(&database.url.parse().unwrap(), "test").unwrap();
+    connection.query("select 1", &[]).unwrap();
+    connection.batch("deallocate all").unwrap();
+    let error = connection.query("select 1", &[]).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("26000") && text.contains("PgBouncer in transaction mode"), "{text}");
+    assert!(!error.is_fault_of_data());
+}
+
+#[test]
 fn notifications_arrive_while_waiting_and_while_querying() {
     let database = Database::empty();
     let mut connection = Connection::open(&database.url.parse().unwrap(), "test").unwrap();

@@ -263,6 +263,24 @@ fn a_server_started_without_its_database_answers_503_after_the_hold() {
 }
 
 #[test]
+fn a_server_that_starts_while_postgresql_is_silent_answers_at_once_and_ends_at_once() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let key = database.mint("bot");
+    let _frozen = Frozen::new(&cluster);
+    let mut server = Server::start(&database, &["--degraded-hold", "60s"]);
+    let began = Instant::now();
+    let mut held = Request::feed(&key).post(server.address());
+    assert_eq!(Request::get("/healthz").send(server.address()).status, 200);
+    assert!(!server.is_ready());
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
+    // A call to the database is given up after 5 s.
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(held.ends_within(PATIENCE) && held.all().is_empty(), "held to the end");
+}
+
+#[test]
 fn a_healthy_server_never_answers_503_while_it_starts() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);

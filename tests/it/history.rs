@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::Database;
 use crate::support::server::Server;
@@ -202,8 +203,13 @@ fn a_cursor_in_a_skipped_range_gets_history_rewritten_at_once() {
     assert_eq!((signals[0].prev_seq(), signals[0].feed_seq()), (Some(5), Some(1006)));
 }
 
-/// Replaces the log by these numbers, as a restore under a running server does.
+/// Replaces the log by these numbers, as a restore under a running server does, and notifies.
 pub(crate) fn replace_log(database: &Database, last: i64, counter: i64) {
+    replace_log_silently(database, last, counter);
+    database.sql("notify signal_feed, '1'");
+}
+
+fn replace_log_silently(database: &Database, last: i64, counter: i64) {
     database.sql(&format!(
         "begin; \
          alter table stock_market.signal_feed_event disable trigger user; \
@@ -213,8 +219,7 @@ pub(crate) fn replace_log(database: &Database, last: i64, counter: i64) {
          from generate_series(1, {last}) as i; \
          alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_row; \
          alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_statement; \
-         update stock_market.signal_feed_counter set value = {counter}; \
-         notify signal_feed, '1'; commit"
+         update stock_market.signal_feed_counter set value = {counter}; commit"
     ));
 }
 
@@ -245,6 +250,19 @@ fn a_restore_under_the_running_server_sends_history_rewritten_to_every_open_stre
         fresh.connected();
         let signals = fresh.signals(usize::try_from(last + 1).unwrap());
         assert!(signals[..usize::try_from(last).unwrap()].iter().all(|signal| signal.symbol() == "restored"));
+    }
+}
+
+#[test]
+fn a_stream_that_begins_after_a_restore_gets_nothing_that_memory_held_of_the_old_log() {
+    for last in [20, 12] {
+        // The longest interval at which the log is read without a notification is 2 s.
+        let (database, key, server) = serving(13, &["--poll-interval", "10s"]);
+        replace_log_silently(&database, last, last);
+        let mut stream = server.stream_from(&key, 10);
+        stream.connected();
+        let signals = stream.signals(usize::try_from(last - 10).unwrap());
+        assert!(signals.iter().all(|signal| signal.symbol() == "restored"), "restored to {last}: {signals:?}");
     }
 }
 
@@ -295,4 +313,54 @@ fn a_database_dropped_and_restored_under_the_same_name_is_noticed() {
         .unwrap()
         .get(0);
     assert_eq!(server.stream(&key).connected().data["feed_id"], id);
+}
+
+#[test]
+fn a_restore_is_an_outage_until_it_is_complete_and_ends_neither_server_nor_streams() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    database.insert(10);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    let mut stream = server.stream(&key);
+    stream.connected();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = cluster.command(cluster.programs().join(program)).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let file = cluster.dir().join("dump");
+    let file = file.to_str().unwrap();
+    run("pg_dump", &["--format=custom", "--file", file, &database.url]);
+    let mut admin = postgres::Client::connect(&cluster.url("postgres"), postgres::NoTls).unwrap();
+    admin.batch_execute(&format!("drop database {} with (force)", database.name)).unwrap();
+    admin.batch_execute(&format!("create database {}", database.name)).unwrap();
+    server.wait_log(&["the database has no signal-feed schema"]);
+    let restore =
+        |section: &str| run("pg_restore", &["--exit-on-error", "--section", section, "--dbname", &database.url, file]);
+    restore("pre-data");
+    std::thread::scope(|scope| {
+        // The rows of tables that come before the keys are there, the keys are not.
+        let mut blocker = database.connect();
+        blocker.batch_execute("begin; lock table stock_market.signal_feed_api_key in share mode").unwrap();
+        let data = scope.spawn(|| restore("data"));
+        server.wait_log(&["the keys have no primary key yet"]);
+        blocker.batch_execute("rollback").unwrap();
+        data.join().unwrap();
+    });
+    server.wait_log(&["the log has no primary key yet"]);
+    restore("post-data");
+    database.insert(1);
+    loop {
+        let block = stream.block();
+        match block.reason() {
+            Some("degraded" | "recovered") => {}
+            None => {
+                assert_eq!((block.prev_seq(), block.feed_seq()), (Some(10), Some(11)));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    server.wait_ready();
+    server.stop();
 }

@@ -42,16 +42,22 @@ fn sigterm_closes_the_listener_and_sends_closing_to_every_stream() {
 fn the_process_ends_as_soon_as_every_last_block_is_written() {
     let database = Database::migrated();
     let key = database.mint("bot");
-    let mut server = Server::ready(&database, &["--shutdown-grace", "20s"]);
-    let mut stream = server.stream(&key);
-    stream.connected();
-    // A client that never sends a request does not delay it, nor one that does not close its side.
-    let _idle = Connection::connect(server.address(), None);
-    let asked = Instant::now();
-    server.signal(Signal::TERM);
-    assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-    stream.closing("shutdown");
+    let end = || {
+        let mut server = Server::ready(&database, &["--shutdown-grace", "20s"]);
+        let mut stream = server.stream(&key);
+        stream.connected();
+        // A client that never sends a request does not delay it, nor one that does not close its side.
+        let _idle = Connection::connect(server.address(), None);
+        let asked = Instant::now();
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
+        let took = asked.elapsed();
+        stream.closing("shutdown");
+        took
+    };
+    // A busy machine can delay some of them.
+    let took: Vec<Duration> = (0..5).map(|_| end()).collect();
+    assert!(took.iter().any(|took| *took < Duration::from_millis(400)), "{took:?}");
 }
 
 #[test]

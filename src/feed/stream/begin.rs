@@ -1,0 +1,129 @@
+//! How a stream begins: `connected`, and whether the log still has what its cursor stands for.
+
+use std::time::{Duration, Instant};
+
+use super::attend::is_connected_overdue;
+use super::{LOOK_AGAIN, Position, Step, Stream};
+use crate::db::event_log::{self, WindowStart};
+use crate::event::FeedSeq;
+use crate::feed::standby::Role;
+use crate::sync::lock;
+
+/// How long a cursor may be ahead of a primary's log before `history_rewritten`: another feed may have read further.
+const AHEAD_GRACE: Duration = Duration::from_secs(5);
+/// How often a stream that begins looks whether the reader has read the log.
+const PROOF_LOOK: Duration = Duration::from_millis(1);
+
+impl Stream<'_> {
+    /// Tells the stream `connected`, and finds its position.
+    pub(super) fn begin(&mut self) -> Step {
+        match self.asked.cursor {
+            None => self.begin_now(),
+            Some(cursor) => self.begin_at(cursor),
+        }
+    }
+
+    fn begin_now(&mut self) -> Step {
+        let earliest = self.earliest()?.seq;
+        let head = self.head()?;
+        let position = Position { cursor: head.seq, time: head.time, generation: head.generation };
+        self.client.set_cursor(head.seq);
+        self.connected(head.seq, head.seq, earliest);
+        lock(&self.client.writer).set_position(position);
+        Ok(())
+    }
+
+    fn begin_at(&mut self, cursor: FeedSeq) -> Step {
+        self.client.set_cursor(cursor);
+        let earliest = self.earliest()?.seq;
+        let head = self.head()?;
+        self.connected(cursor, head.seq, earliest);
+        self.flush()?;
+        if cursor < head.seq {
+            self.prove_tail()?;
+        }
+        // A delayed key must not learn anything that depends on numbers above its head.
+        let is_skipped = || self.feed.is_skipped(cursor);
+        if (!self.is_delayed() && is_skipped()) || !self.is_in_log(cursor)? || self.feed.is_skipped(cursor) {
+            return self.rewritten(cursor);
+        }
+        let position = self.find(cursor)?;
+        if let (Some(asked), Some(known)) = (self.asked.time, position.time)
+            && !asked.is(known)
+        {
+            return self.rewritten(cursor);
+        }
+        self.feed.stats.catch_ups.inc();
+        let earliest = self.earliest()?;
+        if earliest.prev > cursor {
+            self.truncated(cursor, earliest, position.generation);
+        } else {
+            lock(&self.client.writer).set_position(position);
+        }
+        Ok(())
+    }
+
+    /// Waits until the reader has read the log once more. Then it knows whether the log was replaced: nothing that memory
+    /// holds of an older log is sent.
+    fn prove_tail(&mut self) -> Step {
+        let began = self.feed.age();
+        self.feed.wake_reader();
+        while !self.feed.is_tail_proven_since(began) {
+            self.pause(PROOF_LOOK)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the cursor is not ahead of the log; waits a little if it is.
+    fn is_in_log(&mut self, cursor: FeedSeq) -> Step<bool> {
+        let mut until = Instant::now() + AHEAD_GRACE;
+        loop {
+            // A standby may still receive the event: only a primary can say that a number does not exist.
+            if self.feed.role() == Role::Standby {
+                until = Instant::now() + AHEAD_GRACE;
+            }
+            if cursor <= self.head()?.seq {
+                return Ok(true);
+            }
+            // A cursor between the head and the counter counts as the head.
+            let last = if self.is_delayed() { self.read_head(cursor)?.seq } else { self.feed.counter() };
+            if cursor <= last {
+                return Ok(true);
+            }
+            if Instant::now() >= until && self.feed.health.outage().is_none() {
+                return Ok(false);
+            }
+            self.pause(LOOK_AGAIN)?;
+        }
+    }
+
+    /// The position at a cursor, with the time of its event if the log has it.
+    fn find(&mut self, cursor: FeedSeq) -> Step<Position> {
+        let (generation, known, is_in_tail) = {
+            let tail = lock(&self.feed.tail);
+            (tail.generation(), tail.time_of(cursor), cursor >= tail.head())
+        };
+        let time = if known.is_some() || is_in_tail {
+            known
+        } else {
+            self.query(|connection| event_log::read_time(connection, cursor))?
+        };
+        Ok(Position { cursor, time, generation })
+    }
+
+    /// Where the replay window begins. If the database does not answer in time for `connected`, a number that promises
+    /// nothing.
+    fn earliest(&mut self) -> Step<WindowStart> {
+        loop {
+            let head = self.head()?;
+            match self.feed.earliest(self.delay, head, &self.watch) {
+                Ok(earliest) => return Ok(earliest),
+                Err(_) if is_connected_overdue(self.feed, self.client) => {
+                    let prev = self.asked.cursor.unwrap_or(head.seq).min(head.seq);
+                    return Ok(WindowStart { seq: prev.next(), prev });
+                }
+                Err(error) => self.retry_later(&error)?,
+            }
+        }
+    }
+}
