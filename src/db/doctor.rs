@@ -61,32 +61,39 @@ fn wrong(message: impl Into<String>, fix: impl Into<String>) -> Verdict {
     Verdict { ok: false, message: message.into(), fix: Some(fix.into()) }
 }
 
-/// Runs every check, in order. A check that cannot run has failed; it does not stop the others.
-///
-/// # Errors
-/// If it cannot connect.
-pub fn examine(settings: &Settings) -> Result<Vec<Check>, Error> {
-    let until = Instant::now() + PATIENCE;
-    let connect = settings.clone().with_deadline(CONNECT_PATIENCE);
-    let mut connection = match Connection::open(&connect, "signal-feed doctor") {
-        Err(error) if error.sql_state() == Some(&SqlState::QUERY_CANCELED) => {
-            let check = "connection".to_owned();
-            return Ok(vec![Check {
-                check,
-                ok: false,
-                message: format!("cannot run any query: {error}"),
-                fix: Some(NO_QUERY.into()),
-            }]);
-        }
-        outcome => outcome?,
-    };
+/// Connects with time-outs for every statement, and reads the name of the database.
+fn open(settings: &Settings) -> Result<(Connection, String), Error> {
+    let mut connection = Connection::open(&settings.clone().with_deadline(CONNECT_PATIENCE), "signal-feed doctor")?;
     connection.set_deadline(STATEMENT_PATIENCE + Duration::from_secs(1));
     connection.batch(&format!(
         "set lock_timeout = '{LOCK_WAIT}'; set statement_timeout = {}; set default_transaction_isolation = 'read committed';
          set quote_all_identifiers = off; set standard_conforming_strings = on",
         STATEMENT_PATIENCE.as_millis()
     ))?;
-    let database: String = connection.query_one("select current_database()::text", &[])?.get(0);
+    let database = connection.query_one("select current_database()::text", &[])?.get(0);
+    Ok((connection, database))
+}
+
+/// Whether a call waited too long: for a lock, by PostgreSQL's time-out, or by ours.
+fn is_timeout(error: &Error) -> bool {
+    let states = [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE];
+    matches!(error, Error::TimedOut(_)) || error.sql_state().is_some_and(|state| states.contains(state))
+}
+
+/// Runs every check, in order. A check that cannot run has failed; it does not stop the others.
+///
+/// # Errors
+/// If it cannot connect.
+pub fn examine(settings: &Settings) -> Result<Vec<Check>, Error> {
+    let until = Instant::now() + PATIENCE;
+    let (connection, database) = match open(settings) {
+        Err(error) if is_timeout(&error) => {
+            let check = "connection".to_owned();
+            let message = format!("cannot run any query: {error}");
+            return Ok(vec![Check { check, ok: false, message, fix: Some(NO_QUERY.into()) }]);
+        }
+        outcome => outcome?,
+    };
     let migrate = format!(
         "run \"signal-feed migrate\" as a superuser or the owner of the database, for example: sudo -u postgres signal-feed \
          migrate --database-url 'postgresql:///{database}?host=/var/run/postgresql'"
@@ -96,7 +103,7 @@ pub fn examine(settings: &Settings) -> Result<Vec<Check>, Error> {
     let usable = doctor.checks.iter().all(|check| check.ok);
     doctor.check("lock", lock);
     if usable {
-        doctor.check_all(&connect);
+        doctor.check_all(&settings.clone().with_deadline(CONNECT_PATIENCE));
     }
     Ok(doctor.checks)
 }

@@ -240,7 +240,8 @@ fn metrics_that_the_readme_names_exist() {
     let server = Server::ready(&database, &OPS);
     assert_eq!(Request::get("/nothing").send(server.address()).status, 404);
     let readme = readme::text();
-    let text = metrics(&server);
+    let key_streams = "# HELP signal_feed_key_streams ";
+    let text = until("the keys are read", || Some(metrics(&server)).filter(|text| text.contains(key_streams)));
     let named = readme.split("names begin with `signal_feed_`. ").nth(1).unwrap().split("\n\n").next().unwrap();
     let names: Vec<&str> = named.split('`').skip(1).step_by(2).map(|name| name.split('{').next().unwrap()).collect();
     assert!(names.len() > 5, "{named}");

@@ -100,9 +100,12 @@ fn the_commands_for_a_full_disk_prune_and_rewrite_the_log() {
     let size = || database.number("select pg_total_relation_size('stock_market.signal_feed_event')");
     let before = size();
     let environment = [("ADMIN", database.url.as_str()), ("OWNER", database.url.as_str())];
-    Desk::new().run(&block("signal-feed prune --older-than"), &environment);
-    assert_eq!(database.number("select count(*) from stock_market.signal_feed_event"), 1);
-    assert!(size() < before / 2);
+    // While an autovacuum of this database holds a snapshot, the rows that prune removed keep their space.
+    until("the log shrinks", || {
+        Desk::new().run(&block("signal-feed prune --older-than"), &environment);
+        assert_eq!(database.number("select count(*) from stock_market.signal_feed_event"), 1);
+        (size() < before / 2).then_some(())
+    });
 }
 
 #[test]
