@@ -79,8 +79,8 @@
 //! Each layer uses only those to its right.
 //!
 //! ```text
-//! cli, demo → serve → ops, listener → feed → db, http → event, config, error, logging
-//! trader_bot → consumer → db (for recovery only) → event, config, error, logging
+//! cli, demo → serve → ops, listener → feed → config → options, db, http → event, error, logging
+//! trader_bot → options, consumer → db (for recovery only) → event, error, logging
 //! ```
 //!
 //! [`http`] knows requests, responses and limits, and nothing of the feed. [`consumer`] uses nothing of the server.

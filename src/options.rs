@@ -1,17 +1,20 @@
 //! The shared parts of both command lines: values, usage errors, exit codes, the database's connection string.
 
 use std::any::TypeId;
+use std::fmt::Display;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches};
+use clap::{ArgAction, ArgMatches, FromArgMatches};
 use log::LevelFilter;
 
 use crate::db::Settings;
@@ -61,13 +64,28 @@ pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.trim().parse().map_err(|_| "expected an IP address with a port such as 127.0.0.1:8080 or [::]:8080".to_owned())
 }
 
-/// Reads a whole number that may not be smaller than `least`.
-///
-/// # Errors
-/// A text saying what is allowed.
-pub(crate) fn parse_number_from(least: i64, text: &str) -> Result<i64, String> {
-    let number = text.parse().ok().filter(|number| *number >= least);
-    number.ok_or_else(|| format!("expected a number from {least} to {}", i64::MAX))
+/// A reader of whole numbers in a range. It says what is allowed if the text is none.
+pub(crate) fn parse_number<N>(range: RangeInclusive<N>) -> impl Fn(&str) -> Result<N, String> + Clone
+where
+    N: FromStr + PartialOrd + Display + Clone,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("expected a number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// An option that always has a value, which may be `off`. (Clap takes a plain `Option` for one that can be left out.)
+pub(crate) type OrOff<T> = Option<T>;
+
+/// A reader of the word `off`, which is `None`, or of a value.
+pub(crate) fn or_off<T>(
+    parse: impl Fn(&str) -> Result<T, String> + Clone,
+) -> impl Fn(&str) -> Result<OrOff<T>, String> + Clone {
+    move |text| match text {
+        "off" => Ok(None),
+        _ => parse(text).map(Some).map_err(|error| format!("{error}, or off")),
+    }
 }
 
 /// The connection string: `--database-url`, else the contents of `--database-url-file`, else `DATABASE_URL`. An empty
@@ -100,26 +118,49 @@ pub(crate) fn file_wins(matches: &ArgMatches) -> bool {
     is_flag("database_url_file") && !is_flag("database_url")
 }
 
-/// The same command, more lenient with values. The value of an option may begin with a hyphen: `-1s` is then a wrong
-/// value and not an unknown option. (This excludes options that take any text: there a missing value is the likelier
-/// mistake.) The variable of a flag may be `1` or `yes`.
-pub(crate) fn with_lenient_values(command: clap::Command) -> clap::Command {
+/// A program's command line with what holds for every option of it. `prefix` and the option's name are its environment
+/// variable. The value of an option may begin with a hyphen: `-1s` is then a wrong value and not an unknown option. (This
+/// excludes options that take any text: there a missing value is the likelier mistake.) The variable of a flag may be
+/// `1` or `yes`.
+pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command {
     let command = command.mut_args(|argument| {
+        let Some(name) = argument.get_long() else { return argument };
+        let variable = format!("{prefix}{}", name.replace('-', "_").to_uppercase());
         let kind = argument.get_value_parser().type_id();
         let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
+        let argument = argument.env(variable);
         match argument.get_action() {
             ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
-            action if action.takes_values() && !argument.is_positional() && !is_text => {
-                argument.allow_hyphen_values(true)
-            }
+            action if action.takes_values() && !is_text => argument.allow_hyphen_values(true),
             _ => argument,
         }
     });
-    command.mut_subcommands(with_lenient_values)
+    command.mut_subcommands(|command| with_rules(command, prefix))
+}
+
+/// Parses a program's command line, runs it, and says how the process ends.
+pub(crate) fn main<T: FromArgMatches>(
+    command: clap::Command,
+    run: impl FnOnce(T, &ArgMatches) -> Result<(), Error>,
+) -> ExitCode {
+    let parsed = command.try_get_matches().and_then(|matches| Ok((T::from_arg_matches(&matches)?, matches)));
+    let outcome = match parsed {
+        Ok((parsed, matches)) => run(parsed, &matches),
+        Err(error) if !error.use_stderr() => {
+            // Help and version; a closed pipe is a normal end.
+            let _ = error.print();
+            Ok(())
+        }
+        Err(error) => Err(usage(&error)),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    let line = text::one_line(&error.to_string());
+    let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));
+    ExitCode::from(error.exit_code())
 }
 
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
-pub(crate) fn usage(error: &clap::Error) -> Error {
+fn usage(error: &clap::Error) -> Error {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Error::Usage("no command given; see --help".into());
     }
@@ -131,15 +172,4 @@ pub(crate) fn usage(error: &clap::Error) -> Error {
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
     Error::Usage(format!("{}{hint}", line.strip_prefix("error: ").unwrap_or(&line)))
-}
-
-pub(crate) fn finish(outcome: Result<(), Error>) -> ExitCode {
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let line = text::one_line(&error.to_string());
-            let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));
-            ExitCode::from(error.exit_code())
-        }
-    }
 }

@@ -59,8 +59,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     // The operator's port answers from the start to the end.
     let mut running = Vec::new();
     let mut stop_operator = None;
-    let operator = operator_listener.is_some().then(|| Arc::new(Operator::new(feed.clone(), address)));
-    if let (Some(listener), Some(operator)) = (operator_listener, operator.clone()) {
+    if let Some(listener) = operator_listener {
+        let operator = Arc::new(Operator::new(feed.clone(), address));
         let handler = move |connection: &HttpConnection| ops::routes::serve(&operator, connection);
         let connections = Connections::new(ops::MOST_CONNECTIONS, feed.stats.evicted.clone());
         let (thread, stop) = accept(&feed, "ops", vec![listener], connections, handler)?;
@@ -94,9 +94,6 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
         }
         manager.turn(&feed);
         logging::turn();
-        if let Some(operator) = &operator {
-            operator.turn();
-        }
     };
 
     manager.stopping(&feed);

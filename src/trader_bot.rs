@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, CommandFactory, Parser};
 
 use crate::consumer::bot::{self, BotOptions, OnQuarantined};
 use crate::consumer::broker::{Broker, ExecBroker, PaperBroker};
@@ -19,8 +19,8 @@ use crate::consumer::stream::{ApiKey, FeedUrl};
 use crate::error::{Doing, Error};
 use crate::logging;
 use crate::options::{
-    database_settings, file_wins, finish, parse_duration, parse_log_level, parse_positive_duration, usage,
-    with_lenient_values,
+    self, OrOff, database_settings, file_wins, or_off, parse_duration, parse_log_level, parse_positive_duration,
+    with_rules,
 };
 use crate::text::one_line;
 
@@ -41,104 +41,71 @@ use crate::text::one_line;
 )]
 struct Args {
     /// URL of the stream, ending in /feed; repeat it for several feeds of the same log, tried in turn
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TRADER_BOT_FEED_URL",
-        required = true,
-        value_delimiter = ',',
-        help_heading = "Feed"
-    )]
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',', help_heading = "Feed")]
     feed_url: Vec<FeedUrl>,
     /// API key. Other users of this machine can see it in a flag: prefer the file or the environment
-    #[arg(long, value_name = "KEY", env = "TRADER_BOT_FEED_API_KEY", hide_env_values = true, help_heading = "Feed")]
+    #[arg(long, value_name = "KEY", hide_env_values = true, help_heading = "Feed")]
     feed_api_key: Option<String>,
     /// File with the API key; read again when the feed refuses the key
-    #[arg(long, value_name = "FILE", env = "TRADER_BOT_FEED_API_KEY_FILE", help_heading = "Feed")]
+    #[arg(long, value_name = "FILE", help_heading = "Feed")]
     feed_api_key_file: Option<PathBuf>,
     /// Reconnect after this much silence (the feed writes at least every 15 s)
-    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_READ_TIMEOUT", default_value = "35s",
+    #[arg(long, value_name = "DURATION", default_value = "35s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     read_timeout: Duration,
     /// Longest first wait after a failure; doubles each time. The actual wait is random, up to this limit
-    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BACKOFF_MIN", default_value = "1s",
+    #[arg(long, value_name = "DURATION", default_value = "1s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     backoff_min: Duration,
     /// Longest wait after any failure
-    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BACKOFF_MAX", default_value = "60s",
+    #[arg(long, value_name = "DURATION", default_value = "60s",
           value_parser = parse_positive_duration, help_heading = "Feed")]
     backoff_max: Duration,
 
     /// Where orders go: paper, exec:PROGRAM, or ibkr:HOST:PORT in a build with that feature
-    #[arg(long, value_name = "BROKER", env = "TRADER_BOT_BROKER", default_value = "paper", help_heading = "Orders")]
+    #[arg(long, value_name = "BROKER", default_value = "paper", help_heading = "Orders")]
     broker: BrokerChoice,
     /// Longest time for one order or one look-up
-    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_BROKER_TIMEOUT", default_value = "30s",
+    #[arg(long, value_name = "DURATION", default_value = "30s",
           value_parser = parse_positive_duration, help_heading = "Orders")]
     broker_timeout: Duration,
     /// Never place entries older than this (a duration, or off); exits are always placed
-    #[arg(
-        long,
-        value_name = "DURATION|off",
-        env = "TRADER_BOT_MAX_ENTRY_AGE",
-        default_value = "off",
-        help_heading = "Orders"
-    )]
-    max_entry_age: OrOff,
+    #[arg(long, value_name = "DURATION|off", default_value = "off", value_parser = or_off(parse_positive_duration),
+          help_heading = "Orders")]
+    max_entry_age: OrOff<Duration>,
     /// What to do if the feed cannot deliver an event to anybody
-    #[arg(long, value_enum, env = "TRADER_BOT_ON_QUARANTINED", default_value = "alert", help_heading = "Orders")]
+    #[arg(long, value_enum, default_value = "alert", help_heading = "Orders")]
     on_quarantined: OnQuarantined,
 
     /// File for the cursor and the mode
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "TRADER_BOT_STATE_FILE",
-        default_value = "trader-bot.state",
-        help_heading = "Files"
-    )]
+    #[arg(long, value_name = "FILE", default_value = "trader-bot.state", help_heading = "Files")]
     state_file: PathBuf,
     /// File with every order; if it is lost, the bot can place orders again
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "TRADER_BOT_JOURNAL",
-        default_value = "trader-bot.journal",
-        help_heading = "Files"
-    )]
+    #[arg(long, value_name = "FILE", default_value = "trader-bot.journal", help_heading = "Files")]
     journal: PathBuf,
 
     /// First place the missed orders from the database and leave close-only mode; needs --database-url
-    #[arg(long, env = "TRADER_BOT_RECOVERY", value_parser = clap::builder::BoolishValueParser::new(),
-          help_heading = "Recovery")]
+    #[arg(long, help_heading = "Recovery")]
     recovery: bool,
     /// Print what --recovery would place, send nothing, change no file, and exit
-    #[arg(long, env = "TRADER_BOT_RECOVERY_DRY_RUN", value_parser = clap::builder::BoolishValueParser::new(),
-          help_heading = "Recovery")]
+    #[arg(long, help_heading = "Recovery")]
     recovery_dry_run: bool,
     /// Connection string of a login with the role signal_feed_bot; DATABASE_URL works too
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TRADER_BOT_DATABASE_URL",
-        hide_env_values = true,
-        help_heading = "Recovery"
-    )]
+    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Recovery")]
     database_url: Option<String>,
     /// File with the connection string
-    #[arg(long, value_name = "FILE", env = "TRADER_BOT_DATABASE_URL_FILE", help_heading = "Recovery")]
+    #[arg(long, value_name = "FILE", help_heading = "Recovery")]
     database_url_file: Option<PathBuf>,
     /// How far back recovery looks for created or updated rows; further if the bot was away for longer
-    #[arg(long, value_name = "DURATION", env = "TRADER_BOT_RECOVERY_LOOKBACK", default_value = "72h",
+    #[arg(long, value_name = "DURATION", default_value = "72h",
           value_parser = parse_duration, help_heading = "Recovery")]
     recovery_lookback: Duration,
 
     /// Program to run for every alert; gets one JSON line on standard input
-    #[arg(long, value_name = "PROGRAM", env = "TRADER_BOT_ALERT_COMMAND", help_heading = "Log")]
+    #[arg(long, value_name = "PROGRAM", help_heading = "Log")]
     alert_command: Option<PathBuf>,
     /// Lowest level that is logged: off, error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", env = "TRADER_BOT_LOG_LEVEL", default_value = "info", help_heading = "Log",
-          value_parser = parse_log_level)]
+    #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Log", value_parser = parse_log_level)]
     log_level: log::LevelFilter,
 }
 
@@ -174,20 +141,6 @@ fn is_address(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
-#[derive(Debug, Clone, Copy)]
-struct OrOff(Option<Duration>);
-
-impl FromStr for OrOff {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        parse_positive_duration(text).map(|duration| Self(Some(duration))).map_err(|why| format!("{why}, or off"))
-    }
-}
-
 impl fmt::Display for BrokerChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -210,23 +163,12 @@ fn output(mut lines: impl Iterator<Item = String>) -> Result<(), Error> {
 
 /// The definition of the command line, for help, completions and the manual page.
 pub(crate) fn command() -> clap::Command {
-    Args::command()
+    with_rules(Args::command(), "TRADER_BOT_")
 }
 
 /// Parses the command line, runs the bot, and returns the exit code.
 pub fn main() -> ExitCode {
-    let parsed = with_lenient_values(command())
-        .try_get_matches()
-        .and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches)));
-    match parsed {
-        Ok((args, matches)) => finish(run(&args, &matches)),
-        Err(error) if !error.use_stderr() => {
-            // Help and version; a closed pipe is a normal end.
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        Err(error) => finish(Err(usage(&error))),
-    }
+    options::main(command(), |args: Args, matches| run(&args, matches))
 }
 
 fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
@@ -265,7 +207,7 @@ impl Args {
             follow,
             state_file: self.state_file.clone(),
             journal: self.journal.clone(),
-            max_entry_age: self.max_entry_age.0,
+            max_entry_age: self.max_entry_age,
             on_quarantined: self.on_quarantined,
             away_patience: self.broker_timeout * 2,
             alert_command: self.alert_command.clone(),

@@ -12,16 +12,10 @@ use crate::options::{database_settings, file_wins};
 #[derive(Debug, Clone, Default, clap::Args)]
 struct Given {
     /// Connection string (postgres:// or key=value); DATABASE_URL works too
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "SIGNAL_FEED_DATABASE_URL",
-        hide_env_values = true,
-        help_heading = "Database"
-    )]
+    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Database")]
     database_url: Option<String>,
     /// File with the connection string; keeps the password out of the environment
-    #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_DATABASE_URL_FILE", help_heading = "Database")]
+    #[arg(long, value_name = "FILE", help_heading = "Database")]
     database_url_file: Option<PathBuf>,
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::say;
-use super::serve::{ServeArgs, signals};
+use super::serve::signals;
 use crate::config::ServeOptions;
 use crate::demo;
 use crate::error::Error;
@@ -18,16 +18,16 @@ use crate::options::parse_address;
 #[command(after_help = "Example:\n  signal-feed demo --listen 127.0.0.1:9090 --rate 10")]
 pub(super) struct Args {
     /// Address of the feed; port 0 takes any free port
-    #[arg(long, value_name = "ADDRESS", env = "SIGNAL_FEED_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_address)]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_address)]
     listen: SocketAddr,
     /// Signals per second
-    #[arg(long, value_name = "SIGNALS", env = "SIGNAL_FEED_RATE", default_value = "2", value_parser = parse_rate)]
+    #[arg(long, value_name = "SIGNALS", default_value = "2", value_parser = parse_rate)]
     rate: f64,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     logging::start(log::LevelFilter::Warn);
-    let options = ServeOptions { listen: vec![args.listen], ..ServeArgs::defaults().into() };
+    let options = ServeOptions { listen: vec![args.listen], ..ServeOptions::defaults() };
     demo::run(options, args.rate, &signals()?, |ready| {
         say(format_args!(
             "signal-feed demo: {} signals a second; Ctrl-C stops everything and leaves nothing behind",

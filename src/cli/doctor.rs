@@ -19,7 +19,7 @@ pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     /// Print a JSON array
-    #[arg(long, env = "SIGNAL_FEED_JSON")]
+    #[arg(long)]
     json: bool,
 }
 

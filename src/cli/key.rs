@@ -40,13 +40,13 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// Name of the key; two live keys cannot have the same name
-        #[arg(long, value_name = "NAME", env = "SIGNAL_FEED_NAME", value_parser = parse_name)]
+        #[arg(long, value_name = "NAME", value_parser = parse_name)]
         name: String,
         /// The key expires after this time [default: never]
-        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
+        #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
         /// Deliver every event this much later
-        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_DELAY", default_value = "0s", value_parser = parse_duration)]
+        #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
         delay: Duration,
     },
     /// Show live, expired and revoked keys; times are in UTC, LAST USED can be 10 s late
@@ -57,7 +57,7 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// Print a JSON array
-        #[arg(long, env = "SIGNAL_FEED_JSON")]
+        #[arg(long)]
         json: bool,
     },
     /// Revoke every live key of a name at once; its streams end within a second
@@ -78,10 +78,10 @@ enum Action {
         #[arg(value_parser = parse_name)]
         name: String,
         /// How long the old key still works
-        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_OVERLAP", default_value = "24h", value_parser = parse_duration)]
+        #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
         overlap: Duration,
         /// The new key expires after this time [default: the lifetime that the old key was made with]
-        #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_EXPIRES_IN", value_parser = parse_positive_duration)]
+        #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
         expires_in: Option<Duration>,
     },
 }

@@ -23,16 +23,16 @@ pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     /// Change nothing; exit 1 if something is missing
-    #[arg(long, env = "SIGNAL_FEED_CHECK", conflicts_with = "roles_sql")]
+    #[arg(long, conflicts_with = "roles_sql")]
     check: bool,
     /// Print the SQL that makes the roles, for a DBA or for another cluster; needs no database
-    #[arg(long, env = "SIGNAL_FEED_ROLES_SQL")]
+    #[arg(long)]
     roles_sql: bool,
     /// How long to try to lock signal; writers continue between the tries
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_LOCK_WAIT", default_value = "5m", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     lock_wait: Duration,
     /// Whether an INSERT also notifies channel signal_inserted [default: as chosen before, at first auto]
-    #[arg(long, value_name = "WHEN", env = "SIGNAL_FEED_SIGNAL_INSERTED", value_enum)]
+    #[arg(long, value_name = "WHEN", value_enum)]
     signal_inserted: Option<Choice>,
 }
 

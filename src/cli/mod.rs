@@ -20,10 +20,10 @@ pub use database::DatabaseArgs;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::{Doing, Error};
-use crate::options::{finish, usage, with_lenient_values};
+use crate::options::{self, with_rules};
 use crate::text::visible;
 
 /// Stream a PostgreSQL table of trading signals to bots: a gapless, commit-ordered log over Server-Sent Events
@@ -65,18 +65,14 @@ enum Command {
     Generate(generate::Args),
 }
 
+/// The definition of the command line.
+fn command() -> clap::Command {
+    with_rules(Cli::command(), "SIGNAL_FEED_")
+}
+
 /// Parses the command line, runs the command, and says how the process ends.
 pub fn main() -> ExitCode {
-    let matches = with_lenient_values(Cli::command()).try_get_matches();
-    match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => finish(cli.command.run()),
-        Err(error) if !error.use_stderr() => {
-            // Help and version; a closed pipe is a normal end.
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        Err(error) => finish(Err(usage(&error))),
-    }
+    options::main(command(), |cli: Cli, _| cli.command.run())
 }
 
 impl Command {

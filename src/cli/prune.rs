@@ -20,13 +20,13 @@ pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     /// Remove events older than this; never newer than the replay window plus the longest delay of a live key
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_OLDER_THAN", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     older_than: Duration,
     /// The replay window that serve runs with
-    #[arg(long, value_name = "DURATION", env = "SIGNAL_FEED_REPLAY_WINDOW", default_value = "72h", value_parser = parse_positive_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "72h", value_parser = parse_positive_duration)]
     replay_window: Duration,
     /// Only print what would be removed
-    #[arg(long, env = "SIGNAL_FEED_DRY_RUN")]
+    #[arg(long)]
     dry_run: bool,
 }
 

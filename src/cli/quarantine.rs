@@ -7,7 +7,7 @@ use super::{DatabaseArgs, output, say};
 use crate::db::{migrate, quarantine};
 use crate::error::{Doing, Error};
 use crate::event::FeedSeq;
-use crate::options::parse_number_from;
+use crate::options::parse_number;
 
 /// List the events that cannot be delivered, and mark them as dealt with
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,7 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// Print a JSON array
-        #[arg(long, env = "SIGNAL_FEED_JSON")]
+        #[arg(long)]
         json: bool,
     },
     /// Mark an event as dealt with
@@ -41,7 +41,7 @@ enum Action {
         #[command(flatten)]
         database: DatabaseArgs,
         /// The event's number
-        #[arg(value_name = "SEQ", value_parser = |text: &str| parse_number_from(1, text))]
+        #[arg(value_name = "SEQ", value_parser = parse_number(1..=i64::MAX))]
         seq: i64,
     },
 }

@@ -3,7 +3,7 @@
 use super::{DatabaseArgs, say};
 use crate::db::{migrate, restored};
 use crate::error::{Doing, Error};
-use crate::options::parse_number_from;
+use crate::options::parse_number;
 
 /// Run after a restore from backup, or a failover that lost something: continue numbering above any numbers that were
 /// lost
@@ -18,11 +18,11 @@ pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     /// How many numbers to skip: more than the number of events that may be lost
-    #[arg(long, value_name = "N", env = "SIGNAL_FEED_SKIP", default_value_t = 1_000_000,
-        value_parser = |text: &str| parse_number_from(1, text), conflicts_with = "nothing_lost")]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000,
+        value_parser = parse_number(1..=i64::MAX), conflicts_with = "nothing_lost")]
     skip: i64,
     /// Nothing was lost (a clean failover, a copy of the whole cluster): only record the new cluster and database
-    #[arg(long, env = "SIGNAL_FEED_NOTHING_LOST")]
+    #[arg(long)]
     nothing_lost: bool,
 }
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::output;
 use super::table::output_rows;
 use crate::error::Error;
+use crate::text;
 
 /// Longest time for the whole answer: the server may have to wait for a slow database.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,64 +25,25 @@ const MOST_STREAMS: usize = 5;
   signal-feed status --json | jq '.keys[] | select(.streams == 0).name'")]
 pub(super) struct Args {
     /// Address of the server's operator port
-    #[arg(long, value_name = "URL", env = "SIGNAL_FEED_URL", default_value = "http://127.0.0.1:9464", value_parser = parse_url)]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9464", value_parser = parse_url)]
     url: String,
     /// Print the JSON of /status
-    #[arg(long, env = "SIGNAL_FEED_JSON")]
+    #[arg(long)]
     json: bool,
-}
-
-/// The parts of `/status` that are shown.
-#[derive(Debug, Deserialize)]
-struct Status {
-    version: String,
-    instance: String,
-    role: String,
-    state: String,
-    capture: String,
-    started_at: Timestamp,
-    standby_lag_seconds: Option<f64>,
-    head: i64,
-    earliest: i64,
-    last_event_at: Option<Timestamp>,
-    keys: Vec<Key>,
-    clients: Vec<Client>,
-    database: Database,
-}
-
-#[derive(Debug, Deserialize)]
-struct Database {
-    another_cluster: bool,
-    unsettled_quarantined_events: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Key {
-    name: String,
-    streams: u64,
-    last_used_at: Option<Timestamp>,
-    expires_at: Option<Timestamp>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Client {
-    key: String,
-    address: String,
-    lag: u64,
-    queued: u64,
-    dropped: u64,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let body = fetch(&args.url)?;
-    let status: Status = serde_json::from_str(&body)
-        .map_err(|error| unreachable(&args.url, format!("not the expected answer: {error}")))?;
+    let status: Value = serde_json::from_str(&body).unwrap_or_default();
+    let (Some(state), Some(capture)) = (status["state"].as_str(), status["capture"].as_str()) else {
+        return Err(unreachable(&args.url, "this is not the answer of a signal-feed server"));
+    };
     if args.json {
         output(body.trim_end())?;
     } else {
         show(&status)?;
     }
-    match (status.state.as_str(), status.capture.as_str()) {
+    match (state, capture) {
         ("live", "on") => Ok(()),
         ("live", _) => {
             Err(Error::Failed("capture is off: new signals reach no bot; run \"signal-feed migrate\"".into()))
@@ -114,90 +76,91 @@ fn unreachable(url: &str, why: impl std::fmt::Display) -> Error {
     Error::Unreachable(format!("--url {url}: {why}"))
 }
 
-fn show(status: &Status) -> Result<(), Error> {
-    let now = Timestamp::now();
-    let ago = |time: Timestamp| format!("{} ago", lasted(now.duration_since(time).unsigned_abs()));
-    let behind = status.standby_lag_seconds.map_or(String::new(), |lag| format!(", {lag:.1} s behind its primary"));
-    let last_event = match status.last_event_at {
-        Some(time) => format!("{} ({time:.0})", ago(time)),
-        None => "none".into(),
-    };
+fn show(status: &Value) -> Result<(), Error> {
+    let behind = status["standby_lag_seconds"].as_f64().map(|lag| format!(", {lag:.1} s behind its primary"));
+    let last_event = time(&status["last_event_at"]).map(|at| format!("{} ago ({at:.0})", since(at)));
+    let up = time(&status["started_at"]).map(since).unwrap_or_default();
+    let plain = |name: &str| plain(&status[name]);
     let rows = [
+        ["server", &format!("{}, version {}, up {up}", plain("instance"), plain("version"))],
         [
-            "server",
+            "state",
             &format!(
-                "{}, version {}, up {}",
-                status.instance,
-                status.version,
-                lasted(now.duration_since(status.started_at).unsigned_abs())
+                "{}, capture {}, {}{}",
+                plain("state"),
+                plain("capture"),
+                plain("role"),
+                behind.unwrap_or_default()
             ),
         ],
-        ["state", &format!("{}, capture {}, {}{behind}", status.state, status.capture, status.role)],
-        ["last event", &last_event],
-        ["head", &format!("{}, replay from {}", status.head, status.earliest)],
-        ["streams", &status.clients.len().to_string()],
+        ["last event", &last_event.unwrap_or("none".into())],
+        ["head", &format!("{}, replay from {}", plain("head"), plain("earliest"))],
+        ["streams", &list(&status["clients"]).len().to_string()],
     ];
     output_rows(&rows.map(|row| row.map(str::to_owned)))?;
-    if status.database.another_cluster {
+    if status["database"]["another_cluster"] == true {
         output(
             "The database was restored or failed over: run \"signal-feed restored\", or with --nothing-lost if it lost no commit.",
         )?;
     }
-    match status.database.unsettled_quarantined_events {
-        0 => {}
-        count => output(format_args!("Quarantined and not settled: {count}; see \"signal-feed quarantine list\"."))?,
+    match status["database"]["unsettled_quarantined_events"].as_u64() {
+        None | Some(0) => {}
+        Some(count) => {
+            output(format_args!("Quarantined and not settled: {count}; see \"signal-feed quarantine list\"."))?
+        }
     }
     output("")?;
-    show_away(&status.keys, ago)?;
+    show_away(list(&status["keys"]))?;
     output("")?;
-    show_behind(&status.clients)
+    show_behind(list(&status["clients"]))
 }
 
-fn show_away(keys: &[Key], ago: impl Fn(Timestamp) -> String + Copy) -> Result<(), Error> {
-    let away: Vec<&Key> = keys.iter().filter(|key| key.streams == 0).collect();
+fn show_away(keys: &[Value]) -> Result<(), Error> {
+    let away: Vec<&Value> = keys.iter().filter(|key| key["streams"] == 0).collect();
     if away.is_empty() {
         return output(format_args!("Every key has a stream ({} keys).", keys.len()));
     }
     output(format_args!("Keys without a stream ({} of {}):", away.len(), keys.len()))?;
     let mut rows = vec![["NAME", "LAST USED", "EXPIRES (UTC)"].map(str::to_owned)];
     rows.extend(away.iter().map(|key| {
-        [
-            key.name.clone(),
-            key.last_used_at.map_or("never".into(), ago),
-            key.expires_at.map_or("never".into(), |at| format!("{at:.0}")),
-        ]
+        let last_used = time(&key["last_used_at"]).map(|at| format!("{} ago", since(at)));
+        let expires = time(&key["expires_at"]).map(|at| format!("{at:.0}"));
+        [plain(&key["name"]), last_used.unwrap_or("never".into()), expires.unwrap_or("never".into())]
     }));
     output_rows(&rows)
 }
 
-fn show_behind(clients: &[Client]) -> Result<(), Error> {
-    let mut behind: Vec<&Client> = clients.iter().filter(|client| client.lag > 0).collect();
-    behind.sort_by_key(|client| std::cmp::Reverse(client.lag));
+fn show_behind(clients: &[Value]) -> Result<(), Error> {
+    let lag = |client: &Value| client["lag"].as_u64().unwrap_or_default();
+    let mut behind: Vec<&Value> = clients.iter().filter(|client| lag(client) > 0).collect();
+    behind.sort_by_key(|client| std::cmp::Reverse(lag(client)));
     if behind.is_empty() {
         return output("No stream is behind.");
     }
     output(format_args!("Streams furthest behind ({} of {}):", behind.len().min(MOST_STREAMS), clients.len()))?;
     let mut rows = vec![["KEY", "ADDRESS", "BEHIND", "QUEUED", "DROPPED"].map(str::to_owned)];
-    rows.extend(behind.iter().take(MOST_STREAMS).map(|client| {
-        [
-            client.key.clone(),
-            client.address.clone(),
-            client.lag.to_string(),
-            client.queued.to_string(),
-            client.dropped.to_string(),
-        ]
-    }));
+    let shown = behind.iter().take(MOST_STREAMS);
+    rows.extend(shown.map(|client| ["key", "address", "lag", "queued", "dropped"].map(|name| plain(&client[name]))));
     output_rows(&rows)
 }
 
-/// A duration in its largest unit.
-fn lasted(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ ..60 => format!("{seconds} s"),
-        seconds @ ..3_600 => format!("{} min", seconds / 60),
-        seconds @ ..172_800 => format!("{} h {} min", seconds / 3_600, seconds / 60 % 60),
-        seconds => format!("{} days", seconds / 86_400),
-    }
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn time(value: &Value) -> Option<Timestamp> {
+    value.as_str()?.parse().ok()
+}
+
+/// A text without its quotes; anything else as it is.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The time since then, in whole seconds.
+fn since(then: Timestamp) -> String {
+    let passed = Timestamp::now().duration_since(then).unsigned_abs();
+    text::duration(Duration::from_secs(passed.as_secs()))
 }
 
 fn parse_url(text: &str) -> Result<String, String> {

@@ -12,7 +12,7 @@ use crate::consumer::message::Missed;
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
-use crate::options::parse_number_from;
+use crate::options::parse_number;
 use crate::text::one_line;
 
 /// Print every event of a feed as one JSON line
@@ -26,16 +26,16 @@ use crate::text::one_line;
   signal-feed tail --feed-url http://feed:8080/feed --feed-api-key-file bot.key --cursor earliest | head -n 5")]
 pub(super) struct Args {
     /// URL of the stream, ending in /feed; repeat it for several feeds of the same log, tried in turn
-    #[arg(long, value_name = "URL", env = "SIGNAL_FEED_FEED_URL", required = true, value_delimiter = ',')]
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
     feed_url: Vec<FeedUrl>,
     /// File with the API key
-    #[arg(long, value_name = "FILE", env = "SIGNAL_FEED_FEED_API_KEY_FILE")]
+    #[arg(long, value_name = "FILE")]
     feed_api_key_file: PathBuf,
     /// Begin after this event, or with the earliest one there is [default: from now]
-    #[arg(long, value_name = "N|earliest", env = "SIGNAL_FEED_CURSOR", value_parser = parse_start)]
+    #[arg(long, value_name = "N|earliest", value_parser = parse_start)]
     cursor: Option<Start>,
     /// End after this many events [default: never]
-    #[arg(long, value_name = "N", env = "SIGNAL_FEED_COUNT", value_parser = |text: &str| parse_number_from(1, text))]
+    #[arg(long, value_name = "N", value_parser = parse_number(1..=i64::MAX))]
     count: Option<i64>,
 }
 
@@ -124,7 +124,7 @@ fn parse_start(text: &str) -> Result<Start, String> {
     if text == "earliest" {
         return Ok(Start::Earliest);
     }
-    parse_number_from(0, text).map(Start::After).map_err(|why| format!("{why}, or earliest"))
+    parse_number(0..=i64::MAX)(text).map(Start::After).map_err(|why| format!("{why}, or earliest"))
 }
 
 /// Stops as soon as standard output is closed: on a quiet feed, `| head` would otherwise keep the shell

@@ -118,7 +118,7 @@ impl Stats {
         self.requests.with_label_values(&[status]).inc();
     }
 
-    /// The registry of all metrics, to which others add gauges.
+    /// The registry of these metrics.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }

@@ -4,7 +4,6 @@
 //! against the limit of streams.
 
 pub mod alerts;
-mod history;
 mod keys;
 pub mod metrics;
 pub mod routes;
@@ -13,8 +12,6 @@ pub mod status;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use self::history::History;
-use self::metrics::Gauges;
 use crate::feed::Feed;
 
 /// Connections to the operator's port at once, 64.
@@ -26,24 +23,16 @@ pub struct Operator {
     feed: Arc<Feed>,
     /// Tells several feeds apart: the host's name and the feed's port.
     instance: String,
-    gauges: Gauges,
-    history: History,
 }
 
 impl Operator {
-    /// The operator's view of a feed that listens on `address`. Make it once: its gauges join the feed's metrics.
+    /// The operator's view of a feed that listens on `address`.
     pub fn new(feed: Arc<Feed>, address: Option<SocketAddr>) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let instance = match address {
             Some(address) => format!("{host}:{}", address.port()),
             None => host,
         };
-        let gauges = Gauges::new(feed.stats.registry(), &instance);
-        Self { feed, instance, gauges, history: History::default() }
-    }
-
-    /// Takes the samples of the history. Call it about once a second.
-    pub fn turn(&self) {
-        self.history.turn(&self.feed);
+        Self { feed, instance }
     }
 }

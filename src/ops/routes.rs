@@ -31,7 +31,7 @@ fn answer(operator: &Operator, head: &Head, is_loopback: bool) -> Response {
     if is_loopback && !head.fields("host").all(is_loopback_host) {
         return Response::error(Code::ForeignHost, "this address answers only to a loopback name such as localhost");
     }
-    if !matches!(head.path.as_str(), "/" | "/history" | "/metrics" | "/status") {
+    if !matches!(head.path.as_str(), "/" | "/metrics" | "/status") {
         return Response::error(Code::NotFound, "no such path; see /, /status and /metrics");
     }
     if !matches!(head.method.as_str(), "GET" | "HEAD") {
@@ -43,7 +43,6 @@ fn answer(operator: &Operator, head: &Head, is_loopback: bool) -> Response {
     }
     match head.path.as_str() {
         "/metrics" => plain(METRICS_TYPE, metrics::text(operator)),
-        "/history" => plain("application/json", operator.history.json()),
         "/status" => plain("application/json", status::json(operator)),
         _ => STATUS_PAGE.response(),
     }

@@ -353,22 +353,6 @@ fn the_status_command_shows_what_needs_attention_and_its_exit_code_reports_it() 
 }
 
 #[test]
-fn history_is_there_for_a_page_that_was_just_opened() {
-    let database = Database::migrated();
-    let server = Server::ready(&database, &OPS);
-    database.insert(4);
-    let history = until("two samples are taken", || {
-        let body = Request::get("/history").host("localhost").send(server.ops_address()).body;
-        let history: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        (history.as_array().unwrap().len() >= 2).then_some(history)
-    });
-    assert_eq!(history[1]["events"], 4);
-    assert!(history[0]["at"].as_str() < history[1]["at"].as_str(), "{history}");
-    let bounds = server.status()["latency"]["commit_to_broadcast_seconds"]["upper_bounds"].as_array().unwrap().len();
-    assert_eq!(history[1]["commit_to_broadcast"].as_array().unwrap().len(), bounds);
-}
-
-#[test]
 fn a_quarantined_event_counts_until_it_is_settled() {
     let database = Database::migrated();
     let server = Server::ready(&database, &OPS);
