@@ -1,4 +1,4 @@
-//! Behind a reverse proxy with TLS: nginx, haproxy, Caddy and Apache with the configurations of the README.
+//! Behind a reverse proxy with TLS: nginx, haproxy, Caddy and Apache with the configurations of `tests/proxies`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::database::Database;
 use crate::support::outside::{Port, Running, Scratch, free_address, nginx};
-use crate::support::readme::block_with;
+use crate::support::readme::example_with;
 use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::wait::until;
@@ -51,12 +51,13 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 4
 
     let address = free_address();
     let listen = address.to_string();
-    let server = block_with("server {", &[feed, pem, pem_key, ("listen 443", &format!("listen {listen}"))]);
+    let server = example_with("proxies/nginx.conf", &[feed, pem, pem_key, ("listen 443", &format!("listen {listen}"))]);
     let nginx = started(address, nginx(scratch, &server));
 
     let address = free_address();
     let bind = format!("bind {address}");
-    let text = block_with("frontend feed", &[feed, ("/etc/ssl/feed.example.both.pem", &both), ("bind :443", &bind)]);
+    let text =
+        example_with("proxies/haproxy.cfg", &[feed, ("/etc/ssl/feed.example.both.pem", &both), ("bind :443", &bind)]);
     let file = scratch.0.join("haproxy.cfg");
     fs::write(&file, text).unwrap();
     let haproxy = Command::new("haproxy").arg("-f").arg(&file).stderr(Stdio::null()).spawn().unwrap();
@@ -64,7 +65,7 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 4
 
     let address = free_address();
     let site = format!("feed.example:{} {{", address.port());
-    let text = block_with("feed.example {", &[feed, pem, pem_key, ("feed.example {", &site)]);
+    let text = example_with("proxies/Caddyfile", &[feed, pem, pem_key, ("feed.example {", &site)]);
     let file = scratch.0.join("Caddyfile");
     // Its own port for administration, and the one for plain http, are another program's here.
     fs::write(&file, format!("{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n{text}")).unwrap();
@@ -75,8 +76,8 @@ fn proxies(scratch: &Scratch, upstream: SocketAddr) -> [(&'static str, Proxy); 4
 
     let address = free_address();
     let dir = scratch.0.display();
-    let site = block_with("ProxyPass", &[feed]);
-    // Around the README's lines: what Debian's files and a virtual host with TLS contain.
+    let site = example_with("proxies/apache.conf", &[feed]);
+    // Around the example's lines: what Debian's files and a virtual host with TLS contain.
     let modules = ["mpm_event", "authz_core", "proxy", "proxy_http", "headers", "ssl", "socache_shmcb"];
     let mut text = format!("ServerRoot {dir}\nPidFile {dir}/apache.pid\nErrorLog {dir}/apache-errors\n");
     for module in modules {

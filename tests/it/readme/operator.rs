@@ -137,21 +137,6 @@ fn the_first_installation_ends_with_a_feed_that_is_live() {
     let environment = [("PGHOST", socket.as_str()), ("PGPORT", &port), ("PGUSER", "postgres")];
     let owner = format!("host={socket} port={port} user=postgres dbname=market");
     let local = format!("@/market?host={socket}&port={port}");
-    let first = "sudo -u postgres signal-feed migrate --database-url 'host=/run/postgresql dbname=market'\nsudo";
-    let replacements = [
-        ("host=/run/postgresql dbname=market", owner.as_str()),
-        ("@localhost/market", &local),
-        ("/etc/signal-feed", &etc),
-    ];
-    desk.run(&block_with(first, &replacements), &environment);
-    for file in ["database-url", "admin-database-url"] {
-        let mode =
-            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(desk.path("etc").join(file)).unwrap().permissions());
-        assert_eq!(mode & 0o777, 0o600, "{file}");
-    }
-    let mut superuser = postgres::Client::connect(&cluster.url("market"), postgres::NoTls).unwrap();
-    superuser.batch_execute(&block("create role screener")).unwrap();
-
     // Instead of systemd, the server itself, with the file that the unit hands it.
     let (feed, ops) = (free_address().to_string(), free_address().to_string());
     desk.stand_in(
@@ -163,14 +148,25 @@ fn the_first_installation_ends_with_a_feed_that_is_live() {
         ),
     );
     let status = format!("http://{ops}");
-    let start = block_with("sudo signal-feed doctor", &[("/etc/signal-feed", &etc)]);
+    let first = "sudo -u postgres signal-feed migrate --database-url 'host=/run/postgresql dbname=market'\nsudo";
+    let replacements = [
+        ("host=/run/postgresql dbname=market", owner.as_str()),
+        ("@localhost/market", &local),
+        ("/etc/signal-feed", &etc),
+    ];
+    let install = block_with(first, &replacements);
     // One group of processes: the server ends with it.
     let mut job = desk.start(
         "bash",
-        &["-euc", &format!("{start}\necho done; sleep 60")],
-        &[environment[0], environment[1], ("SIGNAL_FEED_URL", &status)],
+        &["-euo", "pipefail", "-c", &format!("{install}\necho done; sleep 60")],
+        &[environment[0], environment[1], environment[2], ("SIGNAL_FEED_URL", &status)],
     );
     desk.wait_for("out", "done");
+    for file in ["database-url", "admin-database-url"] {
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(desk.path("etc").join(file)).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
     let out = desk.read("out");
     assert!(out.contains("live") && out.contains("bot-1"), "{out}");
     let key = out.lines().find(|line| line.starts_with("sf_")).unwrap();

@@ -1,4 +1,4 @@
-//! The README's code blocks. Each is run by a test as it is printed; [`BLOCKS`] says which.
+//! The README's code blocks. Each is run by a test as it is printed; [`BLOCKS`] says which. Also the examples beside it.
 
 use std::fs;
 use std::path::Path;
@@ -17,21 +17,14 @@ pub const BLOCKS: &[(&str, &str)] = &[
         "sudo -u postgres signal-feed migrate --database-url 'host=/run/postgresql dbname=market'\nsudo -u postgres psql",
         "the_first_installation_ends_with_a_feed_that_is_live",
     ),
-    ("create role screener", "the_first_installation_ends_with_a_feed_that_is_live"),
-    ("sudo signal-feed doctor", "the_first_installation_ends_with_a_feed_that_is_live"),
     ("[Socket]", "drop_ins_and_units_are_clean_for_systemd_analyze"),
     ("cargo install --locked --features tls", "the_commands_without_the_package_start_a_feed"),
     ("sudo dpkg -i signal-feed_NEW.deb", "the_upgrade_migrates_and_then_restarts"),
     ("drop trigger", "the_uninstallation_ends_the_capture"),
-    ("server {", "behind_each_proxy_with_tls_streams_flow_clients_have_their_address_and_cookies_are_secure"),
-    ("frontend feed", "behind_each_proxy_with_tls_streams_flow_clients_have_their_address_and_cookies_are_secure"),
-    ("feed.example {", "behind_each_proxy_with_tls_streams_flow_clients_have_their_address_and_cookies_are_secure"),
-    ("ProxyPass", "behind_each_proxy_with_tls_streams_flow_clients_have_their_address_and_cookies_are_secure"),
     ("insert into stock_market.signal", "a_signal_from_psql_and_one_from_psycopg_become_events"),
     ("import os, time, psycopg", "a_signal_from_psql_and_one_from_psycopg_become_events"),
     ("import http.client", "the_python_bot_misses_nothing_unnoticed"),
-    ("const url =", "the_javascript_bot_misses_nothing_unnoticed_in_node_and_in_a_browser"),
-    ("while true; do", "the_bash_bot_misses_nothing"),
+    ("cursor=$(cat bot.cursor", "the_bash_bot_misses_nothing"),
     ("[Service]\nLoadCredential", "drop_ins_and_units_are_clean_for_systemd_analyze"),
     ("jq -c 'select(.record", "the_journal_shows_what_was_not_placed_and_takes_a_line_by_hand"),
     ("{\"record\":\"placed\"", "the_journal_shows_what_was_not_placed_and_takes_a_line_by_hand"),
@@ -85,8 +78,18 @@ pub fn block(beginning: &str) -> String {
 
 /// A block with a test's addresses and paths in place of an operator's. Each of them must be in it.
 pub fn block_with(beginning: &str, replacements: &[(&str, &str)]) -> String {
-    replacements.iter().fold(block(beginning), |text, (from, to)| {
-        assert!(text.contains(from), "{from} is not in the block {beginning}");
+    replaced(block(beginning), replacements)
+}
+
+/// An example that the README names, a file below `tests`, with replacements like those of [`block_with`].
+pub fn example_with(file: &str, replacements: &[(&str, &str)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
+    replaced(fs::read_to_string(path).unwrap(), replacements)
+}
+
+fn replaced(text: String, replacements: &[(&str, &str)]) -> String {
+    replacements.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from} is not in:\n{text}");
         text.replace(from, to)
     })
 }
