@@ -35,13 +35,13 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(400);
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 /// How long a session cookie lasts: 7 days.
 pub const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Bytes of a session token: key id, end in PostgreSQL's microseconds, HMAC-SHA-256 over both.
-const TOKEN_BYTES: usize = 8 + 8 + 32;
+/// Bytes of a session token that are signed: the key's hash, and the session's end in PostgreSQL's microseconds. An
+/// HMAC-SHA-256 of them follows.
+const SIGNED_BYTES: usize = 32 + 8;
 
 #[derive(Debug, Default)]
 struct Known {
     by_hash: HashMap<KeyHash, Arc<Key>>,
-    by_id: HashMap<i64, Arc<Key>>,
     secret: Option<Vec<u8>>,
     /// When the newest completed refresh began.
     fresh_from: Option<Instant>,
@@ -113,7 +113,7 @@ impl KeyRing {
 
     /// Every key that is live, as memory has them. Never asks the database.
     pub fn live(&self, now: EventTime) -> Vec<Arc<Key>> {
-        lock(&self.known).by_id.values().filter(|key| key.state(now) == KeyState::Live).cloned().collect()
+        lock(&self.known).by_hash.values().filter(|key| key.state(now) == KeyState::Live).cloned().collect()
     }
 
     /// The key of a credential that arrived at `arrived`. Never asks the database.
@@ -122,23 +122,17 @@ impl KeyRing {
     /// Why it is not accepted. It is pending until a refresh that began after `arrived` has completed.
     pub fn check(&self, credential: &Credential, arrived: Instant, clock: &DatabaseClock) -> Result<Arc<Key>, Denied> {
         let known = lock(&self.known);
-        known.look(credential, clock.now()).map_err(|(why, is_absent)| {
+        known.look(credential, clock.now()).map_err(|why| {
             let is_fresh = known.fresh_from.is_some_and(|from| from >= arrived);
-            if is_fresh && !(is_absent && known.is_standby) { why } else { Denied::Pending }
+            if is_fresh { why } else { Denied::Pending }
         })
     }
 
     /// The name of a credential's key, live or not, if memory has it. Never asks the database.
     pub fn name_of(&self, credential: &Credential) -> Option<String> {
         let known = lock(&self.known);
-        let key = match credential {
-            Credential::Key(hash) => known.by_hash.get(hash),
-            Credential::Session(token) => {
-                let (id, _) = read_token(token, known.secret.as_ref()?)?;
-                known.by_id.get(&id)
-            }
-        };
-        key.map(|key| key.name.clone())
+        let (hash, _) = known.hash_and_end(credential)?;
+        known.by_hash.get(&hash).map(|key| key.name.clone())
     }
 
     /// Asks for a refresh, and waits for it, at most `patience`.
@@ -151,15 +145,13 @@ impl KeyRing {
     /// A session token for a key, valid for [`SESSION_LASTS`]; `None` before the keys were first read.
     pub fn session_token(&self, key: &Key, clock: &DatabaseClock) -> Option<String> {
         let known = lock(&self.known);
-        make_token(key.id, clock.now().plus(SESSION_LASTS), known.secret.as_ref()?)
+        make_token(&key.hash, clock.now().plus(SESSION_LASTS), known.secret.as_ref()?)
     }
 
     fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant, is_standby: bool) {
         let mut known = lock(&self.known);
         known.is_standby = is_standby;
-        let keys: Vec<Arc<Key>> = keys.into_iter().map(Arc::new).collect();
-        known.by_hash = keys.iter().map(|key| (key.hash, key.clone())).collect();
-        known.by_id = keys.iter().map(|key| (key.id, key.clone())).collect();
+        known.by_hash = keys.into_iter().map(|key| (key.hash, Arc::new(key))).collect();
         known.secret = Some(secret);
         known.fresh_from = Some(began);
         drop(known);
@@ -185,24 +177,23 @@ impl KeyRing {
 }
 
 impl Known {
-    /// The key of a credential, or why it is not accepted, and whether because memory has no such key: a standby's primary
-    /// may have it.
-    fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, (Denied, bool)> {
-        let key = match credential {
-            Credential::Key(hash) => self.by_hash.get(hash).ok_or((Denied::Unknown, true))?,
-            Credential::Session(token) => {
-                let secret = self.secret.as_ref().ok_or((Denied::Unknown, true))?;
-                let (id, end) = read_token(token, secret).ok_or((Denied::Unknown, false))?;
-                if end <= now {
-                    return Err((Denied::Expired, false));
-                }
-                self.by_id.get(&id).ok_or((Denied::Revoked, true))?
-            }
-        };
+    /// The hash of a credential's key, and when the session ends; `None` for a session that this log did not begin.
+    fn hash_and_end(&self, credential: &Credential) -> Option<(KeyHash, EventTime)> {
+        match credential {
+            Credential::Key(hash) => Some((*hash, EventTime(i64::MAX))),
+            Credential::Session(token) => read_token(token, self.secret.as_ref()?),
+        }
+    }
+
+    /// The key of a credential, or why it is not accepted. A key that a standby lacks is pending: its primary may have it.
+    fn look(&self, credential: &Credential, now: EventTime) -> Result<Arc<Key>, Denied> {
+        let (hash, end) = self.hash_and_end(credential).ok_or(Denied::Unknown)?;
+        let absent = if self.is_standby { Denied::Pending } else { Denied::Unknown };
+        let key = self.by_hash.get(&hash).ok_or(absent)?;
         match key.state(now) {
-            KeyState::Live => Ok(key.clone()),
-            KeyState::Expired => Err((Denied::Expired, false)),
-            KeyState::Revoked => Err((Denied::Revoked, false)),
+            KeyState::Revoked => Err(Denied::Revoked),
+            KeyState::Live if now < end => Ok(key.clone()),
+            KeyState::Live | KeyState::Expired => Err(Denied::Expired),
         }
     }
 }
@@ -277,25 +268,23 @@ impl Schedule {
     }
 }
 
-fn make_token(id: i64, end: EventTime, secret: &[u8]) -> Option<String> {
-    let mut token = Vec::with_capacity(TOKEN_BYTES);
-    token.extend_from_slice(&id.to_be_bytes());
-    token.extend_from_slice(&end.0.to_be_bytes());
+fn make_token(hash: &KeyHash, end: EventTime, secret: &[u8]) -> Option<String> {
+    let mut token = [&hash[..], &end.0.to_be_bytes()].concat();
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
     mac.update(&token);
     token.extend_from_slice(&mac.finalize().into_bytes());
     Some(base64_url(&token))
 }
 
-fn read_token(token: &str, secret: &[u8]) -> Option<(i64, EventTime)> {
+fn read_token(token: &str, secret: &[u8]) -> Option<(KeyHash, EventTime)> {
     use base64::Engine as _;
     let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).ok()?;
-    let (signed, signature) = token.split_at_checked(TOKEN_BYTES - 32)?;
+    let (signed, signature) = token.split_at_checked(SIGNED_BYTES)?;
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
     mac.update(signed);
     mac.verify_slice(signature).ok()?;
-    let (id, end) = signed.split_at(8);
-    Some((i64::from_be_bytes(id.try_into().ok()?), EventTime(i64::from_be_bytes(end.try_into().ok()?))))
+    let (hash, end) = signed.split_at(32);
+    Some((hash.try_into().ok()?, EventTime(i64::from_be_bytes(end.try_into().ok()?))))
 }
 
 /// A new key, `sf_` and 32 random bytes, and the hash that the database stores.
@@ -328,14 +317,14 @@ mod tests {
 
     #[test]
     fn a_session_token_is_read_back_with_its_secret_alone() {
-        let token = make_token(42, EventTime(7), b"secret").unwrap();
-        assert_eq!(read_token(&token, b"secret"), Some((42, EventTime(7))));
+        let token = make_token(&[42; 32], EventTime(7), b"secret").unwrap();
+        assert_eq!(read_token(&token, b"secret"), Some(([42; 32], EventTime(7))));
         assert_eq!(read_token(&token, b"another"), None);
     }
 
     #[test]
     fn a_changed_or_truncated_token_is_refused() {
-        let token = make_token(42, EventTime(7), b"secret").unwrap();
+        let token = make_token(&[42; 32], EventTime(7), b"secret").unwrap();
         for at in 0..token.len() {
             let mut changed = token.clone().into_bytes();
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
@@ -346,9 +335,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_gives_back_its_contents_and_nothing_else_is_a_token(id: i64, end: i64, secret: Vec<u8>, text: String) {
-            let token = make_token(id, EventTime(end), &secret).unwrap();
-            prop_assert_eq!(read_token(&token, &secret), Some((id, EventTime(end))));
+        fn a_token_gives_back_its_contents_and_nothing_else_is_a_token(hash: [u8; 32], end: i64, secret: Vec<u8>, text: String) {
+            let token = make_token(&hash, EventTime(end), &secret).unwrap();
+            prop_assert_eq!(read_token(&token, &secret), Some((hash, EventTime(end))));
             prop_assert_eq!(read_token(&text, &secret), None);
             prop_assert_eq!(read_token(&format!("{token}{text}A"), &secret), None);
         }

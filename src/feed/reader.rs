@@ -158,18 +158,16 @@ impl<'a> Reader<'a> {
     fn connect(&self) -> Result<Connection, db::Error> {
         let mut connection = Connection::open(self.settings, "signal-feed reader")?;
         if let Err(error) = migrate::check_schema(&mut connection) {
-            let sql_state = match &error {
-                Error::Database { cause, .. } => cause.sql_state(),
-                _ => None,
-            };
-            let is_final = matches!(error, Error::Failed(_)) || sql_state == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
-            if is_final && self.feed_id.is_none() {
-                self.feed.fail(error.to_string());
-            }
-            return Err(match error {
+            let text = error.to_string();
+            let cause = match error {
                 Error::Database { cause, .. } => cause,
-                error => db::Error::Incomplete(error.to_string()),
-            });
+                _ => db::Error::Incomplete(text.clone()),
+            };
+            let is_denied = cause.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+            if self.feed_id.is_none() && (is_denied || matches!(cause, db::Error::Incomplete(_))) {
+                self.feed.fail(text);
+            }
+            return Err(cause);
         }
         event_log::read_by_index(&mut connection)?;
         Ok(connection)

@@ -351,6 +351,22 @@ fn a_session_ends_with_its_key() {
 }
 
 #[test]
+fn a_session_does_not_pass_to_the_key_that_gets_its_keys_number_by_a_restore() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    let token = cookie(&session(&server, &key));
+    with_cookie(&token).open(server.address()).connected();
+    database.sql(
+        "update stock_market.signal_feed_api_key set name = 'other', key_sha256 = decode(repeat('00', 32), 'hex') \
+         where name = 'bot'",
+    );
+    until("the session is unknown", || {
+        (with_cookie(&token).try_open(server.address()).err() == Some(Some(401))).then_some(())
+    });
+}
+
+#[test]
 fn forged_sessions_are_unknown() {
     let database = Database::migrated();
     let key = database.mint("bot");
