@@ -24,7 +24,7 @@ pub mod window;
 pub mod writer;
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -88,8 +88,11 @@ pub struct Feed {
     /// The log's highest number, as last read.
     log_head: AtomicI64,
     skipped: Mutex<Vec<(FeedSeq, FeedSeq)>>,
-    /// When the newest read of the log began that found the tail's newest event in it: nanoseconds since the start.
-    tail_proven: AtomicU64,
+    /// When the newest read of the log began that found the tail's newest event in it, by [`age`](Self::age). Locked to
+    /// copy it.
+    tail_proven: Mutex<Duration>,
+    /// Notified when that changes.
+    tail_proven_again: Condvar,
     fatal: Sender<String>,
     /// Wakes the reader.
     wake: Sender<()>,
@@ -136,7 +139,8 @@ impl Feed {
             counter: AtomicI64::new(0),
             log_head: AtomicI64::new(0),
             skipped: Mutex::default(),
-            tail_proven: AtomicU64::new(0),
+            tail_proven: Mutex::default(),
+            tail_proven_again: Condvar::new(),
             fatal,
             wake,
             records: records_sender,
@@ -242,12 +246,16 @@ impl Feed {
 
     /// Notes that a read of the log that began then, by [`age`](Self::age), found the tail's newest event in it.
     fn set_tail_proven(&self, began: Duration) {
-        self.tail_proven.store(u64::try_from(began.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
+        *lock(&self.tail_proven) = began;
+        self.tail_proven_again.notify_all();
     }
 
-    /// Whether the tail was found to be the log's since then: nothing in it is of a log that was replaced before.
-    fn is_tail_proven_since(&self, then: Duration) -> bool {
-        Duration::from_nanos(self.tail_proven.load(Ordering::Acquire)) >= then
+    /// Waits, at most `patience`, until the tail was found to be the log's by a read that began later than `then`: nothing
+    /// in it is of a log that was replaced before. Returns whether it was.
+    fn wait_tail_proven(&self, then: Duration, patience: Duration) -> bool {
+        let proven = lock(&self.tail_proven);
+        let waited = self.tail_proven_again.wait_timeout_while(proven, patience, |proven| *proven < then);
+        waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
     }
 
     /// Asks the reader to look at the log; returns at once.

@@ -11,8 +11,6 @@ use crate::sync::lock;
 
 /// How long a cursor may be ahead of a primary's log before `history_rewritten`: another feed may have read further.
 const AHEAD_GRACE: Duration = Duration::from_secs(5);
-/// How often a stream that begins looks whether the reader has read the log.
-const PROOF_LOOK: Duration = Duration::from_millis(1);
 
 impl Stream<'_> {
     /// Tells the stream `connected`, and finds its position.
@@ -68,8 +66,8 @@ impl Stream<'_> {
     fn prove_tail(&mut self) -> Step {
         let began = self.feed.age();
         self.feed.wake_reader();
-        while !self.feed.is_tail_proven_since(began) {
-            self.pause(PROOF_LOOK)?;
+        while !self.feed.wait_tail_proven(began, LOOK_AGAIN) {
+            self.attend()?;
         }
         Ok(())
     }
