@@ -24,8 +24,8 @@ pub mod window;
 pub mod writer;
 
 use std::collections::BTreeSet;
-use std::sync::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
