@@ -217,7 +217,7 @@ fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> 
 #[derive(Debug)]
 pub(super) struct Schedule {
     due: Instant,
-    /// The next refresh comes no sooner, whoever asks for it.
+    /// No refresh begins before this.
     soonest: Instant,
     /// Why the last refresh failed, as it was logged.
     cause: Option<String>,

@@ -84,7 +84,7 @@ impl<T: Copy> Answers<T> {
         };
     }
 
-    /// Blocks until nobody else queries, and asks `watch` meanwhile whether to go on.
+    /// Blocks until no other thread queries, and meanwhile asks `watch` whether to continue.
     pub(super) fn turn(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
         self.permits.wait(watch)
     }

@@ -1,4 +1,4 @@
-//! What a stream is told about itself: blocks of `event: system`.
+//! The messages about a stream itself: blocks of `event: system`.
 
 use std::time::Duration;
 
