@@ -28,11 +28,11 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     Ok(())
 }
 
-fn write(mut program: Command, directory: &Path) -> io::Result<()> {
+fn write(program: Command, directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let name = program.get_name().to_owned();
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut program, &name, directory)?;
+        clap_complete::generate_to(shell, &mut program.clone(), &name, directory)?;
     }
     let mut program = program.disable_help_subcommand(true);
     program.build();

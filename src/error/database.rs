@@ -22,7 +22,7 @@ pub enum DatabaseError {
     Incomplete(String),
     /// The call was not answered in time; whether it took effect is unknown.
     TimedOut(Duration),
-    /// The caller gave the call up; see [`Connection::watch`](super::Connection::watch).
+    /// The caller gave the call up; see [`Connection::watch`](crate::db::Connection::watch).
     GivenUp,
     /// An earlier call lost this connection.
     Closed,
