@@ -29,7 +29,7 @@ fn peak_mib(server: &Server) -> u64 {
 }
 
 /// Replaces this database's clock. `timeofday()` still returns the true time.
-fn fake_clock(database: &Database, body: &str) {
+pub(crate) fn fake_clock(database: &Database, body: &str) {
     database.sql(&format!(
         "set allow_system_table_mods = on; \
          update pg_catalog.pg_proc set proname = 'true_clock' where proname = 'clock_timestamp'; \

@@ -1,12 +1,15 @@
-//! Mixed life: writers that commit, roll back and break off; streams that come and go, slow and stalled ones, delayed
-//! ones; keys that are revoked; PostgreSQL and the server restarted and killed. In the end every stream has, byte for
-//! byte, what the table says.
+//! Mixed life: writers that commit, roll back and break off, with small rows and large ones; streams that come and go,
+//! slow and stalled ones, delayed ones; keys that are revoked; PostgreSQL and the server restarted and killed; clocks that
+//! leap; backups that are restored. In the end every stream has, byte for byte, what the table says. A stream loses only
+//! what a restore lost, and is told.
 //!
 //! A minute of it is a test like all others. `SOAK=1h` makes it an hour, with three hundred streams.
 
+use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +19,7 @@ use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
 use signal_feed::random::{random_between, random_u64};
 
+use crate::live::fake_clock;
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
 use crate::support::server::Server;
@@ -57,6 +61,8 @@ struct Life {
     is_written: AtomicBool,
     /// The last number, once that is known.
     end: AtomicI64,
+    /// Numbers that restores have lost: only who was there may be told `history_rewritten`.
+    lost: Mutex<Vec<RangeInclusive<i64>>>,
     streams: usize,
     connects: AtomicU64,
     drops: AtomicU64,
@@ -66,6 +72,8 @@ struct Life {
 /// What a stream has received so far.
 #[derive(Default)]
 struct Account {
+    /// The number behind which its chain began: 0, or the head when the stream was told `history_rewritten`.
+    began: i64,
     cursor: i64,
     digest: DefaultHasher,
 }
@@ -85,6 +93,8 @@ fn mixed_life_ends_with_every_stream_having_what_the_table_says() {
     let streams = if length.is_some() { STREAMS.1 } else { STREAMS.0 };
     let mut cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
+    database.sql("create table public.leap (by interval not null); grant select on public.leap to public");
+    fake_clock(&database, "return timeofday()::timestamptz + (select coalesce(max(by), ''0'') from public.leap);");
     let mut keys: Vec<Option<String>> = (0..KEYS).map(|key| Some(database.mint(&name(key)))).collect();
     keys.push(Some(database.mint_with(&name(KEYS), &["--delay", DELAY])));
     let mut server = Server::ready(&database, &OPTIONS);
@@ -94,6 +104,7 @@ fn mixed_life_ends_with_every_stream_having_what_the_table_says() {
         keys: Mutex::new(keys),
         is_written: AtomicBool::new(false),
         end: AtomicI64::new(i64::MAX),
+        lost: Mutex::default(),
         streams,
         connects: AtomicU64::new(0),
         drops: AtomicU64::new(0),
@@ -114,20 +125,27 @@ fn mixed_life_ends_with_every_stream_having_what_the_table_says() {
         for writer in writers {
             writer.join().unwrap();
         }
+        // The last row has the true time, so it is due for a delayed key whatever leaps there were before.
+        database.insert(1);
         life.end.store(database.head(), Ordering::Release);
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
-    let (end, digest) = expected(&mut database.connect());
+    let table = expected(&mut database.connect());
+    let end = table.last().unwrap().0;
+    let mut digests = HashMap::new();
     for (number, account) in accounts.iter().enumerate() {
         assert_eq!(account.cursor, end, "stream {number}");
+        let digest = *digests.entry(account.began).or_insert_with(|| digest_after(&table, account.began));
         assert_eq!(account.digest.finish(), digest, "stream {number} had something else than the table");
     }
     let faults: Vec<String> = server.log().into_iter().filter(|line| line.contains("panicked")).collect();
     assert!(faults.is_empty(), "{faults:?}");
     tell(&format!(
-        "{streams} streams for {:?}: {end} events in {} transactions, {} connects, {} times dropped, {blows} blows",
+        "{streams} streams for {:?}: {} events in {} transactions, {} restores, {} connects, {} times dropped, {blows} blows",
         began.elapsed(),
+        table.len(),
         life.writes.into_inner(),
+        life.lost.into_inner().unwrap().len(),
         life.connects.into_inner(),
         life.drops.into_inner(),
     ));
@@ -149,21 +167,41 @@ fn one_in(count: u64) -> bool {
 impl Life {
     /// Causes one failure, each kind in turn.
     fn strike(&self, blow: usize, cluster: &mut PrivatePostgres, database: &Database, server: &mut Server) {
-        match blow % 5 {
-            0 => self.revoke(blow / 5, database),
-            1 | 3 => {
+        match blow % 7 {
+            0 => self.revoke(blow / 7, database),
+            1 | 4 => {
                 *self.address.lock().unwrap() = None;
-                server.signal(if blow % 5 == 1 { Signal::KILL } else { Signal::TERM });
+                server.signal(if blow % 7 == 1 { Signal::KILL } else { Signal::TERM });
                 server.wait_end(PATIENCE);
                 *server = Server::start(database, &OPTIONS);
                 *self.address.lock().unwrap() = Some(server.address());
             }
-            kind => {
-                cluster.stop(kind == 2).unwrap();
+            2 | 6 => {
+                cluster.stop(blow % 7 == 2).unwrap();
                 std::thread::sleep(random_between(Duration::ZERO, Duration::from_secs(1)));
                 cluster.start_again().unwrap();
             }
+            3 => leap(database),
+            _ => self.restore(database),
         }
+    }
+
+    /// Replaces the database by a backup that lacks the last events, and does what the operator does then.
+    fn restore(&self, database: &Database) {
+        database.restore(|backup| {
+            let ends = backup.head();
+            backup.sql(
+                "alter table stock_market.signal_feed_event disable trigger user; \
+                 delete from stock_market.signal_feed_event where feed_seq in \
+                 (select feed_seq from stock_market.signal_feed_event order by feed_seq desc limit 30); \
+                 alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_row; \
+                 alter table stock_market.signal_feed_event enable always trigger signal_feed_refuse_statement; \
+                 update stock_market.signal_feed_counter \
+                 set value = (select coalesce(max(feed_seq), 0) from stock_market.signal_feed_event)",
+            );
+            self.lost.lock().unwrap().push(backup.head() + 1..=ends);
+            signal_feed(&backup.url, &["restored"]).ok();
+        });
     }
 
     /// Revokes a key and mints another of the same name.
@@ -179,6 +217,14 @@ impl Life {
     fn key(&self, key: usize) -> Option<String> {
         self.keys.lock().unwrap()[key].clone()
     }
+}
+
+/// The clock of the database is wrong by hours for a while. All rows stay inside the replay window.
+fn leap(database: &Database) {
+    let hours = random_u64() % 60;
+    database.sql(&format!("insert into public.leap values (interval '{hours} hours' - interval '10 hours')"));
+    std::thread::sleep(random_between(Duration::from_millis(500), Duration::from_secs(3)));
+    database.sql("delete from public.leap");
 }
 
 /// A screener: small transactions mostly, of which some never commit; now and then a large one.
@@ -215,6 +261,8 @@ fn transaction() -> String {
         16 => "delete from stock_market.signal where id in (select min(id) from stock_market.signal);".into(),
         17 => insert(300, 100),
         18 => insert(3, 30_000),
+        // Several MiB in one event, rarely: every stream takes it.
+        19 if one_in(10) => insert(1, 1_500_000),
         _ => small,
     }
 }
@@ -299,14 +347,21 @@ impl Account {
                 assert_eq!(block.number("from"), self.cursor + 1, "{block:?}");
                 life.drops.fetch_add(1, Ordering::Relaxed);
             }
+            Some("history_rewritten") => {
+                assert_eq!(block.number("cursor"), self.cursor, "{block:?}");
+                let is_lost = life.lost.lock().unwrap().iter().any(|range| range.contains(&self.cursor));
+                assert!(is_lost, "the log still has this stream's last event: {block:?}");
+                let head = block.number("head");
+                *self = Self { began: head, cursor: head, digest: DefaultHasher::default() };
+            }
             Some("degraded" | "recovered" | "closing") => {}
             Some(_) => panic!("nothing was lost: {block:?}"),
         }
     }
 }
 
-/// The last number in the table, and the digest of all blocks that should come from it.
-fn expected(session: &mut Client) -> (i64, u64) {
+/// All blocks that should come from the table, with their numbers.
+fn expected(session: &mut Client) -> Vec<(i64, String)> {
     let rows = session
         .query(
             "select feed_seq, format(E'id: %s\\nevent: signal\\ndata: {\"feed_seq\":%s,\"prev_seq\":%s,\"event_time\":\"%s\",\"op\":\"%s\",\"signal\":%s}\\n\\n', \
@@ -316,9 +371,14 @@ fn expected(session: &mut Client) -> (i64, u64) {
             &[],
         )
         .unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+/// The digest of all blocks behind a number.
+fn digest_after(table: &[(i64, String)], began: i64) -> u64 {
     let mut digest = DefaultHasher::default();
-    for row in &rows {
-        digest.write(row.get::<_, &str>(1).as_bytes());
+    for (_, block) in table.iter().filter(|(feed_seq, _)| *feed_seq > began) {
+        digest.write(block.as_bytes());
     }
-    (rows.last().unwrap().get(0), digest.finish())
+    digest.finish()
 }
