@@ -56,7 +56,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
         let event = match follower.next_event() {
             Ok(event) => event,
             Err(End::Stopped) => break,
-            Err(End::Unauthorized { url, answer }) => return Err(Error::Refused(format!("{url}: {answer}"))),
+            Err(End::KeyRefused(answer)) => return Err(Error::Refused(answer)),
         };
         match event {
             FeedEvent::Signal(event) => {

@@ -10,13 +10,6 @@ use crate::error::{Doing, Error};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedUrl(pub(super) String);
 
-impl FeedUrl {
-    /// The address as it was given.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl fmt::Display for FeedUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -53,7 +46,7 @@ impl std::str::FromStr for FeedUrl {
 }
 
 /// An API key. It is never printed.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(pub(super) String);
 
 impl ApiKey {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::random::random_between;
+
 /// The waits between tries.
 #[derive(Debug, Clone)]
 pub struct Backoff {
@@ -20,7 +22,7 @@ impl Backoff {
     pub fn next_wait(&mut self) -> Duration {
         let limit = self.limit();
         self.failures = self.failures.saturating_add(1);
-        limit.mul_f64(random_fraction())
+        random_between(Duration::ZERO, limit)
     }
 
     /// Starts again from the minimum, after the work succeeded for long enough.
@@ -31,16 +33,6 @@ impl Backoff {
     fn limit(&self) -> Duration {
         // 2^31 times the minimum exceeds every maximum.
         self.min.saturating_mul(1 << self.failures.min(31)).min(self.max)
-    }
-}
-
-/// A random number in [0, 1).
-fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness half of the limit is as good a wait as any.
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
-        Err(_) => 0.5,
     }
 }
 

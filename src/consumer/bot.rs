@@ -210,8 +210,8 @@ impl<'a> Bot<'a> {
     fn halt(&mut self, end: End) -> Halt {
         match end {
             End::Stopped => Halt::Stopped,
-            End::Unauthorized { url, answer } => {
-                let message = format!("{url}: {answer}: the feed refuses the key; the bot ends");
+            End::KeyRefused(answer) => {
+                let message = format!("{answer}: the feed refuses the key; the bot ends");
                 self.alert(Level::Critical, Reason::Unauthorized, &message);
                 Halt::Failed(Error::Refused(message))
             }

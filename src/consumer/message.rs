@@ -2,44 +2,70 @@
 //!
 //! Nothing here fails: data that cannot be read becomes a message that says so, and unknown fields are ignored.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::address::FeedUrl;
 use super::order::Signal;
 use super::sse::Event;
+use super::stream::Cause;
 use super::{clock, json};
 use crate::text::clip;
 
 /// 2^53: a feed's numbers stay below it.
 const LEAST_IMPOSSIBLE_NUMBER: i64 = 1 << 53;
 
-/// One event of the stream, read.
+/// What happened next on the feed.
 #[derive(Debug)]
-pub enum Message {
-    /// A row of `signal`, inserted or changed.
+pub enum FeedEvent {
+    /// A stream is open: its first message.
+    Connected(Connected),
+    /// The next event. Acknowledge it once it is handled.
     Signal(SignalEvent),
-    /// An event, or a notice of a quarantined one, whose data cannot be read.
+    /// An event, or a notice of a quarantined one, whose data cannot be read; acknowledge it if it has a number.
     Unreadable {
-        /// The block's number, if it has one.
+        /// Its number, if its block has one that leaves no hole.
         feed_seq: Option<i64>,
         /// Why it cannot be read.
         why: String,
         /// The data as received.
         data: String,
     },
-    /// The first message of every stream.
-    Connected(Connected),
-    /// The first message of a stream, which cannot be read.
-    UnreadableConnected(String),
-    /// The feed cannot deliver one event to any client.
+    /// The feed cannot deliver the next event to any client; acknowledge it.
     Quarantined(Quarantined),
-    /// Events are lost to this consumer: the next one begins a new chain.
+    /// Events were lost for good. The next event begins a new chain.
     Missed(Missed),
-    /// This client stalled; the stream ends, and the feed sends the missing events again after the cursor.
-    Dropped(String),
     /// `degraded`, `recovered`, `closing`, or anything unknown: for the log.
     Notice(String),
+    /// The stream ended or could not be opened; the next call tries again, after this wait.
+    Interrupted(Interruption),
+    /// No event for a moment; a heartbeat may have come.
+    Nothing,
+}
+
+/// An interruption of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interruption {
+    /// The address of the feed.
+    pub url: FeedUrl,
+    /// Why.
+    pub cause: Cause,
+    /// Set if it will not get better by itself, so somebody must act. Reported once.
+    pub alarm: Option<Alarm>,
+    /// How long the next call waits before it tries again.
+    pub wait: Duration,
+}
+
+/// A fault that retrying does not cure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// The same events are missing for the third time.
+    Hole,
+    /// The feed refuses the cursor, even without its `cursor_time`.
+    BadCursor,
 }
 
 /// A row of `signal`, inserted or changed.
@@ -116,36 +142,37 @@ struct Wire<'a> {
     signal: Option<&'a RawValue>,
 }
 
-impl Message {
-    /// Reads an event.
-    pub fn from_event(event: Event) -> Self {
-        match event.event.as_str() {
-            "signal" => signal(event),
-            "system" => system(event),
-            _ => Self::Notice(format!("an event of unknown type {:?}", clip(&event.event))),
-        }
+/// Reads an event of the stream.
+///
+/// # Errors
+/// If the stream is of no use after it.
+pub(super) fn read(event: Event) -> Result<FeedEvent, Cause> {
+    match event.event.as_str() {
+        "signal" => Ok(signal(event)),
+        "system" => system(event),
+        _ => Ok(FeedEvent::Notice(format!("an event of unknown type {:?}", clip(&event.event)))),
     }
 }
 
-fn signal(event: Event) -> Message {
+fn signal(event: Event) -> FeedEvent {
     let id = block_number(&event);
     let wire: Wire<'_> = match json::object(&event.data) {
         Ok(wire) => wire,
         Err(error) => {
             let why = format!("the event's data cannot be read: {error}");
-            return Message::Unreadable { feed_seq: id, why, data: event.data };
+            return FeedEvent::Unreadable { feed_seq: id, why, data: event.data };
         }
     };
     let Some(feed_seq) = wire.feed_seq.or(id).filter(is_possible) else {
         let why = "the event has no usable number".to_owned();
-        return Message::Unreadable { feed_seq: None, why, data: event.data };
+        return FeedEvent::Unreadable { feed_seq: None, why, data: event.data };
     };
     if id.is_some_and(|id| id != feed_seq) {
         let why = format!("the event's data has the number {feed_seq}, its block has another one");
-        return Message::Unreadable { feed_seq: id, why, data: event.data };
+        return FeedEvent::Unreadable { feed_seq: id, why, data: event.data };
     }
     let row = wire.signal.ok_or_else(|| "the event has no row".to_owned());
-    Message::Signal(SignalEvent {
+    FeedEvent::Signal(SignalEvent {
         feed_seq,
         prev_seq: wire.prev_seq,
         event_time: wire.event_time.filter(|time| clock::is_rfc3339(time)),
@@ -165,40 +192,43 @@ fn is_possible(number: &i64) -> bool {
     (1..LEAST_IMPOSSIBLE_NUMBER).contains(number)
 }
 
-fn system(event: Event) -> Message {
+fn system(event: Event) -> Result<FeedEvent, Cause> {
     let data = event.data.as_str();
     let Ok(object) = json::object::<Map<String, Value>>(data) else {
-        return Message::Notice(format!("a system event that cannot be read: {}", clip(data)));
+        return Ok(FeedEvent::Notice(format!("a system event that cannot be read: {}", clip(data))));
     };
     let text = |name: &str| object.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
     let number = |name: &str| object.get(name).and_then(Value::as_i64);
-    match text("reason").as_deref() {
+    Ok(match text("reason").as_deref() {
         Some("connected") => match (text("feed_id").filter(|id| !id.is_empty()), number("cursor")) {
-            (Some(feed_id), Some(cursor)) if cursor >= 0 => Message::Connected(Connected {
+            (Some(feed_id), Some(cursor)) if cursor >= 0 => FeedEvent::Connected(Connected {
                 feed_id,
                 cursor,
                 has_delay: object.get("delay_seconds").and_then(Value::as_f64).is_some_and(|delay| delay > 0.0),
                 key_expires_at: text("key_expires_at"),
             }),
-            _ => Message::UnreadableConnected(clip(data)),
+            _ => return Err(Cause::Broke(format!("the connected block cannot be read: {}", clip(data)))),
         },
-        Some("quarantined") => match number("feed_seq").or(block_number(&event)) {
-            Some(feed_seq) if is_possible(&feed_seq) => Message::Quarantined(Quarantined {
+        Some("quarantined") => match number("feed_seq").or(block_number(&event)).filter(is_possible) {
+            Some(feed_seq) => FeedEvent::Quarantined(Quarantined {
                 feed_seq,
                 prev_seq: number("prev_seq"),
                 error: text("error").unwrap_or_else(|| "the feed names no error".to_owned()),
             }),
-            _ => Message::Unreadable {
+            None => FeedEvent::Unreadable {
                 feed_seq: None,
                 why: "the notice of a quarantined event has no usable number".to_owned(),
                 data: event.data,
             },
         },
-        Some("replay_truncated") => Message::Missed(Missed::ReplayTruncated),
-        Some("history_rewritten") => Message::Missed(Missed::HistoryRewritten),
-        Some("dropped") => Message::Dropped(clip(data)),
-        _ => Message::Notice(clip(data)),
-    }
+        Some("replay_truncated") => FeedEvent::Missed(Missed::ReplayTruncated),
+        Some("history_rewritten") => FeedEvent::Missed(Missed::HistoryRewritten),
+        // This client stalled. The feed sends the missing events again after the cursor.
+        Some("dropped") => {
+            return Err(Cause::Missing(format!("the feed dropped events for this client: {}", clip(data))));
+        }
+        _ => FeedEvent::Notice(clip(data)),
+    })
 }
 
 #[cfg(test)]
@@ -208,20 +238,21 @@ mod tests {
 
     use super::*;
 
-    fn read(event: &str, id: &str, data: &str) -> Message {
-        Message::from_event(Event {
+    fn read(event: &str, id: &str, data: &str) -> FeedEvent {
+        super::read(Event {
             event: event.into(),
             data: data.into(),
             last_event_id: id.into(),
             has_own_id: !id.is_empty(),
         })
+        .unwrap()
     }
 
     #[test]
     fn a_signal_is_read_and_unknown_fields_are_ignored() {
         let data = r#"{"feed_seq":5,"prev_seq":4,"event_time":"2026-11-20T12:00:00.123456Z","op":"UPDATE","new":1,
             "signal":{"id":1,"action":"entry","symbol":"A","side":"BUY","more":{}}}"#;
-        let Message::Signal(event) = read("signal", "5", data) else { panic!("no signal") };
+        let FeedEvent::Signal(event) = read("signal", "5", data) else { panic!("no signal") };
         assert_eq!((event.feed_seq, event.prev_seq, event.is_update), (5, Some(4), true));
         let order = event.signal.unwrap().order(Some(5), event.event_time);
         assert!(!order.line(super::super::order::Request::Order).contains('\n'));
@@ -229,14 +260,14 @@ mod tests {
 
     #[test]
     fn an_unreadable_event_keeps_its_number() {
-        assert!(matches!(read("signal", "7", "not json"), Message::Unreadable { feed_seq: Some(7), .. }));
-        assert!(matches!(read("signal", "", "{}"), Message::Unreadable { feed_seq: None, .. }));
+        assert!(matches!(read("signal", "7", "not json"), FeedEvent::Unreadable { feed_seq: Some(7), .. }));
+        assert!(matches!(read("signal", "", "{}"), FeedEvent::Unreadable { feed_seq: None, .. }));
         for wild in ["0", "-1", "9007199254740992", "9223372036854775807"] {
             let data = format!(r#"{{"feed_seq":{wild},"prev_seq":6,"signal":{{}}}}"#);
-            assert!(matches!(read("signal", "", &data), Message::Unreadable { feed_seq: None, .. }), "{wild}");
-            assert!(matches!(read("signal", wild, &data), Message::Unreadable { feed_seq: None, .. }), "{wild}");
+            assert!(matches!(read("signal", "", &data), FeedEvent::Unreadable { feed_seq: None, .. }), "{wild}");
+            assert!(matches!(read("signal", wild, &data), FeedEvent::Unreadable { feed_seq: None, .. }), "{wild}");
         }
-        let Message::Signal(event) = read("signal", "8", r#"{"prev_seq":7,"signal":null}"#) else {
+        let FeedEvent::Signal(event) = read("signal", "8", r#"{"prev_seq":7,"signal":null}"#) else {
             panic!("no signal")
         };
         assert_eq!(event.feed_seq, 8);
@@ -246,9 +277,9 @@ mod tests {
     #[test]
     fn unknown_reasons_are_notices() {
         for data in ["{\"reason\":\"party\"}", "{}", "nonsense", "{\"reason\":\"closing\",\"cause\":\"max_age\"}"] {
-            assert!(matches!(read("system", "", data), Message::Notice(_)), "{data}");
+            assert!(matches!(read("system", "", data), FeedEvent::Notice(_)), "{data}");
         }
-        assert!(matches!(read("greeting", "", "x"), Message::Notice(_)));
+        assert!(matches!(read("greeting", "", "x"), FeedEvent::Notice(_)));
     }
 
     proptest! {
@@ -258,7 +289,7 @@ mod tests {
             id in "-?[0-9]{0,20}|\\PC{0,4}",
             data in r#"\PC{0,60}|\{("(feed_seq|prev_seq|signal|op|event_time|reason|delay_seconds)":(-?[0-9]{1,20}|null|"(connected|quarantined|dropped)?"|\{\}|1e400),?){0,5}\}?"#,
         ) {
-            let _ = Message::from_event(Event { event, data, has_own_id: !id.is_empty(), last_event_id: id });
+            let _ = super::read(Event { event, data, has_own_id: !id.is_empty(), last_event_id: id });
         }
     }
 }

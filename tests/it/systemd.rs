@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use signal_feed::consumer::follow::{Cause, FeedEvent, FollowOptions, Follower};
 use signal_feed::consumer::stop::Stop;
-use signal_feed::consumer::stream::{ApiKey, Cursor, StreamError};
+use signal_feed::consumer::stream::{ApiKey, Cursor};
 use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::{Database, Frozen};
@@ -351,7 +351,7 @@ fn a_restart_and_an_upgrade_under_a_thousand_streams_refuse_and_lose_no_client_e
         database.insert(1);
         for follower in followers {
             for cause in follower.join().unwrap() {
-                assert!(!matches!(cause, Cause::Stream(StreamError::Status { .. })), "{cause}");
+                assert!(!matches!(cause, Cause::Status { .. }), "{cause}");
             }
         }
         for stream in &mut streams {
