@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::super::address::Cursor;
 use super::super::alert::Reason;
-use super::super::broker::{Ended, Placing};
+use super::super::broker::{Answer, Ended};
 use super::super::decide::{Circumstances, Decision, Origin, decide, made_at};
 use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
@@ -28,13 +28,13 @@ impl Bot<'_> {
         let origin = if event.is_update { Origin::Update } else { Origin::Insert };
         let made_at = made_at(event.event_time.as_deref(), signal.created_at.as_deref(), signal.updated_at.as_deref());
         let order = signal.order(Some(event.feed_seq), event.event_time);
-        let wait = match self.act(&signal, &order, &self.circumstances(origin, made_at), Some(&cursor))? {
-            Acted::Done { sync } => return Ok(self.moved(cursor, sync)?),
-            Acted::Wait(wait) => Some(wait),
-            Acted::Ask => None,
-        };
-        self.follower.disconnect();
-        self.settle(wait, Unsent::Send)
+        match self.act(&signal, &order, &self.circumstances(origin, made_at), Some(&cursor))? {
+            Acted::Done { sync } => Ok(self.moved(cursor, sync)?),
+            Acted::Open(wait) => {
+                self.follower.disconnect();
+                self.settle(wait, Unsent::Send)
+            }
+        }
     }
 
     pub(super) fn circumstances(&self, origin: Origin, made_at: Option<Timestamp>) -> Circumstances {
@@ -102,67 +102,70 @@ impl Bot<'_> {
         let mut intent = intent_line(order, created_at);
         intent.order_id = self.broker.next_order_id(self.journal.ledger().highest_order_id);
         self.journal.append(&intent, true)?;
-        match self.broker.place(order, intent.order_id) {
-            Placing::Placed => {
-                self.placed(order, intent.order_id, None, cursor)?;
-                log::info!("{} placed: {}", order.order_ref, order.terms());
+        let answer = self.broker.place(order, intent.order_id);
+        let wait = match &answer {
+            Answer::NotSent(why) | Answer::Away(why) => Some(Wait::away(why.clone())),
+            _ => None,
+        };
+        let is_open = wait.is_some() || matches!(answer, Answer::Unknown(_) | Answer::Broke(_));
+        self.take_answer(order, answer, cursor)?;
+        Ok(if is_open { Acted::Open(wait) } else { Acted::Done { sync: true } })
+    }
+
+    /// Journals what the broker says about an order. If its outcome is unknown, [`Bot::settle`] asks again.
+    pub(super) fn take_answer(&mut self, order: &Order, answer: Answer, cursor: Option<&Cursor>) -> Result<(), Error> {
+        let name = &order.order_ref;
+        let line = |record| Line::new(record).order_key(order);
+        let line = match answer {
+            Answer::Has(order_id) => {
+                let mut placed = line(Record::Placed).at(cursor);
+                placed.order_id = order_id;
+                self.journal.append(&placed, true)?;
+                log::info!("{name} placed: {}", order.terms());
+                // An order with a number is followed to its end.
+                order_id.into_iter().for_each(|order_id| self.broker.follow(order_id, order));
+                return Ok(());
             }
-            Placing::Rejected(why) => self.rejected(order, &why, cursor)?,
-            Placing::Unfilled(why) => self.unfilled(order, &why, cursor)?,
-            Placing::Away(why) => {
-                self.journal.append(&Line::new(Record::Unsent).order_key(order).why(clip(&why)), true)?;
-                return Ok(Acted::Wait(Wait::away(why)));
+            Answer::Rejected(why) => return self.ended(order, Record::Rejected, &why, cursor),
+            Answer::Unfilled(why) => return self.ended(order, Record::Unfilled, &why, cursor),
+            Answer::NotSent(why) => line(Record::Unsent).why(clip(&why)),
+            Answer::Lost => {
+                log::warn!(
+                    "{name}: the connection broke, and the broker's lists do not show it: sending it again, once"
+                );
+                let mut unsent = line(Record::Unsent).why("not in the broker's lists");
+                unsent.resent = Some(true);
+                unsent
             }
-            Placing::Unknown(why) => return self.unknown(order, &why, None),
-            Placing::Broke(why) => return self.unknown(order, &why, Some(true)),
-        }
-        Ok(Acted::Done { sync: true })
+            Answer::Unknown(why) | Answer::Away(why) => {
+                log::warn!("{name}: {why}; asking the broker whether it has the order");
+                line(Record::Unknown).why(clip(&why))
+            }
+            Answer::Broke(why) => {
+                log::warn!("{name}: {why}; asking the broker whether it has the order");
+                let mut unknown = line(Record::Unknown).why(clip(&why));
+                unknown.broke = Some(true);
+                unknown
+            }
+        };
+        self.journal.append(&line, true)
     }
 
-    /// Journals that the outcome is unknown. [`Bot::settle`] then asks the broker.
-    fn unknown(&mut self, order: &Order, why: &str, broke: Option<bool>) -> Result<Acted, Error> {
-        log::warn!("{}: {why}; asking the broker whether it has the order", order.order_ref);
-        let mut line = Line::new(Record::Unknown).order_key(order).why(clip(why));
-        line.broke = broke;
-        self.journal.append(&line, true)?;
-        Ok(Acted::Ask)
+    /// Reports and journals an order that was not filled.
+    fn ended(&mut self, order: &Order, record: Record, why: &str, cursor: Option<&Cursor>) -> Result<(), Error> {
+        let (reason, how) = match record {
+            Record::Rejected => (Reason::ExitRejected, "was rejected"),
+            _ => (Reason::ExitUnfilled, "ended without being filled"),
+        };
+        let message = format!("{} {how}: {why} ({})", order.order_ref, order.terms());
+        self.report(reason, &message, "the position is still open", order);
+        self.journal.append(&Line::new(record).order_key(order).why(clip(why)).at(cursor), true)
     }
 
-    /// Records that the broker has the order. If the order has a number there, the bot follows it to its end.
-    pub(super) fn placed(
-        &mut self,
-        order: &Order,
-        order_id: Option<i64>,
-        why: Option<&str>,
-        cursor: Option<&Cursor>,
-    ) -> Result<(), Error> {
-        let mut line = Line::new(Record::Placed).order_key(order).at(cursor);
-        line.order_id = order_id;
-        line.why = why.map(ToOwned::to_owned);
-        self.journal.append(&line, true)?;
-        if let Some(order_id) = order_id {
-            self.broker.follow(order_id, order);
-        }
-        Ok(())
-    }
-
-    pub(super) fn rejected(&mut self, order: &Order, why: &str, cursor: Option<&Cursor>) -> Result<(), Error> {
-        let message = format!("{} was rejected: {why} ({})", order.order_ref, order.terms());
-        self.bad_end(Reason::ExitRejected, &message, order);
-        self.journal.append(&Line::new(Record::Rejected).order_key(order).why(clip(why)).at(cursor), true)
-    }
-
-    pub(super) fn unfilled(&mut self, order: &Order, why: &str, cursor: Option<&Cursor>) -> Result<(), Error> {
-        let message = format!("{} ended without being filled: {why} ({})", order.order_ref, order.terms());
-        self.bad_end(Reason::ExitUnfilled, &message, order);
-        self.journal.append(&Line::new(Record::Unfilled).order_key(order).why(clip(why)).at(cursor), true)
-    }
-
-    /// Reports an order that was not filled. For an exit, whose position is still open, an alert; for an entry, an
-    /// error line.
-    fn bad_end(&mut self, exit_reason: Reason, message: &str, order: &Order) {
+    /// For an exit an alert, with its consequence; for an entry an error line.
+    fn report(&mut self, reason: Reason, message: &str, consequence: &str, order: &Order) {
         match order.action {
-            Action::Exit => self.alert_about(exit_reason, &format!("{message}: the position is still open"), order),
+            Action::Exit => self.alert_about(reason, &format!("{message}: {consequence}"), order),
             Action::Entry => log::error!("{message}"),
         }
     }
@@ -180,13 +183,10 @@ impl Bot<'_> {
                     log::info!("{} was filled: {how}", order.order_ref);
                     self.journal.append(&Line::new(Record::Filled).order_key(&order).why(how), true)?;
                 }
-                Ended::Unfilled(why) => self.unfilled(&order, &why, None)?,
+                Ended::Unfilled(why) => self.ended(&order, Record::Unfilled, &why, None)?,
                 Ended::Unknown(why) => {
                     let message = format!("{} was accepted, and its state is unknown: {why}", order.order_ref);
-                    match order.action {
-                        Action::Exit => self.alert_about(Reason::OutcomeUnknown, &message, &order),
-                        Action::Entry => log::error!("{message}"),
-                    }
+                    self.report(Reason::OutcomeUnknown, &message, "look at the broker", &order);
                 }
             }
         }

@@ -79,8 +79,7 @@ impl Bot<'_> {
         let circumstances = self.circumstances(Origin::Recovery, age_counts_from(&signal));
         match self.act(&signal, &signal.order(None, None), &circumstances, None)? {
             Acted::Done { .. } => Ok(()),
-            Acted::Wait(wait) => self.settle(Some(wait), Unsent::Send),
-            Acted::Ask => self.settle(None, Unsent::Send),
+            Acted::Open(wait) => self.settle(wait, Unsent::Send),
         }
     }
 }

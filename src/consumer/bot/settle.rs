@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::super::alert::{Level, Reason};
 use super::super::backoff::Backoff;
-use super::super::broker::Lookup;
+use super::super::broker::Answer;
 use super::super::decide::{Origin, is_younger, made_at};
 use super::super::ledger::OpenIntent;
 use super::super::line::{Line, Record};
@@ -40,10 +40,8 @@ impl Wait {
 pub(super) enum Acted {
     /// It is handled; `sync` if the cursor's move must be on the disk.
     Done { sync: bool },
-    /// The broker is away.
-    Wait(Wait),
-    /// The bot must ask the broker whether it has the order.
-    Ask,
+    /// It is not settled yet. What to wait for first; none if the bot must ask the broker whether it has the order.
+    Open(Option<Wait>),
 }
 
 /// What [`Bot::settle`] does with orders that were certainly not sent.
@@ -137,40 +135,17 @@ impl Bot<'_> {
 
     /// `Some` if there is still no answer.
     fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
-        let order = &intent.order;
-        let name = &order.order_ref;
-        match self.broker.lookup(order, &intent.attempt) {
-            Lookup::Has(order_id) => {
-                log::info!("{name}: the broker has it");
-                self.placed(order, order_id, Some("the broker was asked and has it"), None)?;
-            }
-            Lookup::HasNot => {
-                log::info!("{name}: the broker certainly does not have it");
-                let line = Line::new(Record::Unsent).order_key(order).why("the broker was asked and does not have it");
-                self.journal.append(&line, true)?;
-            }
-            Lookup::Lost => {
-                log::warn!(
-                    "{name}: the connection broke, and the broker's lists do not show it: sending it again, once"
-                );
-                let mut line = Line::new(Record::Unsent).order_key(order).why("not in the broker's lists");
-                line.resent = Some(true);
-                self.journal.append(&line, true)?;
-            }
-            Lookup::Rejected(why) => self.rejected(order, &why, None)?,
-            Lookup::Unfilled(why) => self.unfilled(order, &why, None)?,
-            Lookup::Broke(why) => {
-                if !intent.attempt.broke {
-                    let mut line = Line::new(Record::Unknown).order_key(order).why(&why);
-                    line.broke = Some(true);
-                    self.journal.append(&line, true)?;
-                }
-                return Ok(Some(Wait { reason: Reason::OutcomeUnknown, why }));
-            }
-            Lookup::Unknown(why) => return Ok(Some(Wait { reason: Reason::OutcomeUnknown, why })),
-            Lookup::Away(why) => return Ok(Some(Wait::away(why))),
+        let answer = self.broker.lookup(&intent.order, &intent.attempt);
+        let wait = match &answer {
+            Answer::Away(why) => Some(Wait::away(why.clone())),
+            Answer::Unknown(why) | Answer::Broke(why) => Some(Wait::away(why.clone()).unknown()),
+            _ => None,
+        };
+        let is_news = wait.is_none() || (matches!(answer, Answer::Broke(_)) && !intent.attempt.broke);
+        if is_news {
+            self.take_answer(&intent.order, answer, None)?;
         }
-        Ok(None)
+        Ok(wait)
     }
 
     fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
@@ -187,8 +162,8 @@ impl Bot<'_> {
             return Ok(None);
         }
         match self.place(order, intent.created_at.clone(), None)? {
-            Acted::Done { .. } | Acted::Ask => Ok(None),
-            Acted::Wait(wait) => Ok(Some(wait)),
+            Acted::Done { .. } => Ok(None),
+            Acted::Open(wait) => Ok(wait),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attempt, Broker, Lookup, Placing};
+use super::{Answer, Attempt, Broker};
 use crate::consumer::clock;
 use crate::consumer::files::with_suffix;
 use crate::consumer::json;
@@ -116,23 +116,31 @@ impl ExecBroker {
         fs::write(&self.running, serde_json::to_vec(&running)?)
     }
 
-    /// The program's last line on standard error, or else `otherwise`.
-    fn said(&self, otherwise: &str, run: &Run) -> String {
-        let said = if run.reason.is_empty() { format!(": {otherwise}") } else { run.reason.clone() };
-        format!("{}{said}", self.program.display())
-    }
-
-    fn unknown(&self, run: &Run) -> String {
-        let (program, reason) = (self.program.display(), &run.reason);
-        match run.ended {
-            Ended::Code(code) => {
-                format!("{program} ended with exit code {code}, which says nothing about the order{reason}")
-            }
-            Ended::Untold => format!("it is unknown how {program} ended{reason}"),
-            Ended::Signal(signal) => format!("{program} was killed by signal {signal}{reason}"),
+    /// Runs the program and says what its exit code means.
+    fn ask(&mut self, order: &Order, request: Request) -> Answer {
+        let (program, is_order) = (self.program.display().to_string(), request == Request::Order);
+        let not_done = |why| if is_order { Answer::NotSent(why) } else { Answer::Away(why) };
+        let Run { ended, reason } = match self.run(order, request) {
+            Ok(run) => run,
+            Err(why) => return not_done(why),
+        };
+        let said = |otherwise: &str| match reason.as_str() {
+            "" => format!("{program}: {otherwise}"),
+            reason => format!("{program}{reason}"),
+        };
+        match ended {
+            Ended::Code(EXIT_DONE) => Answer::Has(None),
+            Ended::Code(EXIT_REJECTED) if is_order => Answer::Rejected(said("it gives no reason")),
+            Ended::Code(EXIT_HAS_NOT) if !is_order => Answer::NotSent(said("the broker does not have it")),
+            Ended::Code(EXIT_AWAY) => not_done(said("the broker is away")),
+            Ended::Code(code) => Answer::Unknown(format!(
+                "{program} ended with exit code {code}, which says nothing about the order{reason}"
+            )),
+            Ended::Untold => Answer::Unknown(format!("it is unknown how {program} ended{reason}")),
+            Ended::Signal(signal) => Answer::Unknown(format!("{program} was killed by signal {signal}{reason}")),
             Ended::TimedOut => {
                 let timeout = crate::text::duration(self.timeout);
-                format!("{program} did not end within {timeout} and was killed{reason}")
+                Answer::Unknown(format!("{program} did not end within {timeout} and was killed{reason}"))
             }
         }
     }
@@ -143,29 +151,11 @@ impl Broker for ExecBroker {
         Ok(())
     }
 
-    fn place(&mut self, order: &Order, _: Option<i64>) -> Placing {
-        let run = match self.run(order, Request::Order) {
-            Ok(run) => run,
-            Err(why) => return Placing::Away(why),
-        };
-        match run.ended {
-            Ended::Code(EXIT_DONE) => Placing::Placed,
-            Ended::Code(EXIT_REJECTED) => Placing::Rejected(self.said("it gives no reason", &run)),
-            Ended::Code(EXIT_AWAY) => Placing::Away(self.said("the broker is away", &run)),
-            _ => Placing::Unknown(self.unknown(&run)),
-        }
+    fn place(&mut self, order: &Order, _: Option<i64>) -> Answer {
+        self.ask(order, Request::Order)
     }
 
-    fn lookup(&mut self, order: &Order, _: &Attempt) -> Lookup {
-        let run = match self.run(order, Request::Lookup) {
-            Ok(run) => run,
-            Err(why) => return Lookup::Away(why),
-        };
-        match run.ended {
-            Ended::Code(EXIT_DONE) => Lookup::Has(None),
-            Ended::Code(EXIT_HAS_NOT) => Lookup::HasNot,
-            Ended::Code(EXIT_AWAY) => Lookup::Away(self.said("the broker is away", &run)),
-            _ => Lookup::Unknown(self.unknown(&run)),
-        }
+    fn lookup(&mut self, order: &Order, _: &Attempt) -> Answer {
+        self.ask(order, Request::Lookup)
     }
 }

@@ -14,41 +14,24 @@ use jiff::Timestamp;
 
 use super::order::Order;
 
-/// The result of placing an order.
+/// What the broker says about an order, when it gets it or when it is asked about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Placing {
-    /// The broker has it.
-    Placed,
+pub enum Answer {
+    /// The broker has it, under this number if it numbers its orders.
+    Has(Option<i64>),
     /// The broker refused it for good.
     Rejected(String),
     /// The broker took it, and it ended without a fill.
     Unfilled(String),
-    /// The broker is away, and certainly nothing was sent.
+    /// The broker certainly does not have it, and nothing is on its way.
+    NotSent(String),
+    /// After [`Answer::Broke`] the broker's lists did not show it: it may be sent again, once.
+    Lost,
+    /// The broker is away and cannot be asked.
     Away(String),
     /// Unknown: the bot must look it up.
     Unknown(String),
     /// Unknown, because the connection broke before the broker said anything about the order.
-    Broke(String),
-}
-
-/// Whether the broker has an order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lookup {
-    /// It does, under this number if it numbers its orders.
-    Has(Option<i64>),
-    /// It certainly does not, and nothing is on its way.
-    HasNot,
-    /// After [`Placing::Broke`] the broker's lists did not show it: it may be sent again, once.
-    Lost,
-    /// The broker refused it for good.
-    Rejected(String),
-    /// It has ended without a fill.
-    Unfilled(String),
-    /// The broker is away.
-    Away(String),
-    /// The answer does not say.
-    Unknown(String),
-    /// The answer does not say, and the order's connection broke before the broker said anything about it.
     Broke(String),
 }
 
@@ -61,7 +44,7 @@ pub struct Attempt {
     pub order_id: Option<i64>,
     /// The connection broke before the broker said anything about the order.
     pub broke: bool,
-    /// It is the second attempt, after [`Lookup::Lost`]: there is no third.
+    /// It is the second attempt, after [`Answer::Lost`]: there is no third.
     pub resent: bool,
 }
 
@@ -91,10 +74,10 @@ pub trait Broker {
     }
 
     /// Places an order under that number. The caller makes sure that no order is placed twice.
-    fn place(&mut self, order: &Order, order_id: Option<i64>) -> Placing;
+    fn place(&mut self, order: &Order, order_id: Option<i64>) -> Answer;
 
     /// Says whether the broker has the order with this `order_ref`.
-    fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup;
+    fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Answer;
 
     /// Follows an order that the broker has accepted under this number, until its end.
     fn follow(&mut self, order_id: i64, order: &Order) {

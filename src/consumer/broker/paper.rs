@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Attempt, Broker, Lookup, Placing};
+use super::{Answer, Attempt, Broker};
 use crate::consumer::clock;
 use crate::consumer::json;
 use crate::consumer::order::Order;
@@ -95,26 +95,30 @@ impl Broker for PaperBroker {
         if self.away.exists() { Err(format!("{} is there", self.away.display())) } else { Ok(()) }
     }
 
-    fn place(&mut self, order: &Order, _: Option<i64>) -> Placing {
+    fn place(&mut self, order: &Order, _: Option<i64>) -> Answer {
         if let Err(why) = self.connected() {
-            return Placing::Away(why);
+            return Answer::NotSent(why);
         }
         match self.fill(order) {
-            Ok(()) => Placing::Placed,
-            Err(error) => Placing::Unknown(format!("write {}: {error}", self.paper.display())),
+            Ok(()) => Answer::Has(None),
+            Err(error) => Answer::Unknown(format!("write {}: {error}", self.paper.display())),
         }
     }
 
-    fn lookup(&mut self, order: &Order, _: &Attempt) -> Lookup {
+    fn lookup(&mut self, order: &Order, _: &Attempt) -> Answer {
         if let Err(why) = self.connected() {
-            return Lookup::Away(why);
+            return Answer::Away(why);
         }
         let text = match fs::read_to_string(&self.paper) {
             Ok(text) => text,
-            Err(error) => return Lookup::Unknown(format!("read {}: {error}", self.paper.display())),
+            Err(error) => return Answer::Unknown(format!("read {}: {error}", self.paper.display())),
         };
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let mut references = whole.filter_map(|line| json::object::<Reference>(line).ok());
-        if references.any(|fill| fill.order_ref == order.order_ref) { Lookup::Has(None) } else { Lookup::HasNot }
+        if references.any(|fill| fill.order_ref == order.order_ref) {
+            Answer::Has(None)
+        } else {
+            Answer::NotSent(format!("{} does not have it", self.paper.display()))
+        }
     }
 }

@@ -6,6 +6,7 @@ use ibapi::Notice;
 use ibapi::orders::{OrderStatusKind, OrderUpdate};
 
 use super::connection::{Update, is_read_only};
+use crate::consumer::broker::Answer;
 
 /// The reason of an end comes in a separate message, shortly before or after it.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
@@ -63,6 +64,23 @@ pub(super) enum Verdict {
     },
     /// An error, and no status that contradicts it.
     Refused(Refusal),
+}
+
+impl Verdict {
+    /// What it means for the order. `None` if it is open, or refused by an error that the lists may contradict.
+    pub(super) fn answer(self, order_id: i64) -> Option<Answer> {
+        match self {
+            Self::Working | Self::Filled => Some(Answer::Has(Some(order_id))),
+            // A partial fill is not the end: `follow` waits for that.
+            Self::Ended { filled, .. } if filled > 0.0 => Some(Answer::Has(Some(order_id))),
+            Self::Ended { status, filled, refusal } => {
+                let why = end_text(&status, filled, refusal.as_ref());
+                let is_refused = refusal.is_some_and(|refusal| !refusal.is_cancel());
+                Some(if is_refused { Answer::Rejected(why) } else { Answer::Unfilled(why) })
+            }
+            Self::Refused(_) | Self::Open => None,
+        }
+    }
 }
 
 /// All messages about one order.

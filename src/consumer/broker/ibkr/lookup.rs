@@ -11,9 +11,8 @@ use jiff::tz::Offset;
 use super::IbkrBroker;
 use super::connection::Connection;
 use super::follow::LOOK_APART;
-use super::heard::{Verdict, end_text};
 use super::lists::{Found, Scope};
-use crate::consumer::broker::{Attempt, Lookup};
+use crate::consumer::broker::{Answer, Attempt};
 use crate::consumer::order::Order;
 
 /// The lists of one connection that do not show an order.
@@ -25,17 +24,19 @@ pub(super) struct Missing {
 }
 
 impl IbkrBroker {
-    pub(super) fn try_lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup {
+    pub(super) fn try_lookup(&mut self, order: &Order, attempt: &Attempt) -> Answer {
         let deadline = Instant::now() + self.timeout;
         let ready = self.ready(self.timeout);
         // Any message about the order is an answer, even a late one.
-        if let Some(lookup) = self.heard_answer(order, attempt, deadline) {
-            return lookup;
+        let answer = attempt.order_id.and_then(|order_id| self.heard_answer(order, order_id, deadline));
+        match answer {
+            None | Some(Answer::Unknown(_)) => {}
+            Some(answer) => return answer,
         }
         let broke = attempt.broke || self.has_broken(attempt);
-        let unknown = |why: String| if broke { Lookup::Broke(why) } else { Lookup::Unknown(why) };
+        let unknown = |why: String| if broke { Answer::Broke(why) } else { Answer::Unknown(why) };
         if let Err(why) = ready {
-            return if broke && !attempt.broke { Lookup::Broke(why) } else { Lookup::Away(why) };
+            return if broke && !attempt.broke { Answer::Broke(why) } else { Answer::Away(why) };
         }
         let lists = match self.lists(Scope::All, deadline) {
             Ok(lists) => lists,
@@ -43,14 +44,14 @@ impl IbkrBroker {
                 self.missing = None;
                 self.leave_unless_silent();
                 let is_away = self.connection.as_ref().is_some_and(|connection| connection.trouble.is_some());
-                return if is_away { Lookup::Away(why) } else { unknown(why) };
+                return if is_away { Answer::Away(why) } else { unknown(why) };
             }
         };
         match lists.find(&order.order_ref, attempt.order_id) {
             Found::Open(order_id) | Found::Executed(order_id, _) => {
-                return Lookup::Has(Some(order_id).filter(|order_id| *order_id > 0).or(attempt.order_id));
+                return Answer::Has(Some(order_id).filter(|order_id| *order_id > 0).or(attempt.order_id));
             }
-            Found::Dead(how) => return Lookup::Unfilled(how),
+            Found::Dead(how) => return Answer::Unfilled(how),
             Found::Nothing => {}
         }
         if !broke {
@@ -84,13 +85,13 @@ impl IbkrBroker {
     }
 
     /// The second set of lists that does not show the order ends the wait.
-    fn lost(&mut self, reference: &str, unknown: impl Fn(String) -> Lookup) -> Lookup {
+    fn lost(&mut self, reference: &str, unknown: impl Fn(String) -> Answer) -> Answer {
         let connection = self.connection.as_ref().map_or(0, |connection| connection.number);
         match &self.missing {
             Some(missing) if missing.reference == reference && missing.connection == connection => {
                 if missing.since.elapsed() >= LOOK_APART {
                     self.missing = None;
-                    return Lookup::Lost;
+                    return Answer::Lost;
                 }
             }
             _ => {
@@ -99,29 +100,6 @@ impl IbkrBroker {
             }
         }
         unknown(format!("the gateway's lists do not show it; looking again after {} s", LOOK_APART.as_secs()))
-    }
-
-    /// The outcome, if the gateway's messages about the order show it.
-    fn heard_answer(&mut self, order: &Order, attempt: &Attempt, deadline: Instant) -> Option<Lookup> {
-        let order_id = attempt.order_id?;
-        match self.heard.get(&order_id)?.verdict() {
-            Verdict::Open => None,
-            Verdict::Working | Verdict::Filled => Some(Lookup::Has(Some(order_id))),
-            Verdict::Ended { filled, .. } if filled > 0.0 => Some(Lookup::Has(Some(order_id))),
-            Verdict::Ended { status, filled, refusal } => {
-                let why = end_text(&status, filled, refusal.as_ref());
-                let is_refused = refusal.is_some_and(|refusal| !refusal.is_cancel());
-                Some(if is_refused { Lookup::Rejected(why) } else { Lookup::Unfilled(why) })
-            }
-            Verdict::Refused(refusal) if self.is_not_sent(&refusal) => Some(Lookup::HasNot),
-            Verdict::Refused(refusal) => {
-                let found = self.lists(Scope::Own, deadline).ok()?.find(&order.order_ref, Some(order_id));
-                Some(match found {
-                    Found::Open(order_id) | Found::Executed(order_id, _) => Lookup::Has(Some(order_id)),
-                    Found::Dead(_) | Found::Nothing => Lookup::Rejected(refusal.why()),
-                })
-            }
-        }
     }
 
     /// Whether the connection of this attempt has broken without a message about it.

@@ -19,7 +19,7 @@ use self::follow::Followed;
 use self::heard::Heard;
 use self::lists::Scope;
 use self::lookup::Missing;
-use super::{Attempt, Broker, Ended, Lookup, Placing};
+use super::{Answer, Attempt, Broker, Ended};
 use crate::consumer::order::Order;
 use crate::consumer::stop::Stop;
 
@@ -145,21 +145,21 @@ impl Broker for IbkrBroker {
         Some(i64::from(connection.client.next_order_id()).max(used + 1) + self.skip)
     }
 
-    fn place(&mut self, order: &Order, order_id: Option<i64>) -> Placing {
-        let placing = self.try_place(order, order_id);
-        if placing == Placing::Placed {
+    fn place(&mut self, order: &Order, order_id: Option<i64>) -> Answer {
+        let answer = self.try_place(order, order_id);
+        if matches!(answer, Answer::Has(_)) {
             self.skip = 0;
         }
-        placing
+        answer
     }
 
-    fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Lookup {
-        let lookup = self.try_lookup(order, attempt);
-        if matches!(lookup, Lookup::Has(_)) {
+    fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Answer {
+        let answer = self.try_lookup(order, attempt);
+        if matches!(answer, Answer::Has(_)) {
             // It may have ended long ago.
             self.look_at = Some(Instant::now());
         }
-        lookup
+        answer
     }
 
     fn follow(&mut self, order_id: i64, order: &Order) {

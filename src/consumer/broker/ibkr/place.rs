@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use ibapi::Error as ApiError;
 
 use super::connection::{SLICE, Trouble};
-use super::heard::{DUPLICATE_ID, Heard, Refusal, Verdict, end_text};
+use super::heard::{DUPLICATE_ID, Heard, Refusal, Verdict};
 use super::lists::{Found, Lists, Scope};
 use super::request::request;
 use super::{IbkrBroker, Sent};
-use crate::consumer::broker::Placing;
+use crate::consumer::broker::Answer;
 use crate::consumer::order::Order;
 
 /// How long to wait if the gateway has the order but has not passed it on (`PendingSubmit`): a refusal may follow.
@@ -20,17 +20,17 @@ const LIST_PATIENCE: Duration = Duration::from_secs(3);
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
 impl IbkrBroker {
-    pub(super) fn try_place(&mut self, order: &Order, order_id: Option<i64>) -> Placing {
+    pub(super) fn try_place(&mut self, order: &Order, order_id: Option<i64>) -> Answer {
         let deadline = Instant::now() + self.timeout;
         let Some(connection) = self.connection.as_mut().filter(|connection| !connection.is_lost()) else {
-            return Placing::Away("not connected to the gateway".to_owned());
+            return Answer::NotSent("not connected to the gateway".to_owned());
         };
         let (contract, asked) = match request(order, connection.client.handshake_managed_accounts()) {
             Ok(both) => both,
-            Err(why) => return Placing::Rejected(why),
+            Err(why) => return Answer::Rejected(why),
         };
         let Some((order_id, number)) = order_id.and_then(|id| Some((id, i32::try_from(id).ok()?))) else {
-            return Placing::Away("the gateway has not said which order ids are free".to_owned());
+            return Answer::NotSent("the gateway has not said which order ids are free".to_owned());
         };
         // Nothing more is expected about the last order, unless it is followed.
         self.heard.retain(|order_id, _| self.followed.contains_key(order_id));
@@ -40,64 +40,64 @@ impl IbkrBroker {
             Ok(()) => {}
             // The client looks at its connection before it writes.
             Err(error @ (ApiError::ConnectionReset | ApiError::ConnectionFailed | ApiError::Shutdown)) => {
-                return Placing::Away(format!("send the order: {error}"));
+                return Answer::NotSent(format!("send the order: {error}"));
             }
-            Err(error @ ApiError::OrderIdInRequestRange { .. }) => return Placing::Away(error.to_string()),
-            Err(error @ ApiError::Io(_)) => return Placing::Broke(format!("send the order: {error}")),
-            Err(error) => return Placing::Rejected(error.to_string()),
+            Err(error @ ApiError::OrderIdInRequestRange { .. }) => return Answer::NotSent(error.to_string()),
+            Err(error @ ApiError::Io(_)) => return Answer::Broke(format!("send the order: {error}")),
+            Err(error) => return Answer::Rejected(error.to_string()),
         }
         self.wait_for_answer(order, order_id, deadline)
     }
 
-    fn wait_for_answer(&mut self, order: &Order, order_id: i64, mut deadline: Instant) -> Placing {
+    fn wait_for_answer(&mut self, order: &Order, order_id: i64, mut deadline: Instant) -> Answer {
         let mut is_stopping = false;
         loop {
             self.hear(SLICE);
+            if let Some(answer) = self.heard_answer(order, order_id, deadline) {
+                return answer;
+            }
             let heard = self.heard.entry(order_id).or_default();
-            if let Some(placing) = answer(heard) {
-                return placing;
+            if heard.has_status() && heard.since.is_some_and(|since| since.elapsed() >= PENDING_PATIENCE) {
+                return Answer::Has(Some(order_id));
             }
-            match heard.verdict() {
-                Verdict::Refused(refusal) => return self.refused(order, order_id, &refusal, deadline),
-                _ if heard.has_status() && heard.since.is_some_and(|since| since.elapsed() >= PENDING_PATIENCE) => {
-                    return Placing::Placed;
-                }
-                _ => {}
-            }
-            let is_answered = heard.since.is_some();
             if self.connection.as_ref().is_none_or(|connection| connection.is_lost()) {
                 let why = "the connection to the gateway broke before it acknowledged the order".to_owned();
-                return if is_answered { Placing::Unknown(why) } else { Placing::Broke(why) };
+                return if heard.since.is_some() { Answer::Unknown(why) } else { Answer::Broke(why) };
             }
             if self.stop.is_asked() && !is_stopping {
                 is_stopping = true;
                 deadline = deadline.min(Instant::now() + LAST_PATIENCE);
             }
             if Instant::now() >= deadline {
-                return Placing::Unknown("the gateway has not acknowledged the order".to_owned());
+                return Answer::Unknown("the gateway has not acknowledged the order".to_owned());
             }
         }
     }
 
-    /// An error that names the order without a status is a refusal, unless the lists show the order working.
-    fn refused(&mut self, order: &Order, order_id: i64, refusal: &Refusal, deadline: Instant) -> Placing {
-        if self.is_not_sent(refusal) {
-            return Placing::Away(refusal.why());
+    /// The answer, if the gateway's messages about the order are one.
+    pub(super) fn heard_answer(&mut self, order: &Order, order_id: i64, deadline: Instant) -> Option<Answer> {
+        let verdict = self.heard.get(&order_id)?.verdict();
+        let Verdict::Refused(refusal) = verdict else { return verdict.answer(order_id) };
+        if self.is_not_sent(&refusal) {
+            return Some(Answer::NotSent(refusal.why()));
         }
+        // An error that names the order without a status is a refusal, unless the lists show the order working.
         let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
         let found = self.lists(Scope::Own, deadline).map(|lists| lists.find(&order.order_ref, Some(order_id)));
-        if matches!(found, Ok(Found::Open(_) | Found::Executed(..))) {
-            // The lists may be the only sign of its end.
-            self.look_at = Some(Instant::now());
-            return Placing::Placed;
+        match found {
+            Ok(Found::Open(_) | Found::Executed(..)) => {
+                // The lists may be the only sign of its end.
+                self.look_at = Some(Instant::now());
+                return Some(Answer::Has(Some(order_id)));
+            }
+            Err(why) if self.connection.as_ref().is_none_or(|connection| connection.trouble.is_some()) => {
+                return Some(Answer::Unknown(format!("{}; {why}", refusal.why())));
+            }
+            _ => {}
         }
-        self.hear(Duration::ZERO);
-        match self.heard.entry(order_id).or_default().verdict() {
-            Verdict::Filled | Verdict::Working => Placing::Placed,
-            Verdict::Ended { filled, .. } if filled > 0.0 => Placing::Placed,
-            _ if refusal.is_cancel() => Placing::Unfilled(refusal.why()),
-            _ => Placing::Rejected(refusal.why()),
-        }
+        let refused = if refusal.is_cancel() { Answer::Unfilled } else { Answer::Rejected };
+        let answer = self.heard.entry(order_id).or_default().verdict().answer(order_id);
+        Some(answer.unwrap_or_else(|| refused(refusal.why())))
     }
 
     /// Whether the order may be sent again, and under which condition.
@@ -118,20 +118,5 @@ impl IbkrBroker {
         // Reports about the bot's own orders came there too.
         self.hear(Duration::ZERO);
         lists
-    }
-}
-
-/// The answer, if the messages are one.
-fn answer(heard: &Heard) -> Option<Placing> {
-    match heard.verdict() {
-        Verdict::Working | Verdict::Filled => Some(Placing::Placed),
-        // A partial fill is not the end: `follow` waits for that.
-        Verdict::Ended { filled, .. } if filled > 0.0 => Some(Placing::Placed),
-        Verdict::Ended { status, filled, refusal } => {
-            let why = end_text(&status, filled, refusal.as_ref());
-            let is_refused = refusal.is_some_and(|refusal| !refusal.is_cancel());
-            Some(if is_refused { Placing::Rejected(why) } else { Placing::Unfilled(why) })
-        }
-        Verdict::Refused(_) | Verdict::Open => None,
     }
 }
