@@ -23,7 +23,7 @@ const CLIENTS: usize = 300;
 /// Events that must come through after each loss.
 const EVENTS: i64 = 20;
 
-/// A haproxy with the README's settings, which can be killed and started again.
+/// A haproxy with the settings of the example for several feeds, which can be killed and started again.
 struct Haproxy {
     configuration: PathBuf,
     address: SocketAddr,
@@ -33,10 +33,11 @@ struct Haproxy {
 impl Haproxy {
     fn start(dir: PathBuf, feeds: &[SocketAddr]) -> Self {
         let address = free_address();
-        let backend = readme::block("backend feed");
+        let example = readme::example_with("proxies/haproxy.cfg", &[]);
+        let (_, backend) = example.split_once("\nbackend feeds\n").unwrap();
         let settings = backend.lines().filter(|line| !line.trim_start().starts_with("server "));
         let mut text = format!(
-            "frontend feed\n  mode http\n  timeout client 60s\n  bind {address}\n  default_backend feed\n{}\n",
+            "frontend feed\n  mode http\n  timeout client 60s\n  bind {address}\n  default_backend feeds\nbackend feeds\n{}\n",
             settings.collect::<Vec<_>>().join("\n")
         );
         for (number, feed) in feeds.iter().enumerate() {

@@ -13,7 +13,7 @@ use super::desk::Desk;
 use crate::support::database::Database;
 use crate::support::outside::free_address;
 use crate::support::program::signal_feed;
-use crate::support::readme::{block, block_with};
+use crate::support::readme::{block, block_with, text};
 use crate::support::server::Server;
 use crate::support::sse::Request;
 use crate::support::wait::until;
@@ -186,11 +186,18 @@ fn the_commands_without_the_package_start_a_feed() {
     let database = Database::migrated();
     let desk = Desk::new();
     desk.stand_in("cargo", "");
+    let install = "cargo install --locked --features tls --path .";
+    assert!(text().replace('\n', " ").contains(&format!("Run `{install}`, then the example of `signal-feed --help`.")));
+    let help = signal_feed("", &["--help"]).ok();
+    let (_, example) = help.split_once("\nExamples:\n").unwrap();
+    let (demo, example) = example.split_once('\n').unwrap();
+    assert!(demo.trim_start().starts_with("signal-feed demo "), "{demo}");
     let url = database.url.replace('&', "\\&");
-    let commands = block_with(
-        "cargo install --locked --features tls",
-        &[("postgres://postgres@localhost/market", &url), ("0.0.0.0:8080", "127.0.0.1:0")],
-    );
+    let mut commands = format!("{install}\n{example}");
+    for (from, to) in [("postgres://owner@localhost/market", url.as_str()), ("0.0.0.0:8080", "127.0.0.1:0")] {
+        assert!(commands.contains(from), "{commands}");
+        commands = commands.replace(from, to);
+    }
     let _job = desk.start("bash", &["-euc", &commands], &[]);
     desk.wait_for("err", "listening on ");
     let log = desk.read("err");

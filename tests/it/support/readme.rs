@@ -18,7 +18,6 @@ pub const BLOCKS: &[(&str, &str)] = &[
         "the_first_installation_ends_with_a_feed_that_is_live",
     ),
     ("[Socket]", "drop_ins_and_units_are_clean_for_systemd_analyze"),
-    ("cargo install --locked --features tls", "the_commands_without_the_package_start_a_feed"),
     ("sudo dpkg -i signal-feed_NEW.deb", "the_upgrade_migrates_and_then_restarts"),
     ("drop trigger", "the_uninstallation_ends_the_capture"),
     ("insert into stock_market.signal", "a_signal_from_psql_and_one_from_psycopg_become_events"),
@@ -31,7 +30,6 @@ pub const BLOCKS: &[(&str, &str)] = &[
     ("{\"type\":\"order\"", "an_order_line_has_the_fields_of_the_readme_in_their_order"),
     ("echo 'sf_…' | sudo install", "the_bots_service_is_installed_with_its_key"),
     ("#!/bin/sh\njq", "the_alert_program_posts_to_a_chat"),
-    ("backend feed", "every_client_gets_every_event_once_whichever_part_is_lost"),
 ];
 
 /// The whole README.
