@@ -1,5 +1,5 @@
--- The checks of doctor that are one query each. "-- check NAME" begins one. Each gives one row: whether all is well, what was
--- found, and what to do. {migrate}: how to run migrate. Those after "-- on a primary" say nothing on a hot standby.
+-- The checks of doctor that are one query each. "-- check NAME" begins one. Each returns one row: whether it passed, what was
+-- found, and what to do. {migrate}: how to run migrate. Those after "-- on a primary" are skipped on a hot standby.
 
 -- check log
 -- One statement, so one snapshot: the counter and the log change in one commit. {newest}: how many numbers to look at.
@@ -54,7 +54,7 @@ select v.wrong is null,
         when v.counters <> 1 then pg_catalog.format('as a superuser: delete from stock_market.signal_feed_counter where value < %s', v.value)
         when v.value <> v.should then
             'was the log restored, or changed by hand? as a member of signal_feed_admin run "signal-feed restored", which continues the numbers above every number in doubt'
-        else 'somebody deleted events by hand, or the log was damaged. Bots that had not yet received these events are not told: run them once with --recovery. This check is well again when prune has removed the log up to there'
+        else 'somebody deleted events by hand, or the log was damaged. Bots that had not yet received these events are not told: run them once with --recovery. This check passes again once prune has removed the log up to there'
     end
 from verdict as v
 
@@ -81,7 +81,7 @@ select a.feed_seq is null and b.feed_seq is null,
         when b.feed_seq is not null then pg_catalog.format('the clock jumped back by %s before event %s', b.step, b.feed_seq)
         else 'times ascend along the log, and none is in the future' end,
     case when a.feed_seq is not null then 'correct the clock of the database''s machine (NTP); until it has caught up, replay windows and delayed keys are off by the difference'
-        when b.feed_seq is not null then 'let NTP slew the clock and never step it; this check is well again after 10,000 more events' end
+        when b.feed_seq is not null then 'let NTP slew the clock and never step it; this check passes again after 10,000 more events' end
 from (values (1)) as one (one) left join ahead as a on true left join back as b on true
 
 -- check fsync
@@ -94,7 +94,7 @@ select f.fsync and f.full_page_writes,
 from (select current_setting('fsync')::boolean as fsync, current_setting('full_page_writes')::boolean as full_page_writes) as f
 
 -- check snapshots
--- Named always, a fault from fifteen minutes on. A transaction that has written holds vacuum back as a snapshot does.
+-- Always reported; fails after fifteen minutes. A transaction that has written holds back vacuum as a snapshot does.
 with held as (
     select pg_catalog.format('session %s of %s (%s, %s)', a.pid, coalesce(a.usename, '?'),
             coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, '?')) as who,
@@ -122,7 +122,7 @@ with held as (
 )
 select coalesce(max(o.age) < interval '15 minutes', true),
     coalesce('held back by ' || string_agg(pg_catalog.format('%s for %s', o.who, date_trunc('second', greatest(o.age, interval '0'))),
-            ', ' order by o.nth), 'no session is seen to hold an old snapshot')
+            ', ' order by o.nth), 'no visible session holds an old snapshot')
         || case when pg_catalog.pg_has_role('pg_read_all_stats', 'usage') then ''
             else '; other roles'' sessions cannot be seen: as a superuser, grant pg_monitor to signal_feed_admin' end,
     case when max(o.age) >= interval '15 minutes' then max(o.fix) filter (where o.nth = 1) end
@@ -150,7 +150,7 @@ from (select exists (select from signal_feed_private.signal_feed_first)
 
 -- check notify_queue
 select q.usage < 0.25, pg_catalog.format('the notification queue is %s %% full', round((q.usage * 100)::numeric, 1))
-    || case when q.usage < 0.25 then '' else coalesce('; the oldest open transaction is ' || o.who, '; no open transaction is to be seen') end,
+    || case when q.usage < 0.25 then '' else coalesce('; the oldest open transaction is ' || o.who, '; no open transaction is visible') end,
     case when q.usage >= 0.25 then pg_catalog.format('when the queue is full every commit that notifies fails: end the session that LISTENs in an old transaction, as a superuser or a member of pg_signal_backend: select pg_terminate_backend(%s)', coalesce(o.pid::text, 'PID')) end
 from (select pg_catalog.pg_notification_queue_usage() as usage) as q
 left join lateral (

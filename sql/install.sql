@@ -1,5 +1,5 @@
--- Owners, rows, the change from the sequence to the counter, grants and triggers. Runs in the transaction of migrate
--- that holds the lock on signal, after a second look at who owns what. Safe to run again: this is how migrate repairs.
+-- Owners, rows, the change from the sequence to the counter, grants and triggers. Runs in migrate's
+-- transaction, which holds the lock on signal and has just checked the owners again. Safe to run again: migrate repairs with it.
 
 do $owners$
 declare
@@ -57,7 +57,7 @@ insert into signal_feed_private.signal_feed_session_secret (secret)
         || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())))
     on conflict do nothing;
 
--- From the sequence to the counter. Writers wait meanwhile; no event is renumbered or lost.
+-- Moves from the sequence to the counter. Writers wait meanwhile; no event is renumbered or lost.
 do $era$
 declare
     era_value bigint := 0;
@@ -136,7 +136,7 @@ begin
 end
 $grants$;
 
--- The triggers. Each is made where it is missing or not as it should be, and fires whatever session_replication_role says.
+-- Makes each trigger that is missing or differs. All fire under every setting of session_replication_role.
 do $triggers$
 declare
     wanted record;
@@ -162,7 +162,8 @@ begin
                 join pg_catalog.pg_class as c on c.oid = r.relid where c.relkind = 'f') as is_constraint
         from wanted_trigger as w
     loop
-        -- Once a table of its own, now a partition of signal: its own trigger is in the way of signal's.
+        -- A table that was attached as a partition may have kept a trigger of the same name. PostgreSQL would then
+        -- refuse to create the trigger on the parent.
         for part in
             select t.tgrelid::regclass as rel from pg_catalog.pg_trigger as t
             where t.tgname = wanted.name and t.tgparentid = 0 and t.tgrelid <> wanted.rel
@@ -193,7 +194,7 @@ begin
             execute pg_catalog.format('alter table %s enable always trigger %I', part.rel, wanted.name);
         end loop;
     end loop;
-    -- Only a signal that migrate made has this one.
+    -- Only a signal table that migrate made has this trigger.
     if exists (
             select from pg_catalog.pg_class as c join pg_catalog.pg_attribute as a on a.attrelid = c.oid
             where c.oid = 'stock_market.signal'::regclass and c.relowner = 'signal_feed_signal'::regrole

@@ -1,21 +1,21 @@
--- Why this database cannot be migrated at all, one line each. Reads the catalog alone.
+-- Why migrate refuses this database, one line each. Reads only the catalog.
 select 'this PostgreSQL is a standby: run migrate on its primary' as text where pg_catalog.pg_is_in_recovery()
 union all
 select pg_catalog.format('this PostgreSQL is %s: signal-feed needs 13 or newer', pg_catalog.current_setting('server_version'))
 where pg_catalog.current_setting('server_version_num')::integer < 130000
 union all
-select pg_catalog.format('stock_market.signal is %s, whose rows no trigger sees: the feed needs the table itself under this name',
+select pg_catalog.format('stock_market.signal is %s, and no trigger fires for its rows: the feed needs the table itself under this name',
     case c.relkind when 'v' then 'a view' when 'm' then 'a materialized view' when 'f' then 'a foreign table' else 'no table' end)
 from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 where n.nspname = 'stock_market' and c.relname = 'signal' and c.relkind not in ('r', 'p')
 union all
-select 'stock_market.signal has inheritance children, whose rows its triggers do not see: make it a partitioned table, or detach them (alter table ... no inherit)'
+select 'stock_market.signal has inheritance children, and its triggers do not fire for their rows: make it a partitioned table, or detach them (alter table ... no inherit)'
 from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 where n.nspname = 'stock_market' and c.relname = 'signal' and exists (
     select from pg_catalog.pg_inherits as i join pg_catalog.pg_class as k on k.oid = i.inhrelid
     where i.inhparent = c.oid and not k.relispartition)
 union all
-select pg_catalog.format('the table %s too has a trigger of the sequence era, %I, so its rows reach the log: was it stock_market.signal once? drop the trigger there first',
+select pg_catalog.format('the table %s also has a trigger of the sequence era, %I, which writes its rows to the log: drop that trigger first (the table may be an earlier stock_market.signal)',
     t.tgrelid::regclass, t.tgname)
 from pg_catalog.pg_trigger as t
 join pg_catalog.pg_proc as p on p.oid = t.tgfoid

@@ -1,5 +1,5 @@
--- What migrate and doctor report and nobody repairs unasked: grants and objects that the feed did not make, and oddities
--- of signal. danger: doctor fails. Reads the catalog alone, and takes no lock.
+-- What migrate and doctor report but never repair: grants and objects that the feed did not make, and unusual properties
+-- of signal and the log. danger: doctor fails. Reads only the catalog, and takes no lock.
 {wanted}, feed_role as (
     select r.oid, r.rolname from pg_catalog.pg_roles as r join wanted_role as w on w.role = r.rolname where w.owns_objects
 ), signal as (
@@ -50,20 +50,20 @@
         and not exists (select from wanted_usage as w
             where w.schema = n.nspname and r.rolname = any (w.roles) and a.privilege_type = 'USAGE')
     union all
-    select true, pg_catalog.format('%s has CREATE on the schema stock_market: revoke it, or that role can put objects in migrate''s way', coalesce(r.rolname, 'PUBLIC'))
+    select true, pg_catalog.format('%s has CREATE on the schema stock_market: revoke it, because that role can create objects that make migrate fail', coalesce(r.rolname, 'PUBLIC'))
     from signal as s cross join lateral pg_catalog.aclexplode(s.nspacl) as a
     left join pg_catalog.pg_roles as r on r.oid = a.grantee
     where a.privilege_type = 'CREATE' and a.grantee <> s.nspowner
         and not coalesce(r.rolsuper or r.rolname = 'signal_feed_owner', false)
     union all
-    select false, pg_catalog.format('the schema stock_market belongs to %s, who can drop all that is in it: alter schema stock_market owner to signal_feed_owner', r.rolname)
+    select false, pg_catalog.format('the schema stock_market belongs to %s, which can drop everything in it: alter schema stock_market owner to signal_feed_owner', r.rolname)
     from signal as s join pg_catalog.pg_roles as r on r.oid = s.nspowner
     where not r.rolsuper and not exists (select from feed_role as f
             where f.rolname = 'signal_feed_owner' and pg_catalog.pg_has_role(r.oid, f.oid, 'member'))
     union all
     select true, pg_catalog.format('%s has %s on stock_market.signal: %s; revoke it', coalesce(r.rolname, 'PUBLIC'), a.privilege_type,
-        case a.privilege_type when 'REFERENCES' then 'a foreign key on signal runs that role''s code as the owner of signal'
-            else 'that role''s triggers run as whoever writes a signal' end)
+        case a.privilege_type when 'REFERENCES' then 'a foreign key that the role makes can run its code with the rights of the owner of signal'
+            else 'a trigger that the role makes runs with the rights of every role that writes signals' end)
     from signal as s cross join lateral (
         select b.grantee, b.privilege_type from pg_catalog.aclexplode(s.relacl) as b
         union
@@ -76,7 +76,7 @@
     from pg_catalog.pg_roles as r join wanted_role as w on w.role = r.rolname
     where r.rolcanlogin or r.rolsuper or r.rolcreaterole or r.rolbypassrls
     union all
-    -- Whoever ran code as one of the feed's roles may have left something behind that keeps its rights.
+    -- Code that once ran as one of the feed's roles may have left an object that still has that role's rights.
     select true, pg_catalog.format('%s belongs to %s and the feed did not make it: drop it, unless you know why it is there',
         pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), f.rolname)
     from pg_catalog.pg_shdepend as d join feed_role as f on f.oid = d.refobjid
@@ -96,15 +96,22 @@
                     on w.signature = pg_catalog.format('%s(%s)', p.proname, pg_catalog.oidvectortypes(p.proargtypes))
             where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and n.nspname = 'stock_market')
     union all
-    select false, pg_catalog.format('the trigger %I on stock_market.signal fires before the feed''s: an UPDATE that it makes comes before the row''s INSERT in the log', t.tgname)
+    select false, pg_catalog.format('the trigger %I on stock_market.signal fires before the feed''s trigger: if it updates the inserted row, the log has the UPDATE before the INSERT', t.tgname)
     from signal as s join pg_catalog.pg_trigger as t on t.tgrelid = s.oid
     where not t.tgisinternal and t.tgtype & 3 = 1 and t.tgtype & 20 <> 0
         and t.tgname::text collate "C" < '!signal_feed_capture'
     union all
+    -- The feed has no CHECK constraint on the log. One on op is usual and allows what the feed writes.
+    select false, pg_catalog.format('the CHECK constraint %I on stock_market.signal_feed_event is not the feed''s: a write of signal fails if the constraint refuses its event', k.conname)
+    from relation as r join pg_catalog.pg_constraint as k on k.conrelid = r.oid and k.contype = 'c'
+    where r.full_name = 'stock_market.signal_feed_event' and not coalesce(k.conkey <@ array(
+        select a.attnum from pg_catalog.pg_attribute as a
+        where a.attrelid = r.oid and a.attname in ('feed_seq', 'event_time', 'op')), false)
+    union all
     select false, 'stock_market.signal is UNLOGGED: a crash empties it, while the log keeps its events'
     from signal as s where s.relpersistence = 'u'
     union all
-    select false, pg_catalog.format('the table %s has the feed''s capture trigger too, so its rows reach the log, and it cannot be attached as a partition of signal. If it was stock_market.signal once: drop trigger "!signal_feed_capture" on %1$s',
+    select false, pg_catalog.format('the table %s also has the feed''s capture trigger: its rows are logged, and it cannot be attached to signal as a partition. If it is an earlier stock_market.signal: drop trigger "!signal_feed_capture" on %1$s',
         t.tgrelid::regclass)
     from pg_catalog.pg_trigger as t
     join pg_catalog.pg_proc as p on p.oid = t.tgfoid

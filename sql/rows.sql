@@ -1,4 +1,4 @@
--- Rows that an installation must have and lacks. Only to be asked where inspect.sql finds no table missing.
+-- Rows that an installation must have and lacks. Run it only if inspect.sql finds no table missing.
 select pg_catalog.format('the table stock_market.%s has no row', m.name), false
 from (values
     ('signal_feed_counter', exists (select from stock_market.signal_feed_counter)),

@@ -1,5 +1,5 @@
--- What has the feed's names and is not the feed's own, one line each. migrate refuses to run beside any of it: it often
--- runs as a superuser, and must not run, read or write what somebody else left in the schema. Reads the catalog alone.
+-- Objects that have the feed's names and are not the feed's own, one line each. migrate refuses to run while there are any:
+-- it often runs as a superuser, and must not execute, read or write somebody else's objects. Reads only the catalog.
 --
 -- Trusted owners could do all that migrate does: superusers, the role that runs it, and the feed's own roles. The log of
 -- the sequence era may also belong to the owner of signal, of the schema or of the database, if it is sound: a plain
@@ -30,7 +30,7 @@
     select c.oid, c.relname::text as name, n.nspname::text as schema, c.relkind::text as kind, c.relowner as owner
     from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname in ('stock_market', 'signal_feed_private') and pg_catalog.starts_with(c.relname::text, 'signal_feed_')
-        -- An index has the name of the place where migrate would make a table, or an index of its own.
+        -- Indexes of the feed's tables are no strangers. Any other index with such a name blocks a name that migrate needs.
         and not exists (select from pg_catalog.pg_index as i join pg_catalog.pg_class as t on t.oid = i.indrelid
             where i.indexrelid = c.oid and pg_catalog.starts_with(t.relname::text, 'signal_feed_'))
 ), object (text, owner, is_eras) as (
@@ -62,7 +62,7 @@
     union all
     select 'pg_catalog.pg_type'::regclass, t.oid, t.oid::regtype::text, t.typowner from pg_catalog.pg_type as t
 ), part (of, class, oid, what) as (
-    -- What PostgreSQL runs or looks at when it reads or writes a table.
+    -- The parts of a table that PostgreSQL may execute or evaluate when it reads or writes the table.
     select r.oid, 'pg_catalog.pg_class'::regclass, r.oid, 'a column' from relation as r
     union all
     select t.tgrelid, 'pg_catalog.pg_trigger'::regclass, t.oid, pg_catalog.format('the trigger %I', t.tgname)

@@ -33,31 +33,14 @@ pub(super) struct Args {
     lock_wait: Duration,
     /// Whether an INSERT also notifies channel signal_inserted [default: as chosen before, at first auto]
     #[arg(long, value_name = "WHEN", value_enum)]
-    signal_inserted: Option<Choice>,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Choice {
-    /// Yes, unless another trigger on signal does
-    Auto,
-    /// Yes
-    On,
-    /// No
-    Off,
+    signal_inserted: Option<SignalInserted>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     if args.roles_sql {
         return output(ROLES_SQL.trim_end());
     }
-    let options = Options {
-        lock_wait: args.lock_wait,
-        signal_inserted: args.signal_inserted.map(|choice| match choice {
-            Choice::Auto => SignalInserted::Auto,
-            Choice::On => SignalInserted::On,
-            Choice::Off => SignalInserted::Off,
-        }),
-    };
+    let options = Options { lock_wait: args.lock_wait, signal_inserted: args.signal_inserted };
     let mut connection =
         Connection::open(&args.database.settings()?, "signal-feed migrate").doing("connect to the database")?;
     migrate::allow_long_statements(&mut connection)?;

@@ -12,6 +12,8 @@ use super::connection_string::SslMode;
 use super::connection_string::Target;
 #[cfg(feature = "tls")]
 use super::tls;
+#[cfg(feature = "tls")]
+pub(super) use super::tls::connector;
 
 #[cfg(not(feature = "tls"))]
 type Connector = tokio_postgres::NoTls;
@@ -25,15 +27,6 @@ type Session = (Client, Driver);
 
 /// Longest time for one of several addresses of a name, unless `connect_timeout` says otherwise.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The TLS side of connections.
-///
-/// # Errors
-/// A text that names the option, if the connection string cannot work in this build or with the files as they are now.
-#[cfg(feature = "tls")]
-pub(super) fn connector(target: &Target) -> Result<Connector, String> {
-    tls::connector(target)
-}
 
 /// The TLS side of connections: none in this build.
 ///

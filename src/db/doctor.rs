@@ -191,7 +191,7 @@ fn query(connection: &mut Connection, sql: &str) -> Result<Verdict, Error> {
 
 fn schema(connection: &mut Connection) -> Result<Verdict, Error> {
     match migrate::check_schema(connection) {
-        Ok(()) => Ok(well(format!("schema {}", migrate::known_version()))),
+        Ok(()) => Ok(well(format!("schema {}", migrate::KNOWN_VERSION))),
         Err(CommandError::Failed(text)) => Ok(wrong(text, "{migrate}")),
         Err(CommandError::Database { cause, .. }) => Err(cause),
         Err(error) => Ok(wrong(error.to_string(), "run doctor in the feed's database")),

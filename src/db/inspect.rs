@@ -1,7 +1,5 @@
 //! Checks an installation: `migrate` repairs what is found and `doctor` reports it. The queries are in `sql/`.
 
-use std::sync::LazyLock;
-
 use super::{Connection, Error};
 
 /// What an installation consists of: it replaces `{wanted}` at the beginning of a query.
@@ -9,21 +7,17 @@ const WANTED: &str = include_str!("../../sql/wanted.sql");
 /// The functions as this program ships them.
 pub(super) const FUNCTIONS: &str = include_str!("../../sql/functions.sql");
 
-static STRANGERS: LazyLock<String> = LazyLock::new(|| with_wanted(include_str!("../../sql/strangers.sql")));
-static INSPECT: LazyLock<String> = LazyLock::new(|| with_wanted(include_str!("../../sql/inspect.sql")));
-static TRIGGERS: LazyLock<String> = LazyLock::new(|| with_wanted(include_str!("../../sql/triggers.sql")));
-static REMARKS: LazyLock<String> = LazyLock::new(|| with_wanted(include_str!("../../sql/remarks.sql")));
-static ROLES: LazyLock<String> = LazyLock::new(|| {
-    with_wanted(
-        "{wanted}
-        select pg_catalog.format('the role %I', w.role) from wanted_role as w
-        where not exists (select from pg_catalog.pg_roles as r where r.rolname = w.role)
-        union all
-        select pg_catalog.format('the membership of %I in %I', current_user, r.rolname)
-        from pg_catalog.pg_roles as r join wanted_role as w on w.role = r.rolname
-        where w.owns_objects and not pg_catalog.pg_has_role(r.oid, 'usage')",
-    )
-});
+const STRANGERS: &str = include_str!("../../sql/strangers.sql");
+const INSPECT: &str = include_str!("../../sql/inspect.sql");
+const TRIGGERS: &str = include_str!("../../sql/triggers.sql");
+const REMARKS: &str = include_str!("../../sql/remarks.sql");
+const ROLES: &str = "{wanted}
+    select pg_catalog.format('the role %I', w.role) from wanted_role as w
+    where not exists (select from pg_catalog.pg_roles as r where r.rolname = w.role)
+    union all
+    select pg_catalog.format('the membership of %I in %I', current_user, r.rolname)
+    from pg_catalog.pg_roles as r join wanted_role as w on w.role = r.rolname
+    where w.owns_objects and not pg_catalog.pg_has_role(r.oid, 'usage')";
 const REFUSALS: &str = include_str!("../../sql/refusals.sql");
 const ROWS: &str = include_str!("../../sql/rows.sql");
 const SIGNAL_INSERTED: &str = include_str!("../../sql/signal_inserted.sql");
@@ -85,42 +79,35 @@ fn texts_if_allowed(connection: &mut Connection, sql: &str) -> Result<Vec<String
 pub(super) fn refusal(connection: &mut Connection) -> Result<Option<String>, Error> {
     let mut refusals = texts(connection, REFUSALS)?;
     refusals.extend(texts_if_allowed(connection, SUBSCRIBED)?);
-    if refusals.is_empty()
-        && let strangers = texts(connection, &STRANGERS)?
-        && !strangers.is_empty()
-    {
-        return Ok(Some(not_ours(&strangers)));
-    }
-    Ok(refusals.into_iter().next())
+    if refusals.is_empty() { strangers(connection) } else { Ok(refusals.into_iter().next()) }
 }
 
 /// Refuses objects with the feed's names that are not the feed's own. Checked again in the transaction that migrates.
 pub(super) fn strangers(connection: &mut Connection) -> Result<Option<String>, Error> {
-    let strangers = texts(connection, &STRANGERS)?;
-    Ok(if strangers.is_empty() { None } else { Some(not_ours(&strangers)) })
-}
-
-fn not_ours(strangers: &[String]) -> String {
-    format!(
+    let strangers = texts(connection, &with_wanted(STRANGERS))?;
+    if strangers.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(format!(
         "refused, because of objects with the feed's names that are not the feed's own: {}. Drop or rename them. If they are \
          the feed's (from a dump restored without owners), run migrate as their owner",
         strangers.join("; ")
-    )
+    )))
 }
 
 /// The feed's roles that are missing, or that the runner would have to be a member of.
 pub(super) fn missing_roles(connection: &mut Connection) -> Result<Vec<String>, Error> {
-    texts(connection, &ROLES)
+    texts(connection, &with_wanted(ROLES))
 }
 
 /// Every trigger of the feed that is missing, changed or not ENABLE ALWAYS.
 pub(super) fn trigger_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
-    trigger_faults_of(connection, &TRIGGERS)
+    trigger_faults_of(connection, &with_wanted(TRIGGERS))
 }
 
 /// The same for an installation of the migrations 1 to 4, which had no private schema.
 pub(super) fn trigger_faults_before_5(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
-    trigger_faults_of(connection, &TRIGGERS.replace("signal_feed_private", "stock_market"))
+    trigger_faults_of(connection, &with_wanted(TRIGGERS).replace("signal_feed_private", "stock_market"))
 }
 
 fn trigger_faults_of(connection: &mut Connection, sql: &str) -> Result<Vec<Fault>, Error> {
@@ -152,7 +139,7 @@ pub(super) fn has_leftovers(connection: &mut Connection) -> Result<bool, Error> 
 /// The faults that the catalog shows. Works on a hot standby too.
 pub(super) fn catalog_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     let mut faults = trigger_faults(connection)?;
-    let rows = connection.query(&INSPECT, &[&FUNCTIONS])?;
+    let rows = connection.query(&with_wanted(INSPECT), &[&FUNCTIONS])?;
     faults.extend(rows.iter().map(|row| Fault { check: row.get(0), text: row.get(1), capture_was_off: row.get(2) }));
     Ok(faults)
 }
@@ -218,7 +205,7 @@ pub(super) struct Remark {
 
 /// Grants and objects that the feed did not make, and oddities of `signal`.
 pub(super) fn remarks(connection: &mut Connection) -> Result<Vec<Remark>, Error> {
-    let rows = connection.query(&REMARKS, &[])?;
+    let rows = connection.query(&with_wanted(REMARKS), &[])?;
     Ok(rows.iter().map(|row| Remark { danger: row.get(0), text: row.get(1) }).collect())
 }
 

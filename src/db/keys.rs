@@ -121,9 +121,7 @@ pub fn insert(
     expires_in: Option<Duration>,
     delay: Duration,
 ) -> Result<bool, Error> {
-    let mut added = false;
-    in_transaction(connection, |connection| {
-        lock_table(connection)?;
+    with_locked_table(connection, |connection| {
         let inserted = connection.execute(
             "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
              select $1, $2, clock_timestamp() + $3::float8 * interval '1 second', $4::float8 * interval '1 second' \
@@ -132,10 +130,8 @@ pub fn insert(
                                  and (expires_at is null or expires_at > clock_timestamp()))",
             &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &delay.as_secs_f64()],
         )?;
-        added = inserted == 1;
-        Ok(())
-    })?;
-    Ok(added)
+        Ok(inserted == 1)
+    })
 }
 
 /// Revokes every live key of a name. Returns how many there were.
@@ -163,9 +159,7 @@ pub fn rotate(
     overlap: Duration,
     expires_in: Option<Duration>,
 ) -> Result<bool, Error> {
-    let mut rotated = false;
-    in_transaction(connection, |connection| {
-        lock_table(connection)?;
+    with_locked_table(connection, |connection| {
         let inserted = connection.execute(
             "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
              select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', expires_at - created_at), delay \
@@ -174,7 +168,6 @@ pub fn rotate(
              order by id desc limit 1",
             &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64())],
         )?;
-        rotated = inserted == 1;
         connection.execute(
             "update stock_market.signal_feed_api_key \
              set expires_at = least(expires_at, clock_timestamp() + $3::float8 * interval '1 second') \
@@ -182,9 +175,8 @@ pub fn rotate(
                and (expires_at is null or expires_at > clock_timestamp())",
             &[&name, &hash.as_slice(), &overlap.as_secs_f64()],
         )?;
-        Ok(())
-    })?;
-    Ok(rotated)
+        Ok(inserted == 1)
+    })
 }
 
 /// Records that keys were used.
@@ -199,21 +191,14 @@ pub fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error>
     Ok(())
 }
 
-/// Keeps two mints of one name at once from both succeeding. (Readers are not blocked.)
-fn lock_table(connection: &mut Connection) -> Result<(), Error> {
-    connection.batch("lock table stock_market.signal_feed_api_key in share row exclusive mode")
-}
-
-fn in_transaction(
+/// Runs `work` in a transaction that other mints wait for, so that two of one name cannot both succeed. Readers of the
+/// table do not wait.
+fn with_locked_table(
     connection: &mut Connection,
-    work: impl FnOnce(&mut Connection) -> Result<(), Error>,
-) -> Result<(), Error> {
-    connection.batch("begin")?;
-    match work(connection) {
-        Ok(()) => connection.batch("commit"),
-        Err(error) => {
-            let _ = connection.batch("rollback");
-            Err(error)
-        }
-    }
+    work: impl FnOnce(&mut Connection) -> Result<bool, Error>,
+) -> Result<bool, Error> {
+    let lock = "begin; lock table stock_market.signal_feed_api_key in share row exclusive mode";
+    let outcome = connection.batch(lock).and_then(|()| work(connection));
+    let end = connection.batch(if outcome.is_ok() { "commit" } else { "rollback" });
+    outcome.and_then(|is_done| end.map(|()| is_done))
 }

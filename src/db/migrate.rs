@@ -23,7 +23,7 @@ const TABLES_NAME: &str = "0005_tables";
 const INSTALL: &str = include_str!("../../sql/install.sql");
 
 /// The newest schema that this program knows.
-const KNOWN_VERSION: i32 = 5;
+pub(super) const KNOWN_VERSION: i32 = 5;
 /// The migrations of earlier releases, by number, and the SHA-256 of each. [`TABLES`] moves over what they made.
 const EARLIER: [&str; 4] = [
     "ac2b0b8beebd6169006dbc27d72f874ad1a8de8ca92f63ffc6467a18c6923283",
@@ -44,14 +44,14 @@ const DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// Tries to make the roles: a migrate of another database of the cluster may be making them at the same moment.
 const ROLES_TRIES: u32 = 5;
 
-/// Whether an INSERT also notifies the channel `signal_inserted`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether an INSERT also notifies the channel `signal_inserted`. `migrate --help` shows the comments of the variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum SignalInserted {
-    /// Yes, unless another trigger on `signal` does.
+    /// Yes, unless another trigger on signal does
     Auto,
-    /// Yes; refused beside another trigger that does.
+    /// Yes
     On,
-    /// No.
+    /// No
     Off,
 }
 
@@ -77,13 +77,8 @@ pub struct Options {
 
 impl Options {
     /// The choice as an SQL expression: the new one, or the one in the row.
-    fn choice(&self) -> &'static str {
-        match self.signal_inserted {
-            None => "c.signal_inserted",
-            Some(SignalInserted::Auto) => "'auto'",
-            Some(SignalInserted::On) => "'on'",
-            Some(SignalInserted::Off) => "'off'",
-        }
+    fn choice(&self) -> String {
+        self.signal_inserted.map_or("c.signal_inserted".to_owned(), |choice| format!("'{}'", choice.as_str()))
     }
 }
 
@@ -171,11 +166,6 @@ pub fn check_schema(connection: &mut Connection) -> Result<(), Error> {
         ))),
         version => refuse_newer(version),
     }
-}
-
-/// The newest schema that this program knows.
-pub fn known_version() -> i32 {
-    KNOWN_VERSION
 }
 
 /// Number and checksum of the applied migrations, lowest first. The table is read only if its owner is
@@ -357,7 +347,7 @@ fn install(
         if refused.is_some() {
             return Ok(false);
         }
-        connection.batch(&inspect::with_wanted(&INSTALL.replace("{choice}", options.choice())))?;
+        connection.batch(&inspect::with_wanted(&INSTALL.replace("{choice}", &options.choice())))?;
         connection.execute(
             "insert into stock_market.signal_feed_migration (version, name, checksum) values ($1, $2, $3) on conflict do nothing",
             &[&KNOWN_VERSION, &TABLES_NAME, &checksum(TABLES)],

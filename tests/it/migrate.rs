@@ -272,6 +272,19 @@ fn what_no_trigger_can_watch_is_refused_and_nothing_is_installed() {
 }
 
 #[test]
+fn a_check_constraint_of_the_sequence_era_that_can_fail_writes_is_reported() {
+    let database = Database::empty();
+    database.sql(&format!(
+        "{SEQUENCE_ERA} alter table stock_market.signal_feed_event
+            add constraint usual check (op in ('INSERT', 'UPDATE')),
+            add constraint whole check (signal is not null)"
+    ));
+    let said = database.migrate();
+    assert!(said.contains("warning: the CHECK constraint whole on stock_market.signal_feed_event"), "{said}");
+    assert!(!said.contains("usual"), "{said}");
+}
+
+#[test]
 fn an_existing_signal_inserted_trigger_is_kept_and_no_second_one_added() {
     let database = Database::empty();
     let mut client = database.connect();
