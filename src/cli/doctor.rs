@@ -31,25 +31,25 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     if args.json {
         let list: Vec<_> = checks
             .iter()
-            .map(|one| serde_json::json!({"check": one.check, "ok": one.ok, "message": one.message, "fix": one.fix}))
+            .map(|(check, one)| serde_json::json!({"check": check, "ok": one.ok, "message": one.message, "fix": one.fix}))
             .collect();
         output(serde_json::Value::from(list))?;
     } else {
         let rows: Vec<_> = checks
             .iter()
-            .map(|one| {
+            .map(|(check, one)| {
                 let verdict = match (one.ok, &one.fix) {
                     (true, None) => "ok",
                     (true, Some(_)) => "WARN",
                     (false, _) => "FAIL",
                 };
                 let fix = one.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
-                [verdict.to_owned(), one.check.clone(), format!("{}{fix}", one.message)]
+                [verdict.to_owned(), (*check).to_owned(), format!("{}{fix}", one.message)]
             })
             .collect();
         output_rows(&rows)?;
     }
-    let failed: Vec<&str> = checks.iter().filter(|one| !one.ok).map(|one| one.check.as_str()).collect();
+    let failed: Vec<&str> = checks.iter().filter(|(_, one)| !one.ok).map(|(check, _)| *check).collect();
     if failed.is_empty() {
         return Ok(());
     }

@@ -45,7 +45,7 @@ pub struct Settings {
     source: Arc<Source>,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
-    /// Asked by every connection that is given no other watch.
+    /// Asked by every connection while it is opened, and by its calls until it is given another watch.
     watch: Option<Watch>,
 }
 
@@ -160,16 +160,9 @@ impl Connection {
     /// which a DBA sees in `pg_stat_activity` what this connection is for, unless the connection string has one.
     ///
     /// # Errors
-    /// The server's error, or [`Error::Unreachable`] with each attempt.
+    /// The server's error, or [`Error::Unreachable`] with each attempt; [`Error::GivenUp`] if the settings' watch says so.
     pub fn open(settings: &Settings, name: &str) -> Result<Self, Error> {
-        Self::open_watched(settings, name, settings.watch.clone())
-    }
-
-    /// Like [`open`](Self::open), with a [`Watch`] for this call and those that follow.
-    ///
-    /// # Errors
-    /// As for `open`, and [`Error::GivenUp`].
-    pub fn open_watched(settings: &Settings, name: &str, watch: Option<Watch>) -> Result<Self, Error> {
+        let watch = settings.watch.clone();
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()

@@ -35,22 +35,13 @@ const NEWEST: &str = "1000000";
 
 /// The outcome of one check.
 #[derive(Debug, Clone)]
-pub struct Check {
-    /// Its name, for scripts.
-    pub check: String,
+pub struct Verdict {
     /// Whether it passed.
     pub ok: bool,
     /// What was found.
     pub message: String,
     /// What to do, if there is something to do.
     pub fix: Option<String>,
-}
-
-/// The outcome of a check, without its name.
-struct Verdict {
-    ok: bool,
-    message: String,
-    fix: Option<String>,
 }
 
 fn well(message: impl Into<String>) -> Verdict {
@@ -80,17 +71,16 @@ fn is_timeout(error: &Error) -> bool {
     matches!(error, Error::TimedOut(_)) || error.sql_state().is_some_and(|state| states.contains(state))
 }
 
-/// Runs every check, in order. A check that cannot run has failed; it does not stop the others.
+/// Runs every check, in order, and returns each with its name, which scripts rely on. A check that cannot run has
+/// failed; it does not stop the others.
 ///
 /// # Errors
 /// If it cannot connect.
-pub fn examine(settings: &Settings) -> Result<Vec<Check>, Error> {
+pub fn examine(settings: &Settings) -> Result<Vec<(&'static str, Verdict)>, Error> {
     let until = Instant::now() + PATIENCE;
     let (connection, database) = match open(settings) {
         Err(error) if is_timeout(&error) => {
-            let check = "connection".to_owned();
-            let message = format!("cannot run any query: {error}");
-            return Ok(vec![Check { check, ok: false, message, fix: Some(NO_QUERY.into()) }]);
+            return Ok(vec![("connection", wrong(format!("cannot run any query: {error}"), NO_QUERY))]);
         }
         outcome => outcome?,
     };
@@ -100,7 +90,7 @@ pub fn examine(settings: &Settings) -> Result<Vec<Check>, Error> {
     );
     let mut doctor = Doctor { connection, until, migrate, checks: Vec::new() };
     doctor.check("schema", schema);
-    let usable = doctor.checks.iter().all(|check| check.ok);
+    let usable = doctor.checks.iter().all(|(_, verdict)| verdict.ok);
     doctor.check("lock", lock);
     if usable {
         doctor.check_all(&settings.clone().with_deadline(CONNECT_PATIENCE));
@@ -113,7 +103,7 @@ struct Doctor {
     until: Instant,
     /// How to run migrate.
     migrate: String,
-    checks: Vec<Check>,
+    checks: Vec<(&'static str, Verdict)>,
 }
 
 impl Doctor {
@@ -146,7 +136,7 @@ impl Doctor {
     }
 
     /// Every check of a part of `doctor.sql`.
-    fn check_queries(&mut self, part: &str) {
+    fn check_queries(&mut self, part: &'static str) {
         for (name, sql) in part.split("\n-- check ").skip(1).filter_map(|text| text.split_once('\n')) {
             self.check(name, |connection| match query(connection, &sql.replace("{newest}", "9223372036854775807")) {
                 Err(error)
@@ -161,14 +151,14 @@ impl Doctor {
         }
     }
 
-    fn check(&mut self, name: &str, examiner: impl FnOnce(&mut Connection) -> Result<Verdict, Error>) {
-        let verdict = if Instant::now() >= self.until {
+    fn check(&mut self, name: &'static str, examiner: impl FnOnce(&mut Connection) -> Result<Verdict, Error>) {
+        let mut verdict = if Instant::now() >= self.until {
             wrong("not checked: doctor ran out of time", "the other checks may show what makes the database slow")
         } else {
             examiner(&mut self.connection).unwrap_or_else(|error| self.unasked(&error))
         };
-        let fix = verdict.fix.map(|fix| fix.replace("{migrate}", &self.migrate));
-        self.checks.push(Check { check: name.to_owned(), ok: verdict.ok, message: verdict.message, fix });
+        verdict.fix = verdict.fix.map(|fix| fix.replace("{migrate}", &self.migrate));
+        self.checks.push((name, verdict));
     }
 
     /// A check that could not run, with the sessions that may be the cause.

@@ -124,18 +124,6 @@ fn trigger_faults_of(connection: &mut Connection, sql: &str) -> Result<Vec<Fault
     Ok(rows.iter().map(fault).collect())
 }
 
-/// Whether a commit left rows in the outbox: they were captured and never numbered. Do not call this on a standby.
-pub(super) fn has_leftovers(connection: &mut Connection) -> Result<bool, Error> {
-    // Rows of open transactions are not visible here, and a commit normally leaves none.
-    Ok(connection
-        .query_one(
-            "select exists (select from signal_feed_private.signal_feed_first)
-                or exists (select from signal_feed_private.signal_feed_outbox)",
-            &[],
-        )?
-        .get(0))
-}
-
 /// The faults that the catalog shows. Works on a hot standby too.
 pub(super) fn catalog_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     let mut faults = trigger_faults(connection)?;

@@ -146,7 +146,8 @@ impl ReplayPool {
                 (outcome, _) => return outcome,
             }
         }
-        let mut connection = Connection::open_watched(&self.settings, "signal-feed replay", Some(watch.clone()))?;
+        let mut connection =
+            Connection::open(&self.settings.clone().with_watch(Some(watch.clone())), "signal-feed replay")?;
         event_log::read_by_index(&mut connection)?;
         self.attempt(connection, watch, &mut work).0
     }
