@@ -3,7 +3,6 @@
 //! One thread does it all, one event at a time: journal the intent, place, journal the outcome, then move the cursor.
 //! Before it sends or consumes anything, it settles every open order with the broker.
 
-mod files;
 mod place;
 mod recover;
 mod settle;
@@ -15,19 +14,18 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use self::files::{Files, reconcile};
 use super::address::Cursor;
 use super::alert::{Alerts, Level, Reason};
 use super::broker::Broker;
 use super::clock;
-use super::files::Lock;
+use super::files::{Lock, resolved};
 use super::follow::{Alarm, End, FeedEvent, FollowOptions, Follower, Interruption};
 use super::journal::Journal;
-use super::line::{Line, Record};
+use super::line::{Line, Mode, Record};
 use super::message::{Connected, Missed, Quarantined};
 use super::order::Order;
 use super::recovery::Recovery;
-use super::state::{Mode, State, StateFile};
+use super::state::StateFile;
 use super::stop::Stop;
 use crate::error::Error;
 use crate::logging::{self, LIMITED};
@@ -101,7 +99,8 @@ pub fn run(options: &BotOptions, open_broker: OpenBroker<'_>, stop: &Stop) -> Re
     bot.alerts.finish();
     match halt {
         Halt::Stopped => {
-            log::info!("stopped, cursor {}", bot.state.cursor.map_or("none".to_owned(), |cursor| cursor.to_string()));
+            let cursor = bot.journal.ledger.cursor.map_or("none".to_owned(), |cursor| cursor.feed_seq.to_string());
+            log::info!("stopped, cursor {cursor}");
             Ok(())
         }
         Halt::Failed(error) => Err(error),
@@ -114,7 +113,6 @@ struct Bot<'a> {
     options: &'a BotOptions,
     stop: &'a Stop,
     journal: Journal,
-    state: State,
     state_file: StateFile,
     broker: Box<dyn Broker>,
     alerts: Alerts,
@@ -127,28 +125,35 @@ struct Bot<'a> {
     _lock: Lock,
 }
 
+/// The state file and the journal.
+fn find_files(options: &BotOptions) -> Result<(PathBuf, PathBuf), Error> {
+    let (state, journal) = (resolved(&options.state_file)?, resolved(&options.journal)?);
+    if state == journal {
+        let file = options.journal.display();
+        return Err(Error::Usage(format!("--journal {file}: expected another file than --state-file")));
+    }
+    Ok((state, journal))
+}
+
 impl<'a> Bot<'a> {
     fn open(options: &'a BotOptions, open_broker: OpenBroker<'_>, stop: &'a Stop) -> Result<Self, Error> {
-        let files = Files::find(options)?;
-        let lock = Lock::take(&files.state)?;
-        let state_file = StateFile::new(files.state.clone());
-        let found = files.load_state(&state_file)?;
-        let journal = Journal::open(&files.journal)?;
-        let state = reconcile(found, journal.ledger())?;
+        let (state, journal) = find_files(options)?;
+        let lock = Lock::take(&state)?;
+        let mut journal = Journal::open(&journal, &state)?;
+        let state_file = StateFile::load(state, &mut journal.ledger)?;
         // Before any order: if the state file cannot be written, the bot ends here.
-        state_file.save(&state, true)?;
-        let mut broker = open_broker(&files.journal)?;
-        for intent in journal.ledger().working() {
+        state_file.save(&journal.ledger, true)?;
+        let mut broker = open_broker(&journal.path)?;
+        for intent in journal.ledger.working() {
             if let Some(order_id) = intent.attempt.order_id {
                 broker.follow(order_id, &intent.order);
             }
         }
-        let follower = Follower::new(&options.follow, state.cursor(), stop.clone());
+        let follower = Follower::new(&options.follow, journal.ledger.cursor.clone(), stop.clone());
         Ok(Self {
             options,
             stop,
             journal,
-            state,
             state_file,
             broker,
             alerts: Alerts::new(options.alert_command.clone()),
@@ -161,14 +166,14 @@ impl<'a> Bot<'a> {
     }
 
     fn run(&mut self) -> Result<Never, Halt> {
-        if let Mode::CloseOnly { reason, since, .. } = &self.state.mode {
+        if let Mode::CloseOnly { reason, since, .. } = &self.journal.ledger.mode {
             log::warn!("close-only mode since {since} ({reason}): no entries until a run with --recovery");
         }
         if let Some(recovery) = &self.options.recovery {
             self.recover(recovery)?;
         }
         // A bot without a cursor connects first, even if the broker is away: its signals begin now.
-        if self.state.cursor.is_some() || self.journal.ledger().first_open().is_some() {
+        if self.journal.ledger.cursor.is_some() || self.journal.ledger.first_open().is_some() {
             self.settle(None, settle::Unsent::Send)?;
         }
         loop {
@@ -187,7 +192,7 @@ impl<'a> Bot<'a> {
             }
             FeedEvent::Connected(connected) => self.connected(connected)?,
             // Its signals begin with the first connection, even if the broker is away.
-            FeedEvent::Nothing if self.state.cursor.is_none() => return Ok(()),
+            FeedEvent::Nothing if self.journal.ledger.cursor.is_none() => return Ok(()),
             _ => {}
         }
         if let Err(why) = self.broker.connected() {
@@ -228,7 +233,7 @@ impl<'a> Bot<'a> {
                 self.alert(Level::Critical, Reason::Hole, &message);
             }
             Some(Alarm::BadCursor) => {
-                let cursor = self.state.cursor.unwrap_or_default();
+                let cursor = self.follower.cursor().map_or(0, |cursor| cursor.feed_seq);
                 let message = format!("{url}: {cause}: the feed refuses cursor {cursor}; the bot keeps trying");
                 self.alert(Level::Critical, Reason::BadCursor, &message);
             }
@@ -238,20 +243,17 @@ impl<'a> Bot<'a> {
 
     fn connected(&mut self, connected: &Connected) -> Result<(), Error> {
         self.bind(&connected.feed_id)?;
-        if self.state.cursor.is_none()
-            && let Some(cursor) = self.follower.cursor().cloned()
-        {
-            self.journal.append(&Line::new(Record::Cursor).at(Some(&cursor)), true)?;
-            self.state.set_cursor(Some(cursor));
-            self.save(true)?;
+        if self.journal.ledger.cursor.is_none() {
+            self.append(&Line::new(Record::Cursor).at(self.follower.cursor()))?;
         }
-        log::info!("connected: streaming after {}", self.state.cursor.unwrap_or(connected.cursor));
+        let cursor = self.journal.ledger.cursor.as_ref().map_or(connected.cursor, |cursor| cursor.feed_seq);
+        log::info!("connected: streaming after {cursor}");
         self.warn_of_key_end(Some(connected))
     }
 
     /// Journal and state file belong to one log for good.
     fn bind(&mut self, feed_id: &str) -> Result<(), Error> {
-        match &self.state.feed_id {
+        match &self.journal.ledger.feed_id {
             Some(bound) if bound != feed_id => Err(Error::Failed(format!(
                 "this feed streams the log {feed_id}, but state file and journal belong to the log {bound}"
             ))),
@@ -259,9 +261,7 @@ impl<'a> Bot<'a> {
             None => {
                 let mut line = Line::new(Record::Bound);
                 line.feed_id = Some(feed_id.to_owned());
-                self.journal.append(&line, true)?;
-                self.state.feed_id = Some(feed_id.to_owned());
-                self.save(true)
+                self.append(&line)
             }
         }
     }
@@ -273,21 +273,21 @@ impl<'a> Bot<'a> {
         }
         let Some(end) = self.key_expires_at else { return Ok(()) };
         let now = Timestamp::now();
-        let warned = self.state.key_warned_at.as_deref().and_then(clock::instant);
+        let warned = self.state_file.key_warned_at.as_deref().and_then(clock::instant);
         let warned_today = warned.is_some_and(|warned| now.duration_since(warned) < DAY);
         if warned_today || end.duration_since(now) > KEY_WARNING {
             return Ok(());
         }
         self.alert(Level::Warning, Reason::KeyExpires, &format!("the key expires at {}", clock::text(end)));
-        self.state.key_warned_at = Some(clock::text(now));
-        self.save(false)
+        self.state_file.key_warned_at = Some(clock::text(now));
+        self.state_file.save(&self.journal.ledger, false)
     }
 
     fn unreadable(&mut self, feed_seq: Option<i64>, why: &str, data: &str) -> Result<(), Error> {
         if let Some(feed_seq) = feed_seq {
             let cursor = Cursor { feed_seq, event_time: None };
             self.unusable(Some(&cursor), &format!("event {feed_seq}: {why}"), data)?;
-            return self.moved(cursor, true);
+            return self.moved(true);
         }
         let mut hasher = DefaultHasher::new();
         data.hash(&mut hasher);
@@ -308,7 +308,8 @@ impl<'a> Bot<'a> {
     fn quarantined(&mut self, event: &Quarantined) -> Result<(), Error> {
         let Quarantined { feed_seq, error, .. } = event;
         let message = format!("the feed cannot deliver event {feed_seq}: {}", clip(error));
-        let enters = self.options.on_quarantined == OnQuarantined::CloseOnly && !self.state.mode.is_close_only();
+        let enters =
+            self.options.on_quarantined == OnQuarantined::CloseOnly && !self.journal.ledger.mode.is_close_only();
         if enters {
             self.enter_close_only(Reason::Quarantined, &message)?;
         } else {
@@ -316,7 +317,7 @@ impl<'a> Bot<'a> {
         }
         let cursor = Cursor { feed_seq: *feed_seq, event_time: None };
         self.journal.append(&Line::new(Record::Quarantined).why(clip(error)).at(Some(&cursor)), true)?;
-        self.moved(cursor, true)
+        self.moved(true)
     }
 
     fn missed(&mut self, missed: Missed) -> Result<(), Error> {
@@ -328,11 +329,11 @@ impl<'a> Bot<'a> {
     }
 
     fn enter_close_only(&mut self, reason: Reason, message: &str) -> Result<(), Error> {
-        if self.state.mode.is_close_only() {
+        if self.journal.ledger.mode.is_close_only() {
             log::warn!("{message}; already in close-only mode");
             return Ok(());
         }
-        let ledger = self.journal.ledger();
+        let ledger = &self.journal.ledger;
         let last_event = ledger.last_event_time.clone().filter(|time| clock::instant(time).is_some());
         let mode = Mode::CloseOnly {
             reason: reason.to_string(),
@@ -343,31 +344,20 @@ impl<'a> Bot<'a> {
             format!("{message}; close-only mode: exits are placed, entries are not, until a run with --recovery");
         // Alert first: a bot killed in between gets the feed's message again, and then alerts twice rather than never.
         self.alert(Level::Critical, reason, &message);
-        self.set_mode(mode, None)
+        self.append(&Line { mode: Some(mode), ..Line::new(Record::Mode) })
     }
 
-    /// Changes the mode, and the cursor too if one is given.
-    fn set_mode(&mut self, mode: Mode, cursor: Option<Cursor>) -> Result<(), Error> {
-        let mut line = Line::new(Record::Mode).at(cursor.as_ref());
-        line.mode = Some(mode.clone());
-        self.journal.append(&line, true)?;
-        self.state.mode = mode;
-        if cursor.is_some() {
-            self.state.set_cursor(cursor);
-        }
-        self.save(true)
+    /// Records a fact in the journal, and its cursor or mode in the state file too.
+    fn append(&mut self, line: &Line) -> Result<(), Error> {
+        self.journal.append(line, true)?;
+        self.state_file.save(&self.journal.ledger, true)
     }
 
-    /// Records in the journal that the event is handled.
-    fn moved(&mut self, cursor: Cursor, sync: bool) -> Result<(), Error> {
-        self.state.set_cursor(Some(cursor.clone()));
-        self.save(sync)?;
-        self.follower.acknowledge(cursor);
+    /// Saves the cursor of an event that was handled, and that the journal has, and takes the next event.
+    fn moved(&mut self, sync: bool) -> Result<(), Error> {
+        self.state_file.save(&self.journal.ledger, sync)?;
+        self.journal.ledger.cursor.clone().into_iter().for_each(|cursor| self.follower.acknowledge(cursor));
         Ok(())
-    }
-
-    fn save(&self, sync: bool) -> Result<(), Error> {
-        self.state_file.save(&self.state, sync)
     }
 
     fn alert(&mut self, level: Level, reason: Reason, message: &str) {

@@ -37,38 +37,46 @@ pub(super) enum Origin {
     Recovery,
 }
 
-/// What else a decision depends on.
-#[derive(Debug, Clone)]
-pub(super) struct Circumstances {
-    pub(super) origin: Origin,
-    /// Whether entries are blocked.
-    pub(super) is_close_only: bool,
-    /// Entries older than this are stale.
-    pub(super) max_entry_age: Option<Duration>,
-    /// What the age is counted from, if known.
-    pub(super) made_at: Option<Timestamp>,
-    pub(super) now: Timestamp,
+/// Which entries are placed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entries {
+    /// Close-only mode: none.
+    pub(super) are_blocked: bool,
+    /// None older than this.
+    pub(super) max_age: Option<Duration>,
 }
 
-pub(super) fn decide(ledger: &Ledger, signal: &Signal, circumstances: &Circumstances) -> Decision {
+/// `event_time` is that of the signal's event; none in recovery.
+pub(super) fn decide(
+    ledger: &Ledger,
+    signal: &Signal,
+    event_time: Option<&str>,
+    origin: Origin,
+    entries: Entries,
+) -> Decision {
     if let Some(known) = ledger.known(&signal.key()) {
         return known.conflict(signal).map_or(Decision::PassOver, Decision::Conflict);
     }
-    if !ledger.knows_id(&signal.id_text) && predates(signal, circumstances.origin, ledger.started_at) {
+    if !ledger.knows_id(&signal.id_text) && predates(signal, origin, ledger.started_at) {
         return Decision::Stale("created more than a minute before the bot first started".to_owned());
     }
-    if signal.action == Action::Exit {
-        return Decision::Place;
+    let made_at = made_at(event_time, signal.created_at.as_deref(), signal.updated_at.as_deref());
+    refuse_entry(signal.action, made_at, entries).unwrap_or(Decision::Place)
+}
+
+/// Why an entry is not placed. An entry of unknown age counts as too old. Exits are always placed.
+pub(super) fn refuse_entry(action: Action, made_at: Option<Timestamp>, entries: Entries) -> Option<Decision> {
+    if action == Action::Exit {
+        return None;
     }
-    if circumstances.is_close_only {
-        return Decision::Blocked;
+    if entries.are_blocked {
+        return Some(Decision::Blocked);
     }
-    match circumstances.max_entry_age {
-        Some(limit) if !is_younger(circumstances, limit) => {
-            Decision::Stale(format!("older than {}", crate::text::duration(limit)))
-        }
-        _ => Decision::Place,
-    }
+    let limit = entries.max_age?;
+    let is_younger = made_at.is_some_and(|made_at| {
+        Duration::try_from(Timestamp::now().duration_since(made_at)).unwrap_or_default() <= limit
+    });
+    (!is_younger).then(|| Decision::Stale(format!("older than {}", crate::text::duration(limit))))
 }
 
 /// Whether a row is from before the bot's first start: a backfill, or a row moved between partitions. A row
@@ -91,15 +99,6 @@ pub(super) fn made_at(
     updated_at: Option<&str>,
 ) -> Option<Timestamp> {
     let instant = |text: Option<&str>| text.and_then(clock::instant);
-    match (instant(event_time), instant(created_at)) {
-        (Some(logged), Some(created)) => Some(logged.min(created)),
-        (logged, created) => logged.or(created).or_else(|| instant(updated_at)),
-    }
-}
-
-/// An entry of unknown age counts as too old.
-pub(super) fn is_younger(circumstances: &Circumstances, limit: Duration) -> bool {
-    circumstances.made_at.is_some_and(|made_at| {
-        Duration::try_from(circumstances.now.duration_since(made_at)).unwrap_or_default() <= limit
-    })
+    let first = [instant(event_time), instant(created_at)].into_iter().flatten().min();
+    first.or_else(|| instant(updated_at))
 }

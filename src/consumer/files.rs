@@ -43,10 +43,13 @@ pub(super) fn lock(file: &File, path: &Path, used: &Path) -> Result<(), Error> {
     }
 }
 
-/// The canonical path, so that every name of a file gives the same lock.
+/// The canonical path, so that every name of a file gives the same lock. Refuses a device or a pipe, which could be
+/// read without end.
 pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     if let Ok(real) = fs::canonicalize(path) {
-        return Ok(real);
+        let is_plain = fs::metadata(&real).is_ok_and(|metadata| metadata.is_file());
+        let refusal = || Error::Failed(format!("{} is not a regular file", path.display()));
+        return if is_plain { Ok(real) } else { Err(refusal()) };
     }
     let name = path.file_name().ok_or_else(|| Error::Failed(format!("{} does not name a file", path.display())))?;
     let parent = match path.parent() {
@@ -55,19 +58,6 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     };
     let parent = fs::canonicalize(parent).doing(format!("find the directory of {}", path.display()))?;
     Ok(parent.join(name))
-}
-
-/// Refuses a device or a pipe, which could be read without end.
-pub(super) fn require_plain(path: &Path) -> Result<(), Error> {
-    match fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => Err(Error::Failed(format!("{} is not a regular file", path.display()))),
-        _ => Ok(()),
-    }
-}
-
-/// Whether the file is empty: an operator creates an empty one for a bind mount.
-pub(super) fn is_empty(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0)
 }
 
 /// Replaces a file as a whole: temporary file, with `sync` onto the disk, rename. After a crash of the machine either

@@ -19,31 +19,20 @@ const KEPT_LINES: usize = 200;
 /// An open journal.
 #[derive(Debug)]
 pub(super) struct Journal {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     file: File,
     /// The file that was replaced at the start. Its lock stops a bot that opened it before that.
     replaced: Option<File>,
-    ledger: Ledger,
+    /// The contents of the journal.
+    pub(super) ledger: Ledger,
 }
 
 impl Journal {
-    /// Whether there is a journal with a whole first line.
-    pub(super) fn exists(path: &Path) -> Result<bool, Error> {
-        match File::open(path) {
-            Ok(mut file) => {
-                let mut first = [0; 64 << 10];
-                let count = file.read(&mut first).doing(doing("read", path))?;
-                Ok(first[..count].contains(&b'\n'))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(cause) => Err(Error::Io { doing: doing("read", path), cause }),
-        }
-    }
-
     /// Opens or creates the journal. Reads it whole, drops a torn last line, shortens old lines.
     ///
     /// Locks the file itself: under a bind mount or a hard link it has another name, so a lock file would be another one.
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+    pub(super) fn open(path: &Path, state: &Path) -> Result<Self, Error> {
+        exists(path, state)?;
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
         files::lock(&file, path, path)?;
         let mut text = Vec::new();
@@ -75,19 +64,13 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Reads a journal without changing anything; `None` if there is none.
-    pub(super) fn look(path: &Path) -> Result<Option<Ledger>, Error> {
-        if !Self::exists(path)? {
-            return Ok(None);
+    /// Reads a journal without changing anything.
+    pub(super) fn look(path: &Path, state: &Path) -> Result<Ledger, Error> {
+        if !exists(path, state)? {
+            return Ok(Ledger::default());
         }
         let text = fs::read(path).doing(doing("read", path))?;
-        let lines = parse(whole_lines(&text), path)?;
-        read_lines(&lines, Ledger::default(), 0, path).map(Some)
-    }
-
-    /// The contents of the journal.
-    pub(super) fn ledger(&self) -> &Ledger {
-        &self.ledger
+        read_lines(&parse(whole_lines(&text), path)?, Ledger::default(), 0, path)
     }
 
     /// Appends a line. With `sync` it is on the disk when this returns.
@@ -116,6 +99,28 @@ impl Journal {
         log::info!("shrunk the journal's old lines from {} to {} bytes", text.len(), shorter.len());
         Ok(())
     }
+}
+
+/// Whether there is a journal with a whole first line. Beside a state file there must be one, unless both files are
+/// empty: an operator makes them for bind mounts.
+fn exists(path: &Path, state: &Path) -> Result<bool, Error> {
+    let mut first = [0; 64 << 10];
+    let count = match File::open(path) {
+        Ok(mut file) => file.read(&mut first).doing(doing("read", path))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(cause) => return Err(Error::Io { doing: doing("read", path), cause }),
+    };
+    let is_empty = |path| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
+    let exists = first[..count].contains(&b'\n');
+    if exists || !state.exists() || (is_empty(state) && is_empty(path)) {
+        return Ok(exists);
+    }
+    Err(Error::Failed(format!(
+        "the journal {} is lost, but the state file {} is there: restore the journal, or remove the state file to start \
+         anew; then orders already placed may be placed again",
+        path.display(),
+        state.display()
+    )))
 }
 
 /// The text up to the end of its last whole line.
@@ -162,9 +167,8 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::super::address::Cursor;
-    use super::super::line::intent_line;
+    use super::super::line::{Mode, intent_line};
     use super::super::order::Signal;
-    use super::super::state::Mode;
     use super::*;
     use proptest::prelude::*;
 
@@ -209,7 +213,7 @@ mod tests {
     fn old_lines_shrink_and_tell_the_same() {
         let scratch = Scratch::new("shrink");
         let path = scratch.journal();
-        let mut journal = Journal::open(&path).unwrap();
+        let mut journal = Journal::open(&path, Path::new("")).unwrap();
         let mut mode = Line::new(Record::Mode);
         mode.mode = Some(Mode::CloseOnly {
             reason: "replay_truncated".into(),
@@ -219,12 +223,12 @@ mod tests {
         journal.append(&mode, false).unwrap();
         journal.append(&intent_line(&signal(7000).order(None, None), None), false).unwrap();
         write_orders(&mut journal, 1..=1000);
-        let before = journal.ledger().clone();
+        let before = journal.ledger.clone();
         drop(journal);
         let size = fs::metadata(&path).unwrap().len();
         for _ in 0..2 {
-            let journal = Journal::open(&path).unwrap();
-            let after = journal.ledger();
+            let journal = Journal::open(&path, Path::new("")).unwrap();
+            let after = &journal.ledger;
             assert!(fs::metadata(&path).unwrap().len() < size / 3);
             assert_eq!(after.cursor, before.cursor);
             assert_eq!(after.mode, before.mode);
@@ -241,19 +245,19 @@ mod tests {
     fn a_torn_last_line_is_dropped_wherever_it_was_torn() {
         let scratch = Scratch::new("torn");
         let path = scratch.journal();
-        let mut journal = Journal::open(&path).unwrap();
+        let mut journal = Journal::open(&path, Path::new("")).unwrap();
         write_orders(&mut journal, 1..=2);
         drop(journal);
         let whole = fs::read(&path).unwrap();
         let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
         for cut in last..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
-            let mut journal = Journal::open(&path).unwrap();
-            assert_eq!(journal.ledger().cursor.as_ref().unwrap().feed_seq, 1);
-            assert_eq!(journal.ledger().first_open().unwrap().order.signal_id.get(), "2");
+            let mut journal = Journal::open(&path, Path::new("")).unwrap();
+            assert_eq!(journal.ledger.cursor.as_ref().unwrap().feed_seq, 1);
+            assert_eq!(journal.ledger.first_open().unwrap().order.signal_id.get(), "2");
             write_orders(&mut journal, 3..=3);
             drop(journal);
-            assert!(Journal::open(&path).unwrap().ledger().known(&signal(3).key()).is_some());
+            assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&signal(3).key()).is_some());
         }
     }
 
@@ -261,12 +265,12 @@ mod tests {
     fn a_damaged_line_in_the_middle_is_named() {
         let scratch = Scratch::new("damaged");
         let path = scratch.journal();
-        let mut journal = Journal::open(&path).unwrap();
+        let mut journal = Journal::open(&path, Path::new("")).unwrap();
         write_orders(&mut journal, 1..=2);
         drop(journal);
         let text = fs::read_to_string(&path).unwrap().replacen("\"placed\"", "\"pla", 1);
         fs::write(&path, text).unwrap();
-        let error = Journal::open(&path).unwrap_err().to_string();
+        let error = Journal::open(&path, Path::new("")).unwrap_err().to_string();
         assert!(error.contains("line 3 is damaged"), "{error}");
     }
 
@@ -279,19 +283,19 @@ mod tests {
         ) {
             let scratch = Scratch::new("noise");
             let path = scratch.journal();
-            let mut journal = Journal::open(&path).unwrap();
+            let mut journal = Journal::open(&path, Path::new("")).unwrap();
             write_orders(&mut journal, 1..=3);
             drop(journal);
             let mut bytes = fs::read(&path).unwrap();
             let from = at.index(bytes.len());
             bytes.splice(from..(from + length).min(bytes.len()), noise);
             fs::write(&path, &bytes).unwrap();
-            match Journal::open(&path) {
+            match Journal::open(&path, Path::new("")) {
                 // A journal that was read can be appended to and read again.
                 Ok(mut journal) => {
                     write_orders(&mut journal, 9..=9);
                     drop(journal);
-                    prop_assert!(Journal::open(&path).unwrap().ledger().known(&signal(9).key()).is_some());
+                    prop_assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&signal(9).key()).is_some());
                 }
                 Err(error) => prop_assert!(error.to_string().contains("the journal"), "{}", error),
             }

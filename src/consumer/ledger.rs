@@ -7,9 +7,8 @@ use jiff::Timestamp;
 
 use super::address::Cursor;
 use super::broker::Attempt;
-use super::line::{Line, Record, VERSION, intent_line};
+use super::line::{Line, Mode, Record, VERSION, intent_line};
 use super::order::{Action, Order, OrderKey, Signal};
-use super::state::Mode;
 use super::{clock, json};
 
 /// What is known about one (id, action). It never leaves the journal.
@@ -40,15 +39,25 @@ impl Known {
     }
 }
 
-/// An order whose outcome is unknown, or that the broker has accepted and not ended yet.
+/// An order that has not ended, as far as the bot knows.
 #[derive(Debug, Clone)]
 pub(super) struct OpenIntent {
     pub(super) order: Order,
     pub(super) created_at: Option<String>,
-    /// Whether the broker certainly does not have it.
-    pub(super) unsent: bool,
+    pub(super) stage: Stage,
     /// The last attempt to place it.
     pub(super) attempt: Attempt,
+}
+
+/// How far an order has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It is unknown whether the broker has it.
+    Unknown,
+    /// The broker certainly does not have it.
+    Unsent,
+    /// The broker has accepted it under a number, and it has not ended.
+    Working,
 }
 
 /// The contents of the journal.
@@ -61,10 +70,8 @@ pub(super) struct Ledger {
     pub(super) mode: Mode,
     /// The newest event time in any line.
     pub(super) last_event_time: Option<String>,
-    known: BTreeMap<String, [Option<Known>; 2]>,
-    open: Vec<OpenIntent>,
-    /// Orders that the broker has accepted under a number, and that have not ended.
-    working: Vec<OpenIntent>,
+    known: BTreeMap<OrderKey, Known>,
+    intents: Vec<OpenIntent>,
     /// The highest number that any order was sent under.
     pub(super) highest_order_id: i64,
 }
@@ -78,8 +85,7 @@ impl Default for Ledger {
             mode: Mode::Normal,
             last_event_time: None,
             known: BTreeMap::new(),
-            open: Vec::new(),
-            working: Vec::new(),
+            intents: Vec::new(),
             highest_order_id: 0,
         }
     }
@@ -87,32 +93,34 @@ impl Default for Ledger {
 
 impl Ledger {
     pub(super) fn known(&self, key: &OrderKey) -> Option<&Known> {
-        self.known.get(&key.id)?[key.action as usize].as_ref()
+        self.known.get(key)
     }
 
     /// Whether an entry or an exit with this id is known.
     pub(super) fn knows_id(&self, id: &str) -> bool {
-        self.known.contains_key(id)
+        let key = |action| OrderKey { id: id.to_owned(), action };
+        [Action::Entry, Action::Exit].into_iter().any(|action| self.known.contains_key(&key(action)))
     }
 
-    /// The orders whose outcome is unknown.
+    /// The orders to settle before anything else is sent.
     pub(super) fn open(&self) -> impl Iterator<Item = &OpenIntent> {
-        self.open.iter()
+        self.intents.iter().filter(|intent| intent.stage != Stage::Working)
     }
 
     /// The order to settle first: unknown outcomes come before orders that certainly were not sent.
     pub(super) fn first_open(&self) -> Option<&OpenIntent> {
-        self.open.iter().find(|intent| !intent.unsent).or(self.open.first())
+        self.open().find(|intent| intent.stage == Stage::Unknown).or(self.open().next())
     }
 
     /// The orders to follow at the broker.
-    pub(super) fn working(&self) -> &[OpenIntent] {
-        &self.working
+    pub(super) fn working(&self) -> impl Iterator<Item = &OpenIntent> {
+        self.intents.iter().filter(|intent| intent.stage == Stage::Working)
     }
 
     /// Applies the next line.
     pub(super) fn apply(&mut self, line: &Line) -> Result<(), String> {
         self.highest_order_id = self.highest_order_id.max(line.order_id.unwrap_or_default());
+        let outcome_key = || line.key().ok_or("an outcome has no signal id and action");
         match line.record {
             Record::Journal => {
                 self.started_at = clock::instant(&line.time).ok_or("the first line has no usable time")?;
@@ -123,22 +131,21 @@ impl Ledger {
             Record::Mode => self.mode = line.mode.clone().ok_or("a line of the mode has none")?,
             Record::Intent => return self.apply_intent(line),
             Record::Unsent | Record::Unknown => {
-                let key = line.key().ok_or("an outcome has no signal id and action")?;
-                if let Some(intent) = self.open.iter_mut().find(|intent| intent.order.key() == key) {
-                    intent.unsent = line.record == Record::Unsent;
+                let key = outcome_key()?;
+                let is_it = |intent: &&mut OpenIntent| intent.stage != Stage::Working && intent.order.key() == key;
+                if let Some(intent) = self.intents.iter_mut().find(is_it) {
+                    intent.stage = if line.record == Record::Unsent { Stage::Unsent } else { Stage::Unknown };
                     intent.attempt.broke = line.broke == Some(true);
                     intent.attempt.resent |= line.resent == Some(true);
                 }
             }
-            Record::Placed => self.apply_placed(line)?,
-            Record::Filled | Record::Unfilled => {
-                let key = line.key().ok_or("an outcome has no signal id and action")?;
-                self.working.retain(|intent| intent.order.key() != key);
-                self.apply_outcome(line, line.record)?;
-            }
-            Record::Rejected => self.apply_outcome(line, line.record)?,
-            Record::Blocked | Record::Stale => self.apply_outcome(line, line.record)?,
-            Record::Known => self.apply_outcome(line, line.outcome.unwrap_or(Record::Placed))?,
+            Record::Placed
+            | Record::Filled
+            | Record::Unfilled
+            | Record::Rejected
+            | Record::Blocked
+            | Record::Stale
+            | Record::Known => self.apply_outcome(line, outcome_key()?),
             Record::Cursor | Record::Conflict | Record::Unusable | Record::Quarantined => {}
         }
         if let Some(feed_seq) = line.feed_seq {
@@ -153,123 +160,92 @@ impl Ledger {
     fn apply_intent(&mut self, line: &Line) -> Result<(), String> {
         let raw = line.order.as_ref().ok_or("an intent has no order")?;
         let order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
-        let key = order.key();
+        let created_at = line.created_at.clone();
         let known = Known {
             symbol: order.symbol.clone(),
             side: order.side.clone(),
-            created_at: line.created_at.clone(),
+            created_at: created_at.clone(),
             outcome: Record::Intent,
         };
-        self.set(&key, known);
+        self.known.insert(order.key(), known);
         let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
         // Without a later line about it, that bot and its connection have ended.
         let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent == Some(true) };
-        match self.open.iter_mut().find(|intent| intent.order.key() == key) {
+        match self.intents.iter_mut().find(|intent| intent.order.key() == order.key()) {
             // Sent once more, because the broker certainly did not have it.
             Some(intent) => {
                 attempt.resent |= intent.attempt.resent;
-                (intent.unsent, intent.attempt) = (false, attempt);
+                (intent.stage, intent.attempt) = (Stage::Unknown, attempt);
             }
-            None => {
-                let created_at = line.created_at.clone();
-                self.open.push(OpenIntent { order, created_at, unsent: false, attempt });
-            }
+            None => self.intents.push(OpenIntent { order, created_at, stage: Stage::Unknown, attempt }),
         }
         Ok(())
     }
 
-    fn apply_placed(&mut self, line: &Line) -> Result<(), String> {
-        let key = line.key().ok_or("an outcome has no signal id and action")?;
-        let intent = self.open.iter().find(|intent| intent.order.key() == key);
-        if let (Some(intent), Some(order_id)) = (intent, line.order_id) {
-            let attempt = Attempt { order_id: Some(order_id), ..intent.attempt };
-            self.working.push(OpenIntent { attempt, ..intent.clone() });
+    fn apply_outcome(&mut self, line: &Line, key: OrderKey) {
+        let outcome = if line.record == Record::Known { line.outcome.unwrap_or(Record::Placed) } else { line.record };
+        // An accepted order without a number cannot be followed.
+        if let (Record::Placed, Some(_)) = (line.record, line.order_id) {
+            for intent in self.intents.iter_mut().filter(|intent| intent.order.key() == key) {
+                (intent.stage, intent.attempt.order_id) = (Stage::Working, line.order_id);
+            }
+        } else {
+            self.intents.retain(|intent| intent.order.key() != key);
         }
-        self.apply_outcome(line, Record::Placed)
-    }
-
-    fn apply_outcome(&mut self, line: &Line, outcome: Record) -> Result<(), String> {
-        let key = line.key().ok_or("an outcome has no signal id and action")?;
-        self.open.retain(|intent| intent.order.key() != key);
-        let known = match self.known(&key) {
-            Some(known) => Known { outcome, ..known.clone() },
-            None => Known {
-                symbol: line.symbol.clone().unwrap_or_default(),
-                side: line.side.clone().unwrap_or_default(),
-                created_at: line.created_at.clone(),
-                outcome,
-            },
-        };
-        self.set(&key, known);
-        Ok(())
-    }
-
-    fn set(&mut self, key: &OrderKey, known: Known) {
-        self.known.entry(key.id.clone()).or_default()[key.action as usize] = Some(known);
+        let known = self.known.entry(key).or_insert_with(|| Known {
+            symbol: line.symbol.clone().unwrap_or_default(),
+            side: line.side.clone().unwrap_or_default(),
+            created_at: line.created_at.clone(),
+            outcome,
+        });
+        known.outcome = outcome;
     }
 
     /// The fewest lines with the same meaning.
     pub(super) fn summary(&self) -> Vec<Line> {
-        let mut first = Line::new(Record::Journal);
-        first.version = Some(VERSION);
-        first.time = clock::text(self.started_at);
-        first.event_time.clone_from(&self.last_event_time);
-        first.order_id = (self.highest_order_id > 0).then_some(self.highest_order_id);
-        let mut lines = vec![first];
+        let mut lines = vec![Line {
+            version: Some(VERSION),
+            time: clock::text(self.started_at),
+            event_time: self.last_event_time.clone(),
+            order_id: (self.highest_order_id > 0).then_some(self.highest_order_id),
+            ..Line::new(Record::Journal)
+        }];
         if self.feed_id.is_some() {
-            let mut bound = Line::new(Record::Bound);
-            bound.feed_id.clone_from(&self.feed_id);
-            lines.push(bound);
+            lines.push(Line { feed_id: self.feed_id.clone(), ..Line::new(Record::Bound) });
         }
-        for (id, actions) in &self.known {
-            for (action, known) in [Action::Entry, Action::Exit].into_iter().zip(actions) {
-                let closed = known.as_ref().filter(|known| known.outcome != Record::Intent);
-                lines.extend(closed.map(|known| shrunk(id, action, known)));
-            }
+        for (key, known) in self.known.iter().filter(|(_, known)| known.outcome != Record::Intent) {
+            lines.push(Line {
+                signal_id: serde_json::value::to_raw_value(&key.id).ok(),
+                action: Some(key.action),
+                symbol: Some(known.symbol.clone()),
+                side: Some(known.side.clone()),
+                created_at: known.created_at.clone(),
+                outcome: Some(known.outcome),
+                ..Line::new(Record::Known)
+            });
         }
-        for intent in &self.working {
-            lines.push(intent.line());
-            let mut placed = Line::new(Record::Placed).order_key(&intent.order);
-            placed.order_id = intent.attempt.order_id;
-            lines.push(placed);
-        }
-        for intent in &self.open {
-            lines.push(intent.line());
-            if intent.unsent || !intent.attempt.broke {
-                let record = if intent.unsent { Record::Unsent } else { Record::Unknown };
-                lines.push(Line::new(record).order_key(&intent.order));
-            }
+        for OpenIntent { order, created_at, stage, attempt } in &self.intents {
+            lines.push(Line {
+                time: clock::text(attempt.tried_at),
+                order_id: attempt.order_id,
+                resent: attempt.resent.then_some(true),
+                ..intent_line(order, created_at.clone())
+            });
+            let record = match stage {
+                Stage::Working => Record::Placed,
+                Stage::Unsent => Record::Unsent,
+                Stage::Unknown if attempt.broke => continue,
+                Stage::Unknown => Record::Unknown,
+            };
+            let order_id = attempt.order_id.filter(|_| *stage == Stage::Working);
+            lines.push(Line { order_id, ..Line::new(record).order_key(order) });
         }
         if self.mode.is_close_only() {
-            let mut mode = Line::new(Record::Mode);
-            mode.mode = Some(self.mode.clone());
-            lines.push(mode);
+            lines.push(Line { mode: Some(self.mode.clone()), ..Line::new(Record::Mode) });
         }
         if self.cursor.is_some() {
             lines.push(Line::new(Record::Cursor).at(self.cursor.as_ref()));
         }
         lines
     }
-}
-
-impl OpenIntent {
-    /// The intent as it was written, with what later lines added.
-    fn line(&self) -> Line {
-        let mut line = intent_line(&self.order, self.created_at.clone());
-        line.time = clock::text(self.attempt.tried_at);
-        line.order_id = self.attempt.order_id;
-        line.resent = self.attempt.resent.then_some(true);
-        line
-    }
-}
-
-fn shrunk(id: &str, action: Action, known: &Known) -> Line {
-    let mut line = Line::new(Record::Known);
-    line.signal_id = serde_json::value::to_raw_value(id).ok();
-    line.action = Some(action);
-    line.symbol = Some(known.symbol.clone());
-    line.side = Some(known.side.clone());
-    line.created_at.clone_from(&known.created_at);
-    line.outcome = Some(known.outcome);
-    line
 }

@@ -6,7 +6,6 @@ use serde_json::value::RawValue;
 use super::address::Cursor;
 use super::clock;
 use super::order::{Action, Order, OrderKey, Request, Signal, id_text};
-use super::state::Mode;
 
 /// The version of the format, in the first line.
 pub(super) const VERSION: u32 = 1;
@@ -50,6 +49,29 @@ pub(super) enum Record {
     Mode,
     /// An old order, shrunk to what is still needed.
     Known,
+}
+
+/// Whether entries are placed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub(super) enum Mode {
+    /// Entries and exits are placed.
+    #[default]
+    Normal,
+    /// Something was missed: exits are placed, entries are not, until a run with `--recovery` has succeeded.
+    CloseOnly {
+        /// The feed's reason.
+        reason: String,
+        since: String,
+        /// The time of the last event before that: what the bot missed is not older.
+        missed_since: String,
+    },
+}
+
+impl Mode {
+    pub(super) fn is_close_only(&self) -> bool {
+        matches!(self, Self::CloseOnly { .. })
+    }
 }
 
 /// One line of the journal. Its fields depend on the record.

@@ -12,7 +12,7 @@
 //! | `decide` | whether it places an order for a signal |
 //! | [`order`], [`broker`] | the order, and where it goes |
 //! | `line`, `ledger`, `journal` | each fact on one line; what the lines add up to; the file |
-//! | [`state`] | cursor and mode; the bot can continue from the journal alone |
+//! | `state` | cursor and mode; the bot can continue from the journal alone |
 //! | [`recovery`] | catches up from the database |
 //!
 //! Nothing here imports anything of the server. [`stop::Stop`] ends everything from another thread.
@@ -68,6 +68,6 @@ pub mod message;
 pub mod order;
 pub mod recovery;
 pub mod sse;
-pub mod state;
+mod state;
 pub mod stop;
 pub mod stream;

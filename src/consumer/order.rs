@@ -14,7 +14,7 @@ const KEPT_IN_REFERENCES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_'
 const MOST_ID_DIGITS: usize = 400;
 
 /// What a signal wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Open a position.
@@ -33,7 +33,7 @@ impl fmt::Display for Action {
 }
 
 /// An order's key: it is placed at most once per signal id and action.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OrderKey {
     /// The id's text: a string's content, a number's canonical text.
     pub id: String,

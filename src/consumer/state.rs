@@ -1,5 +1,4 @@
-//! The state file: the bot's cursor and mode. The journal has both too; this file is its short form, replaced as a
-//! whole.
+//! The state file: cursor and mode as the journal has them, and the bot's last warning. It is replaced as a whole.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -9,113 +8,95 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::address::Cursor;
+use super::ledger::Ledger;
+use super::line::Mode;
 use super::{files, json};
 use crate::error::{Doing, Error};
 
 const VERSION: u32 = 1;
 
-/// Whether entries are placed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "mode", rename_all = "snake_case")]
-pub enum Mode {
-    /// Entries and exits are placed.
-    #[default]
-    Normal,
-    /// Something was missed: exits are placed, entries are not, until a run with `--recovery` has succeeded.
-    CloseOnly {
-        /// The feed's reason.
-        reason: String,
-        /// When the bot entered the mode.
-        since: String,
-        /// The time of the last event before that: what the bot missed is not older.
-        missed_since: String,
-    },
-}
-
-impl Mode {
-    /// Whether entries are blocked.
-    pub fn is_close_only(&self) -> bool {
-        matches!(self, Self::CloseOnly { .. })
-    }
-}
-
 /// The contents of the state file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
     version: u32,
     /// The log that cursor and journal belong to.
-    pub feed_id: Option<String>,
+    feed_id: Option<String>,
     /// The last event that was handled.
-    pub cursor: Option<i64>,
+    cursor: Option<i64>,
     /// That very event's time.
-    pub event_time: Option<String>,
-    /// Whether entries are placed.
+    event_time: Option<String>,
     #[serde(flatten)]
-    pub mode: Mode,
+    mode: Mode,
     /// When the bot last warned that its key ends soon.
     #[serde(default)]
-    pub key_warned_at: Option<String>,
-}
-
-impl State {
-    /// The cursor for a request to the feed.
-    pub fn cursor(&self) -> Option<Cursor> {
-        self.cursor.map(|feed_seq| Cursor { feed_seq, event_time: self.event_time.clone() })
-    }
-
-    /// Moves the cursor.
-    pub fn set_cursor(&mut self, cursor: Option<Cursor>) {
-        self.cursor = cursor.as_ref().map(|cursor| cursor.feed_seq);
-        self.event_time = cursor.and_then(|cursor| cursor.event_time);
-    }
-}
-
-/// What was found at the state file's path.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    Nothing,
-    Torn(String),
-    State(State),
+    key_warned_at: Option<String>,
 }
 
 /// The state file on disk.
 #[derive(Debug)]
 pub(super) struct StateFile {
     path: PathBuf,
+    pub(super) key_warned_at: Option<String>,
     /// Whether the bot has already logged that the file cannot be replaced.
     is_told: Cell<bool>,
 }
 
 impl StateFile {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, is_told: Cell::new(false) }
-    }
-
-    pub(super) fn load(&self) -> Result<Found, Error> {
-        let bytes = match fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-            Err(cause) => return Err(Error::Io { doing: self.doing("read"), cause }),
+    /// Reads the file and takes its cursor into the journal's ledger, where that is right. The two differ after a crash
+    /// between the two writes; the journal is written first.
+    pub(super) fn load(path: PathBuf, ledger: &mut Ledger) -> Result<Self, Error> {
+        let mut file = Self { path, key_warned_at: None, is_told: Cell::new(false) };
+        let state = match fs::read(&file.path) {
+            Ok(bytes) => json::object_from_bytes::<State>(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err("there is none".to_owned()),
+            Err(cause) => return Err(Error::Io { doing: file.doing("read"), cause }),
         };
-        match json::object_from_bytes::<State>(&bytes) {
-            Ok(state) if state.version == VERSION => Ok(Found::State(state)),
-            Ok(state) => Err(Error::Failed(format!(
-                "{}: version {} is not known here, only {VERSION}",
-                self.doing("read"),
-                state.version
-            ))),
-            Err(error) => Ok(Found::Torn(error)),
+        let state = match state {
+            Ok(state) if state.version == VERSION => state,
+            Ok(State { version, .. }) => {
+                let doing = file.doing("read");
+                return Err(Error::Failed(format!("{doing}: version {version} is not known here, only {VERSION}")));
+            }
+            Err(why) => {
+                if ledger.cursor.is_some() {
+                    log::warn!("{}: {why}; taking cursor and mode from the journal", file.doing("read"));
+                }
+                return Ok(file);
+            }
+        };
+        if let (Some(one), Some(other)) = (&state.feed_id, &ledger.feed_id)
+            && one != other
+        {
+            return Err(Error::Failed(format!(
+                "the state file belongs to the log {one}, but the journal to the log {other}: they are from different bots"
+            )));
         }
+        file.key_warned_at = state.key_warned_at;
+        // Take the lower cursor: its events come again, and the journal knows their orders. A crash may leave the state
+        // file behind, or with a cursor of the log before a restore, to which numbers above the journal's belong.
+        if let Some(feed_seq) = state.cursor
+            && ledger.cursor.as_ref().is_none_or(|cursor| feed_seq < cursor.feed_seq)
+            && state.mode.is_close_only() == ledger.mode.is_close_only()
+        {
+            ledger.cursor = Some(Cursor { feed_seq, event_time: state.event_time });
+        }
+        Ok(file)
     }
 
-    /// Blocks until the state is written; with `sync` it goes to the disk before it takes the old one's place.
+    /// Blocks until cursor and mode are written; with `sync` they go to the disk before they take the old ones' place.
     ///
-    /// A crash of the machine may leave the old one: its events come again, and the journal knows their orders.
-    pub(super) fn save(&self, state: &State, sync: bool) -> Result<(), Error> {
-        let mut state = state.clone();
-        state.version = VERSION;
-        let mut text = serde_json::to_string(&state).unwrap_or_default();
-        text.push('\n');
+    /// A crash of the machine may leave the old file: its events come again, and the journal knows their orders.
+    pub(super) fn save(&self, ledger: &Ledger, sync: bool) -> Result<(), Error> {
+        let cursor = ledger.cursor.as_ref();
+        let state = State {
+            version: VERSION,
+            feed_id: ledger.feed_id.clone(),
+            cursor: cursor.map(|cursor| cursor.feed_seq),
+            event_time: cursor.and_then(|cursor| cursor.event_time.clone()),
+            mode: ledger.mode.clone(),
+            key_warned_at: self.key_warned_at.clone(),
+        };
+        let text = serde_json::to_string(&state).unwrap_or_default() + "\n";
         let replaced = files::replace(&self.path, text.as_bytes(), sync).or_else(|error| {
             if !files::is_irreplaceable(&error) {
                 return Err(error);
@@ -123,16 +104,12 @@ impl StateFile {
             if !self.is_told.replace(true) {
                 log::warn!("{}: {error}; writing it in place instead, so a crash may tear it", self.doing("replace"));
             }
-            self.write_in_place(text.as_bytes(), sync)
+            // A torn state file loses nothing: the journal has the same contents.
+            let mut file = File::options().create(true).truncate(true).write(true).open(&self.path)?;
+            file.write_all(text.as_bytes())?;
+            if sync { file.sync_data() } else { Ok(()) }
         });
         replaced.doing(self.doing("write"))
-    }
-
-    /// A torn state file loses nothing: the journal has the same contents.
-    fn write_in_place(&self, bytes: &[u8], sync: bool) -> io::Result<()> {
-        let mut file = File::options().create(true).truncate(true).write(true).open(&self.path)?;
-        file.write_all(bytes)?;
-        if sync { file.sync_data() } else { Ok(()) }
     }
 
     fn doing(&self, verb: &str) -> String {
@@ -156,19 +133,23 @@ mod tests {
             at: prop::sample::Index,
         ) {
             let path = std::env::temp_dir().join(format!("state-{}", std::process::id()));
-            let file = StateFile::new(path.clone());
-            fs::write(&path, &bytes).unwrap();
-            let _ = file.load();
             let mode = Mode::CloseOnly { reason, since: "s".into(), missed_since: "m".into() };
-            let mut state = State { mode, ..State::default() };
-            state.set_cursor(Some(Cursor { feed_seq, event_time: None }));
-            file.save(&state, false).unwrap();
+            let load = || {
+                let mut ledger = Ledger::default();
+                ledger.mode = mode.clone();
+                StateFile::load(path.clone(), &mut ledger).map(|file| (file, ledger))
+            };
+            fs::write(&path, &bytes).unwrap();
+            let _ = load();
+            fs::write(&path, "torn").unwrap();
+            let (file, mut saved) = load().unwrap();
+            saved.cursor = Some(Cursor { feed_seq, event_time: None });
+            file.save(&saved, false).unwrap();
             let whole = fs::read(&path).unwrap();
-            let Found::State(loaded) = file.load().unwrap() else { panic!("{:?}", String::from_utf8_lossy(&whole)) };
-            prop_assert_eq!((loaded.cursor(), &loaded.mode), (state.cursor(), &state.mode));
+            prop_assert_eq!(&load().unwrap().1.cursor, &saved.cursor, "{:?}", String::from_utf8_lossy(&whole));
             // Except for the line end, which is not needed.
             fs::write(&path, &whole[..at.index(whole.len() - 1)]).unwrap();
-            prop_assert!(matches!(file.load(), Ok(Found::Torn(_))));
+            prop_assert_eq!(load().unwrap().1.cursor, None);
             fs::remove_file(&path).unwrap();
         }
     }

@@ -1,11 +1,10 @@
 //! From a signal to its order: decide, journal the intent, place, journal the outcome.
 
-use jiff::Timestamp;
-
 use super::super::address::Cursor;
 use super::super::alert::Reason;
 use super::super::broker::{Answer, Ended};
-use super::super::decide::{Circumstances, Decision, Origin, decide, made_at};
+use super::super::decide::{Decision, Entries, Origin, decide};
+use super::super::ledger::OpenIntent;
 use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
 use super::super::order::{Action, Order, Signal};
@@ -22,14 +21,13 @@ impl Bot<'_> {
             Ok(signal) => signal,
             Err(why) => {
                 self.unusable(Some(&cursor), &format!("event {}: {why}", event.feed_seq), &event.data)?;
-                return Ok(self.moved(cursor, true)?);
+                return Ok(self.moved(true)?);
             }
         };
         let origin = if event.is_update { Origin::Update } else { Origin::Insert };
-        let made_at = made_at(event.event_time.as_deref(), signal.created_at.as_deref(), signal.updated_at.as_deref());
         let order = signal.order(Some(event.feed_seq), event.event_time);
-        match self.act(&signal, &order, &self.circumstances(origin, made_at), Some(&cursor))? {
-            Acted::Done { sync } => Ok(self.moved(cursor, sync)?),
+        match self.act(&signal, &order, origin, Some(&cursor))? {
+            Acted::Done { sync } => Ok(self.moved(sync)?),
             Acted::Open(wait) => {
                 self.follower.disconnect();
                 self.settle(wait, Unsent::Send)
@@ -37,18 +35,9 @@ impl Bot<'_> {
         }
     }
 
-    pub(super) fn circumstances(&self, origin: Origin, made_at: Option<Timestamp>) -> Circumstances {
-        Circumstances {
-            origin,
-            is_close_only: self.blocks_entries(),
-            max_entry_age: self.options.max_entry_age,
-            made_at,
-            now: Timestamp::now(),
-        }
-    }
-
-    pub(super) fn blocks_entries(&self) -> bool {
-        self.state.mode.is_close_only() && !self.is_recovering
+    pub(super) fn entries(&self) -> Entries {
+        let are_blocked = self.journal.ledger.mode.is_close_only() && !self.is_recovering;
+        Entries { are_blocked, max_age: self.options.max_entry_age }
     }
 
     /// Decides about a signal and acts on the decision. `cursor` is where the cursor then moves; none in recovery.
@@ -56,11 +45,12 @@ impl Bot<'_> {
         &mut self,
         signal: &Signal,
         order: &Order,
-        circumstances: &Circumstances,
+        origin: Origin,
         cursor: Option<&Cursor>,
     ) -> Result<Acted, Error> {
         let name = &order.order_ref;
-        let line = match decide(self.journal.ledger(), signal, circumstances) {
+        let event_time = order.event_time.as_deref();
+        let line = match decide(&self.journal.ledger, signal, event_time, origin, self.entries()) {
             Decision::Place => return self.place(order, signal.created_at.clone(), cursor),
             Decision::PassOver => {
                 log::debug!("{name} is known: placing nothing");
@@ -76,21 +66,22 @@ impl Bot<'_> {
                 self.alert_about(Reason::IdReused, &message, order);
                 Line::new(Record::Conflict).why(difference)
             }
-            Decision::Blocked => {
-                log::warn!("{name} is blocked: close-only mode");
-                Line::new(Record::Blocked).why("close-only mode")
-            }
-            Decision::Stale(why) => {
-                if signal.action == Action::Exit {
-                    self.alert_about(Reason::ExitStale, &format!("the exit {name} is not placed: {why}"), order);
-                } else {
-                    log::warn!("{name} is stale: {why}");
-                }
-                Line::new(Record::Stale).why(why)
-            }
+            Decision::Blocked => self.refused(order, Record::Blocked, "close-only mode"),
+            Decision::Stale(why) => self.refused(order, Record::Stale, &why),
         };
         self.journal.append(&line.signal(signal).at(cursor), true)?;
         Ok(Acted::Done { sync: true })
+    }
+
+    /// Reports an order that is never placed, and returns the line that says so.
+    pub(super) fn refused(&mut self, order: &Order, record: Record, why: &str) -> Line {
+        let (name, what) = (&order.order_ref, if record == Record::Blocked { "blocked" } else { "stale" });
+        if order.action == Action::Exit {
+            self.alert_about(Reason::ExitStale, &format!("the exit {name} is not placed: {why}"), order);
+        } else {
+            log::warn!("{name} is {what}: {why}");
+        }
+        Line::new(record).order_key(order).why(why)
     }
 
     pub(super) fn place(
@@ -100,7 +91,7 @@ impl Bot<'_> {
         cursor: Option<&Cursor>,
     ) -> Result<Acted, Error> {
         let mut intent = intent_line(order, created_at);
-        intent.order_id = self.broker.next_order_id(self.journal.ledger().highest_order_id);
+        intent.order_id = self.broker.next_order_id(self.journal.ledger.highest_order_id);
         self.journal.append(&intent, true)?;
         let answer = self.broker.place(order, intent.order_id);
         let wait = match &answer {
@@ -118,9 +109,7 @@ impl Bot<'_> {
         let line = |record| Line::new(record).order_key(order);
         let line = match answer {
             Answer::Has(order_id) => {
-                let mut placed = line(Record::Placed).at(cursor);
-                placed.order_id = order_id;
-                self.journal.append(&placed, true)?;
+                self.journal.append(&Line { order_id, ..line(Record::Placed).at(cursor) }, true)?;
                 log::info!("{name} placed: {}", order.terms());
                 // An order with a number is followed to its end.
                 order_id.into_iter().for_each(|order_id| self.broker.follow(order_id, order));
@@ -133,19 +122,12 @@ impl Bot<'_> {
                 log::warn!(
                     "{name}: the connection broke, and the broker's lists do not show it: sending it again, once"
                 );
-                let mut unsent = line(Record::Unsent).why("not in the broker's lists");
-                unsent.resent = Some(true);
-                unsent
+                Line { resent: Some(true), ..line(Record::Unsent).why("not in the broker's lists") }
             }
-            Answer::Unknown(why) | Answer::Away(why) => {
+            Answer::Unknown(ref why) | Answer::Away(ref why) | Answer::Broke(ref why) => {
                 log::warn!("{name}: {why}; asking the broker whether it has the order");
-                line(Record::Unknown).why(clip(&why))
-            }
-            Answer::Broke(why) => {
-                log::warn!("{name}: {why}; asking the broker whether it has the order");
-                let mut unknown = line(Record::Unknown).why(clip(&why));
-                unknown.broke = Some(true);
-                unknown
+                let broke = matches!(answer, Answer::Broke(_)).then_some(true);
+                Line { broke, ..line(Record::Unknown).why(clip(why)) }
             }
         };
         self.journal.append(&line, true)
@@ -173,11 +155,9 @@ impl Bot<'_> {
     /// Records accepted orders that have ended since.
     pub(super) fn note_ended_orders(&mut self) -> Result<(), Error> {
         while let Some((order_id, ended)) = self.broker.next_ended() {
-            let working = self.journal.ledger().working();
-            let Some(intent) = working.iter().find(|intent| intent.attempt.order_id == Some(order_id)) else {
-                continue;
-            };
-            let order = intent.order.clone();
+            let is_it = |intent: &&OpenIntent| intent.attempt.order_id == Some(order_id);
+            let found = self.journal.ledger.working().find(is_it).map(|intent| intent.order.clone());
+            let Some(order) = found else { continue };
             match ended {
                 Ended::Filled(how) => {
                     log::info!("{} was filled: {how}", order.order_ref);

@@ -8,18 +8,17 @@ use serde_json::value::RawValue;
 use super::super::address::Cursor;
 use super::super::alert::Reason;
 use super::super::clock;
-use super::super::decide::{Circumstances, Decision, Origin, decide, made_at};
+use super::super::decide::{Decision, Entries, Origin, decide, made_at};
 use super::super::follow::{FeedEvent, Follower};
 use super::super::journal::Journal;
 use super::super::ledger::Ledger;
-use super::super::line::{Line, Record};
+use super::super::line::{Line, Mode, Record};
 use super::super::message::Connected;
 use super::super::order::{Action, Order, Signal};
 use super::super::recovery::{Recovery, Snapshot, read_snapshot};
-use super::super::state::{Mode, State, StateFile};
-use super::files::{Files, reconcile};
+use super::super::state::StateFile;
 use super::settle::{Acted, Unsent};
-use super::{Bot, BotOptions, Halt};
+use super::{Bot, BotOptions, Halt, find_files};
 use crate::error::Error;
 
 impl Bot<'_> {
@@ -32,9 +31,9 @@ impl Bot<'_> {
             return Err(Error::Failed("recovery is for keys without a delay, and this key has one".to_owned()).into());
         }
         self.bind(&connected.feed_id)?;
-        let snapshot = read_snapshot(recovery, missed_since(&self.state, self.journal.ledger()).as_deref())?;
-        require_same_log(&self.state, &snapshot)?;
-        let plan = Plan::new(self.options, self.journal.ledger(), &snapshot);
+        let snapshot = read_snapshot(recovery, missed_since(&self.journal.ledger).as_deref())?;
+        require_same_log(&self.journal.ledger, &snapshot)?;
+        let plan = Plan::new(self.options, &self.journal.ledger, &snapshot);
         log::info!("recovery begins: {plan}");
         self.is_recovering = true;
         self.settle(None, Unsent::Send)?;
@@ -42,10 +41,10 @@ impl Bot<'_> {
             self.dispatch(row)?;
         }
         let cursor = Cursor { feed_seq: snapshot.cursor, event_time: None };
-        self.set_mode(Mode::Normal, Some(cursor.clone()))?;
+        self.append(&Line { mode: Some(Mode::Normal), ..Line::new(Record::Mode).at(Some(&cursor)) })?;
         self.is_recovering = false;
         self.follower.acknowledge(cursor);
-        let ledger = self.journal.ledger();
+        let ledger = &self.journal.ledger;
         let is_placed =
             |signal: &&Signal| ledger.known(&signal.key()).is_some_and(|known| known.outcome == Record::Placed);
         let placed = plan.signals.iter().filter(is_placed).count();
@@ -76,8 +75,7 @@ impl Bot<'_> {
             Ok(signal) => signal,
             Err(why) => return Ok(self.unusable(None, &format!("a row that recovery found: {why}"), row)?),
         };
-        let circumstances = self.circumstances(Origin::Recovery, age_counts_from(&signal));
-        match self.act(&signal, &signal.order(None, None), &circumstances, None)? {
+        match self.act(&signal, &signal.order(None, None), Origin::Recovery, None)? {
             Acted::Done { .. } => Ok(()),
             Acted::Open(wait) => self.settle(wait, Unsent::Send),
         }
@@ -90,12 +88,11 @@ impl Bot<'_> {
 /// # Errors
 /// As a run with `--recovery`.
 pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>, Error> {
-    let files = Files::find(options)?;
-    let found = files.load_state(&StateFile::new(files.state.clone()))?;
-    let ledger = Journal::look(&files.journal)?.unwrap_or_default();
-    let state = reconcile(found, &ledger)?;
-    let snapshot = read_snapshot(recovery, missed_since(&state, &ledger).as_deref())?;
-    require_same_log(&state, &snapshot)?;
+    let (state, journal) = find_files(options)?;
+    let mut ledger = Journal::look(&journal, &state)?;
+    StateFile::load(state, &mut ledger)?;
+    let snapshot = read_snapshot(recovery, missed_since(&ledger).as_deref())?;
+    require_same_log(&ledger, &snapshot)?;
     let plan = Plan::new(options, &ledger, &snapshot);
     let waiting = ledger.open().map(|intent| {
         let made_at = made_at(intent.order.event_time.as_deref(), intent.created_at.as_deref(), None);
@@ -114,16 +111,16 @@ pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>,
 
 /// The time from which events may be missing. The cursor jumps to the snapshot, so a bot that was away for longer than
 /// the look-back looks back to its last event.
-fn missed_since(state: &State, ledger: &Ledger) -> Option<String> {
-    let since = match &state.mode {
+fn missed_since(ledger: &Ledger) -> Option<String> {
+    let since = match &ledger.mode {
         Mode::CloseOnly { missed_since, .. } => Some(missed_since.clone()),
         Mode::Normal => ledger.last_event_time.clone(),
     };
     since.filter(|time| clock::instant(time).is_some())
 }
 
-fn require_same_log(state: &State, snapshot: &Snapshot) -> Result<(), Error> {
-    match &state.feed_id {
+fn require_same_log(ledger: &Ledger, snapshot: &Snapshot) -> Result<(), Error> {
+    match &ledger.feed_id {
         Some(bound) if *bound != snapshot.feed_id => Err(Error::Failed(format!(
             "feed, state file and journal belong to the log {bound}, but the database holds the log {}",
             snapshot.feed_id
@@ -157,19 +154,13 @@ impl Plan {
         let mut plan = Self { now, signals: Vec::new(), refused: Vec::new(), waiting, stale: 0, unusable: 0 };
         // Two rows may have the same id: `signal` need not have a primary key.
         let mut ledger = ledger.clone();
+        let entries = Entries { are_blocked: false, max_age: options.max_entry_age };
         for row in &snapshot.rows {
             let Ok(signal) = read_row(row) else {
                 plan.unusable += 1;
                 continue;
             };
-            let circumstances = Circumstances {
-                origin: Origin::Recovery,
-                is_close_only: false,
-                max_entry_age: options.max_entry_age,
-                made_at: age_counts_from(&signal),
-                now,
-            };
-            let decision = decide(&ledger, &signal, &circumstances);
+            let decision = decide(&ledger, &signal, None, Origin::Recovery, entries);
             if matches!(decision, Decision::Place | Decision::Stale(_)) {
                 // It fails only for lines without an id and an action.
                 let _ = ledger.apply(&Line::new(Record::Stale).signal(&signal));

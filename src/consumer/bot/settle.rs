@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use super::super::alert::{Level, Reason};
 use super::super::backoff::Backoff;
 use super::super::broker::Answer;
-use super::super::decide::{Origin, is_younger, made_at};
-use super::super::ledger::OpenIntent;
-use super::super::line::{Line, Record};
-use super::super::order::{Action, Signal};
+use super::super::decide::{Decision, made_at, refuse_entry};
+use super::super::ledger::{OpenIntent, Stage};
+use super::super::line::Record;
+use super::super::order::Signal;
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::logging::LIMITED;
@@ -80,10 +80,10 @@ impl Bot<'_> {
                 }
             }
             self.note_ended_orders()?;
-            let open = self.journal.ledger().first_open().cloned();
+            let open = self.journal.ledger.first_open().cloned();
             wait = match open {
                 // The look-up itself shows whether the broker is there.
-                Some(intent) if !intent.unsent => {
+                Some(intent) if intent.stage == Stage::Unknown => {
                     // A program may fail like this every time: from the second time on the bot waits, with one alert.
                     let answer = self.ask(&intent)?;
                     // After a while an unknown order is worse than a broker that is away.
@@ -110,7 +110,7 @@ impl Bot<'_> {
 
     fn tell_of_waiting(&mut self, reason: Reason, why: &str) {
         if matches!(reason, Reason::OutcomeUnknown | Reason::SendingFails)
-            && let Some(intent) = self.journal.ledger().first_open().cloned()
+            && let Some(intent) = self.journal.ledger.first_open().cloned()
         {
             let name = &intent.order.order_ref;
             let message = match reason {
@@ -150,15 +150,15 @@ impl Bot<'_> {
 
     fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let order = &intent.order;
-        let name = &order.order_ref;
-        if order.action == Action::Entry && self.blocks_entries() {
-            log::warn!("{name} is blocked: close-only mode");
-            self.journal.append(&Line::new(Record::Blocked).order_key(order).why("close-only mode"), true)?;
-            return Ok(None);
-        }
-        if let Some(why) = self.is_stale_by_now(intent) {
-            log::warn!("{name} is stale: {why}");
-            self.journal.append(&Line::new(Record::Stale).order_key(order).why(why), true)?;
+        let updated_at = Signal::from_row(&order.signal).ok().and_then(|row| row.updated_at);
+        let made_at = made_at(order.event_time.as_deref(), intent.created_at.as_deref(), updated_at.as_deref());
+        let line = match refuse_entry(order.action, made_at, self.entries()) {
+            Some(Decision::Blocked) => Some(self.refused(order, Record::Blocked, "close-only mode")),
+            Some(Decision::Stale(why)) => Some(self.refused(order, Record::Stale, &why)),
+            _ => None,
+        };
+        if let Some(line) = line {
+            self.journal.append(&line, true)?;
             return Ok(None);
         }
         match self.place(order, intent.created_at.clone(), None)? {
@@ -169,19 +169,9 @@ impl Bot<'_> {
 
     /// `Some` if the order was sent and the broker certainly does not have it.
     fn sending_fails(&self, intent: &OpenIntent) -> Option<Wait> {
-        let open = self.journal.ledger().first_open()?;
-        let is_unsent = open.unsent && open.order.order_ref == intent.order.order_ref;
+        let open = self.journal.ledger.first_open()?;
+        let is_unsent = open.stage == Stage::Unsent && open.order.order_ref == intent.order.order_ref;
         let why = "it was sent more than once, and the broker does not have it".to_owned();
         is_unsent.then_some(Wait { reason: Reason::SendingFails, why })
-    }
-
-    /// Why an entry that waited in the journal is not sent now.
-    fn is_stale_by_now(&self, intent: &OpenIntent) -> Option<String> {
-        let limit = self.options.max_entry_age.filter(|_| intent.order.action == Action::Entry)?;
-        let row = Signal::from_row(&intent.order.signal).ok();
-        let updated_at = row.and_then(|row| row.updated_at);
-        let made_at = made_at(intent.order.event_time.as_deref(), intent.created_at.as_deref(), updated_at.as_deref());
-        let circumstances = self.circumstances(Origin::Recovery, made_at);
-        (!is_younger(&circumstances, limit)).then(|| format!("older than {}", crate::text::duration(limit)))
     }
 }
