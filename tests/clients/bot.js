@@ -1,7 +1,14 @@
 // A complete bot for a signal feed, in Node 18 or later, and in a browser on a page from the feed's own address.
 // The three rules that it keeps are in README.md, "Adding a bot".
 const url = "http://127.0.0.1:8080/feed", key = "sf_…";
-let cursor = "";  // or what you stored last
+const fs = typeof require === "function" ? require("fs") : null;  // in Node; a browser has localStorage
+let cursor = fs ? (fs.existsSync("bot.cursor") ? fs.readFileSync("bot.cursor", "utf8") : "")
+                : localStorage.getItem("bot.cursor") ?? "";
+const save = () => {
+  if (!fs) return localStorage.setItem("bot.cursor", cursor);
+  fs.writeFileSync("bot.cursor.new", cursor, { flush: true });
+  fs.renameSync("bot.cursor.new", "bot.cursor");
+};
 const onSignal = event => console.log(event.op, event.signal);
 const alertSomebody = text => console.error("ALERT:", text);
 
@@ -43,7 +50,7 @@ async function follow() {  // true: the key has ended
           if (data.signal) await onSignal(data);
           else if (isSignal) alertSomebody("cannot read event " + id);
         }
-        cursor = id ?? cursor;
+        if (id) { cursor = id; save(); }
       }
     }
   } catch (error) { console.error("reconnecting:", error.message); }

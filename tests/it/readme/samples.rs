@@ -193,7 +193,7 @@ fn javascript(address: SocketAddr, host: &str, key: &str) -> String {
 fn the_javascript_bot_misses_nothing_unnoticed_in_node_and_in_a_browser() {
     let (database, desk, address) = (Database::migrated(), Desk::new(), free_address());
     desk.write("bot.js", &javascript(address, "127.0.0.1", &database.mint("bot")));
-    let mut bot = Program::start(&desk, "node", &["bot.js"], false);
+    let mut bot = Program::start(&desk, "node", &["bot.js"], true);
     refuse_as_a_proxy(address);
     bot.wait("reconnecting: status 403");
     let server = live(&database, address, &mut bot, true);
