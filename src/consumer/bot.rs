@@ -174,7 +174,7 @@ impl<'a> Bot<'a> {
         }
         // A bot without a cursor connects first, even if the broker is away: its signals begin now.
         if self.journal.ledger.cursor.is_some() || self.journal.ledger.first_open().is_some() {
-            self.settle(None, settle::Unsent::Send)?;
+            self.settle(None)?;
         }
         loop {
             let event = self.follower.next_event().map_err(|end| self.halt(end))?;
@@ -198,7 +198,7 @@ impl<'a> Bot<'a> {
         if let Err(why) = self.broker.connected() {
             // The event in hand is not acknowledged, so it comes again.
             self.follower.disconnect();
-            return self.settle(Some(settle::Wait::away(why)), settle::Unsent::Send);
+            return self.settle(Some(settle::Wait::away(why)));
         }
         match event {
             FeedEvent::Signal(event) => self.signal(event)?,

@@ -8,7 +8,7 @@ use super::super::ledger::OpenIntent;
 use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
 use super::super::order::{Action, Order, Signal};
-use super::settle::{Acted, Unsent, Wait};
+use super::settle::{Acted, Wait};
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::text::clip;
@@ -30,7 +30,7 @@ impl Bot<'_> {
             Acted::Done { sync } => Ok(self.moved(sync)?),
             Acted::Open(wait) => {
                 self.follower.disconnect();
-                self.settle(wait, Unsent::Send)
+                self.settle(wait)
             }
         }
     }

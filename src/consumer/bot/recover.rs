@@ -17,15 +17,13 @@ use super::super::message::Connected;
 use super::super::order::{Action, Order, Signal};
 use super::super::recovery::{Recovery, Snapshot, read_snapshot};
 use super::super::state::StateFile;
-use super::settle::{Acted, Unsent};
+use super::settle::Acted;
 use super::{Bot, BotOptions, Halt, find_files};
 use crate::error::Error;
 
 impl Bot<'_> {
     /// Catches up and leaves close-only mode. It can be repeated: an order that the journal knows is not placed again.
     pub(super) fn recover(&mut self, recovery: &Recovery) -> Result<(), Halt> {
-        // Unknown outcomes are looked up before anything is sent. Unsent orders wait for the snapshot.
-        self.settle(None, Unsent::Keep)?;
         let connected = self.read_connected()?;
         if connected.has_delay {
             return Err(Error::Failed("recovery is for keys without a delay, and this key has one".to_owned()).into());
@@ -36,7 +34,7 @@ impl Bot<'_> {
         let plan = Plan::new(self.options, &self.journal.ledger, &snapshot);
         log::info!("recovery begins: {plan}");
         self.is_recovering = true;
-        self.settle(None, Unsent::Send)?;
+        self.settle(None)?;
         for row in &snapshot.rows {
             self.dispatch(row)?;
         }
@@ -77,7 +75,7 @@ impl Bot<'_> {
         };
         match self.act(&signal, &signal.order(None, None), Origin::Recovery, None)? {
             Acted::Done { .. } => Ok(()),
-            Acted::Open(wait) => self.settle(wait, Unsent::Send),
+            Acted::Open(wait) => self.settle(wait),
         }
     }
 }

@@ -44,19 +44,12 @@ pub(super) enum Acted {
     Open(Option<Wait>),
 }
 
-/// What [`Bot::settle`] does with orders that were certainly not sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unsent {
-    Send,
-    Keep,
-}
-
 impl Bot<'_> {
-    /// Returns once the broker is there and no order is open, except unsent ones that are to be kept.
+    /// Returns once the broker is there and no order is open.
     ///
     /// An episode of waiting raises one alert for each reason to wait. If the text of a reason changes, it is logged
     /// again.
-    pub(super) fn settle(&mut self, mut wait: Option<Wait>, unsent: Unsent) -> Result<(), Halt> {
+    pub(super) fn settle(&mut self, mut wait: Option<Wait>) -> Result<(), Halt> {
         let max = self.options.follow.backoff_max.min(BROKER_BACKOFF_MAX);
         let mut backoff = Backoff::new(self.options.follow.backoff_min, max);
         let mut told: Vec<Reason> = Vec::new();
@@ -84,20 +77,21 @@ impl Bot<'_> {
             wait = match open {
                 // The look-up itself shows whether the broker is there.
                 Some(intent) if intent.stage == Stage::Unknown => {
-                    // A program may fail like this every time: from the second time on the bot waits, with one alert.
-                    let answer = self.ask(&intent)?;
-                    // After a while an unknown order is worse than a broker that is away.
-                    let answer = answer
-                        .map(|wait| if began.elapsed() < self.options.away_patience { wait } else { wait.unknown() });
-                    answer.or_else(|| sent_again.then(|| self.sending_fails(&intent)).flatten())
+                    match self.ask(&intent)? {
+                        // After a while an unknown order is worse than a broker that is away.
+                        Some(wait) if began.elapsed() >= self.options.away_patience => Some(wait.unknown()),
+                        Some(wait) => Some(wait),
+                        // A program may fail like this every time: from the second time on the bot waits, with one alert.
+                        None => self.sending_fails(&intent).filter(|_| sent_again),
+                    }
                 }
                 open => match (self.broker.connected(), open) {
                     (Err(why), _) => Some(Wait::away(why)),
-                    (Ok(()), Some(intent)) if unsent == Unsent::Send => {
+                    (Ok(()), Some(intent)) => {
                         sent_again = true;
                         self.send_again(&intent)?
                     }
-                    (Ok(()), _) => {
+                    (Ok(()), None) => {
                         if !told.is_empty() {
                             log::info!("the broker is back, and every order's outcome is known");
                         }
@@ -113,23 +107,14 @@ impl Bot<'_> {
             && let Some(intent) = self.journal.ledger.first_open().cloned()
         {
             let name = &intent.order.order_ref;
-            let message = match reason {
-                Reason::SendingFails => {
-                    format!("{name} cannot be placed; the bot keeps trying and sends nothing else: {why}")
-                }
-                _ => {
-                    format!(
-                        "it is unknown whether the broker has {name}; until that is known the bot sends nothing else: {why}"
-                    )
-                }
+            let what = match reason {
+                Reason::SendingFails => format!("{name} cannot be placed; the bot keeps trying"),
+                _ => format!("it is unknown whether the broker has {name}; the bot keeps asking"),
             };
-            self.alert_about(reason, &message, &intent.order);
+            self.alert_about(reason, &format!("{what} and sends nothing else: {why}"), &intent.order);
         } else {
-            self.alert(
-                Level::Warning,
-                reason,
-                &format!("the broker is away; the bot waits and consumes nothing: {why}"),
-            );
+            let message = format!("the broker is away; the bot waits and consumes nothing: {why}");
+            self.alert(Level::Warning, reason, &message);
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ibapi::client::blocking::{Client, NoticeStream, Subscription};
 use ibapi::orders::OrderUpdate;
+use ibapi::subscriptions::SubscriptionItem;
 use ibapi::{Error as ApiError, Notice};
 
 use crate::consumer::stop::Stop;
@@ -65,10 +66,7 @@ pub(super) struct Connection {
 }
 
 /// What the gateway says about one of this client's orders.
-pub(super) enum Update {
-    Order(Box<OrderUpdate>),
-    Error(Notice),
-}
+pub(super) type Update = SubscriptionItem<OrderUpdate>;
 
 impl Connection {
     /// Whether the gateway closed it.
@@ -88,10 +86,7 @@ impl Connection {
                 if updates.is_empty() && !left.is_zero() { stream.next_timeout(left) } else { stream.try_next() };
             match next {
                 None => break,
-                Some(Ok(item)) => updates.push(match item {
-                    ibapi::subscriptions::SubscriptionItem::Data(update) => Update::Order(Box::new(update)),
-                    ibapi::subscriptions::SubscriptionItem::Notice(notice) => Update::Error(notice),
-                }),
+                Some(Ok(update)) => updates.push(update),
                 Some(Err(error)) => self.reopen_updates(&error),
             }
         }

@@ -5,18 +5,14 @@ use std::time::{Duration, Instant};
 use super::IbkrBroker;
 use super::heard::{Verdict, end_text};
 use super::lists::{Found, Lists, Scope};
+use super::lookup::LOOK_APART;
 use crate::consumer::broker::Ended;
-
-/// An order is gone if two sets of lists, this far apart, do not show it; before, it may still be on its way.
-pub(super) const LOOK_APART: Duration = Duration::from_secs(10);
 
 /// An accepted order.
 #[derive(Debug)]
 pub(super) struct Followed {
     pub(super) reference: String,
     pub(super) quantity: f64,
-    /// Since when the lists have not shown it.
-    pub(super) missing_since: Option<Instant>,
     /// The bot was told that its state is unknown.
     pub(super) is_unknown: bool,
 }
@@ -35,9 +31,7 @@ impl IbkrBroker {
                     ended.push((order_id, Ended::Unfilled(end_text(&status, filled, refusal.as_ref()))));
                 }
                 // The lists show whether that was its end.
-                Verdict::Refused(_) => {
-                    self.look_at = Some(self.look_at.map_or_else(Instant::now, |at| at.min(Instant::now())))
-                }
+                Verdict::Refused(_) => self.look_at = Some(Instant::now()),
                 Verdict::Open | Verdict::Working => {}
             }
         }
@@ -81,7 +75,7 @@ impl IbkrBroker {
         // An unreadable frame also ends the stream of updates while lists are read.
         if let Some(connection) = self.connection.as_mut().filter(|connection| connection.has_gap) {
             connection.has_gap = false;
-            self.look_at = Some(Instant::now() + LOOK_APART);
+            self.look_again(LOOK_APART);
         }
         Ok(())
     }
@@ -117,8 +111,9 @@ impl IbkrBroker {
         let found = lists.find(&followed.reference, Some(order_id));
         let executed = match &found {
             Found::Open(_) => {
-                (followed.missing_since, followed.is_unknown) = (None, false);
+                followed.is_unknown = false;
                 heard.forgive();
+                self.missing.remove(&followed.reference);
                 return;
             }
             Found::Executed(_, quantity) if *quantity >= followed.quantity => {
@@ -139,12 +134,18 @@ impl IbkrBroker {
         if let Some(why) = &lists.gap {
             return self.unknown(order_id, why.clone());
         }
-        if followed.missing_since.is_some_and(|since| since.elapsed() >= LOOK_APART) {
+        let reference = followed.reference.clone();
+        if self.is_gone(&reference) {
             let why =
                 "the gateway's lists of open orders, completed orders and today's executions do not show it any more";
             return self.end(order_id, Ended::Unfilled(end_text(why, executed, None)));
         }
-        let since = *followed.missing_since.get_or_insert_with(Instant::now);
-        self.look_at = Some(self.look_at.unwrap_or(since + LOOK_APART).min(since + LOOK_APART).max(Instant::now()));
+        self.look_again(LOOK_APART);
+    }
+
+    /// Looks up the followed orders after `wait`, or earlier if that was planned.
+    fn look_again(&mut self, wait: Duration) {
+        let at = Instant::now() + wait;
+        self.look_at = Some(self.look_at.map_or(at, |planned| planned.min(at)));
     }
 }

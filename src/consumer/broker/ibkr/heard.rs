@@ -99,8 +99,8 @@ impl Heard {
     /// Which order an update is about.
     pub(super) fn order_id(update: &Update) -> Option<i64> {
         let order_id = match update {
-            Update::Error(notice) => notice.request_id?,
-            Update::Order(update) => match &**update {
+            Update::Notice(notice) => notice.request_id?,
+            Update::Data(update) => match update {
                 OrderUpdate::OrderStatus(status) => status.order_id,
                 OrderUpdate::OpenOrder(open) => open.order_id,
                 OrderUpdate::ExecutionData(data) => data.execution.order_id,
@@ -113,8 +113,8 @@ impl Heard {
     pub(super) fn take(&mut self, update: &Update) {
         self.since.get_or_insert_with(Instant::now);
         match update {
-            Update::Error(notice) => self.take_notice(notice),
-            Update::Order(update) => match &**update {
+            Update::Notice(notice) => self.take_notice(notice),
+            Update::Data(update) => match update {
                 OrderUpdate::OrderStatus(status) => {
                     self.remaining = Some(status.remaining);
                     self.take_status(&status.status, status.filled);

@@ -3,25 +3,19 @@
 //! Silence on a connection that stayed up never permits a second send: the gateway may hold the order in a dialog. Only
 //! if the connection broke before any answer do the lists decide: two sets of them, on a new connection.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use jiff::tz::Offset;
 
 use super::IbkrBroker;
 use super::connection::Connection;
-use super::follow::LOOK_APART;
 use super::lists::{Found, Scope};
 use crate::consumer::broker::{Answer, Attempt};
 use crate::consumer::order::Order;
 
-/// The lists of one connection that do not show an order.
-#[derive(Debug)]
-pub(super) struct Missing {
-    reference: String,
-    connection: u64,
-    since: Instant,
-}
+/// An order is gone if two sets of lists, this far apart, do not show it.
+pub(super) const LOOK_APART: Duration = Duration::from_secs(10);
 
 impl IbkrBroker {
     pub(super) fn try_lookup(&mut self, order: &Order, attempt: &Attempt) -> Answer {
@@ -41,7 +35,7 @@ impl IbkrBroker {
         let lists = match self.lists(Scope::All, deadline) {
             Ok(lists) => lists,
             Err(why) => {
-                self.missing = None;
+                self.missing.remove(&order.order_ref);
                 self.leave_unless_silent();
                 let is_away = self.connection.as_ref().is_some_and(|connection| connection.trouble.is_some());
                 return if is_away { Answer::Away(why) } else { unknown(why) };
@@ -81,25 +75,25 @@ impl IbkrBroker {
                     .to_owned(),
             );
         }
-        self.lost(&order.order_ref, unknown)
-    }
-
-    /// The second set of lists that does not show the order ends the wait.
-    fn lost(&mut self, reference: &str, unknown: impl Fn(String) -> Answer) -> Answer {
-        let connection = self.connection.as_ref().map_or(0, |connection| connection.number);
-        match &self.missing {
-            Some(missing) if missing.reference == reference && missing.connection == connection => {
-                if missing.since.elapsed() >= LOOK_APART {
-                    self.missing = None;
-                    return Answer::Lost;
-                }
-            }
-            _ => {
-                let reference = reference.to_owned();
-                self.missing = Some(Missing { reference, connection, since: Instant::now() });
-            }
+        if self.is_gone(&order.order_ref) {
+            return Answer::Lost;
         }
         unknown(format!("the gateway's lists do not show it; looking again after {} s", LOOK_APART.as_secs()))
+    }
+
+    /// Notes that the lists do not show an order. True if an earlier set on this connection did not show it either:
+    /// before that, it may still be on its way.
+    pub(super) fn is_gone(&mut self, reference: &str) -> bool {
+        let (connection, now) = (self.connection.as_ref().map_or(0, |connection| connection.number), Instant::now());
+        let missing = self.missing.entry(reference.to_owned()).or_insert((connection, now));
+        if missing.0 != connection {
+            *missing = (connection, now);
+        }
+        let is_gone = missing.1.elapsed() >= LOOK_APART;
+        if is_gone {
+            self.missing.remove(reference);
+        }
+        is_gone
     }
 
     /// Whether the connection of this attempt has broken without a message about it.

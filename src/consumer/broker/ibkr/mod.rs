@@ -18,7 +18,6 @@ use self::connection::{Connection, Dialer, Trouble};
 use self::follow::Followed;
 use self::heard::Heard;
 use self::lists::Scope;
-use self::lookup::Missing;
 use super::{Answer, Attempt, Broker, Ended};
 use crate::consumer::order::Order;
 use crate::consumer::stop::Stop;
@@ -53,7 +52,8 @@ pub struct IbkrBroker {
     ended: VecDeque<(i64, Ended)>,
     /// When to look up the followed orders.
     look_at: Option<Instant>,
-    missing: Option<Missing>,
+    /// Orders that the lists do not show: on which connection, and since when.
+    missing: BTreeMap<String, (u64, Instant)>,
 }
 
 impl IbkrBroker {
@@ -71,7 +71,7 @@ impl IbkrBroker {
             followed: BTreeMap::new(),
             ended: VecDeque::new(),
             look_at: None,
-            missing: None,
+            missing: BTreeMap::new(),
         }
     }
 
@@ -165,7 +165,8 @@ impl Broker for IbkrBroker {
     fn follow(&mut self, order_id: i64, order: &Order) {
         let quantity = request::number(&order.quantity).unwrap_or_default();
         let reference = order.order_ref.clone();
-        self.followed.insert(order_id, Followed { reference, quantity, missing_since: None, is_unknown: false });
+        self.missing.remove(&reference);
+        self.followed.insert(order_id, Followed { reference, quantity, is_unknown: false });
     }
 
     fn next_ended(&mut self) -> Option<(i64, Ended)> {

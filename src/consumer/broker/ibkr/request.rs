@@ -3,9 +3,8 @@
 
 use ibapi::contracts::Contract;
 use ibapi::orders::{Action, Order as ApiOrder};
-use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::consumer::order::Order;
 
@@ -13,30 +12,18 @@ const CURRENCY: &str = "USD";
 const EXCHANGE: &str = "SMART";
 const SEC_TYPE: &str = "STK";
 
-/// Columns of a row that may ask for something that the bot does not send.
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Wishes {
-    currency: Value,
-    exchange: Value,
-    sec_type: Value,
-    account: Value,
-}
-
 /// The contract and the order.
 ///
 /// # Errors
 /// Why the row asks for something that the bot does not send.
 pub(super) fn request(order: &Order, accounts: &[String]) -> Result<(Contract, ApiOrder), String> {
-    let wishes: Wishes = serde_json::from_str(order.signal.get()).map_err(|error| format!("read the row: {error}"))?;
+    let row: Map<String, Value> =
+        serde_json::from_str(order.signal.get()).map_err(|error| format!("read the row: {error}"))?;
     // An order names no account: it goes to the login's only one.
     let account = if let [account] = accounts { account.as_str() } else { "" };
-    for (column, wish, sent) in [
-        ("currency", &wishes.currency, CURRENCY),
-        ("exchange", &wishes.exchange, EXCHANGE),
-        ("sec_type", &wishes.sec_type, SEC_TYPE),
-        ("account", &wishes.account, account),
-    ] {
+    for (column, sent) in [("currency", CURRENCY), ("exchange", EXCHANGE), ("sec_type", SEC_TYPE), ("account", account)]
+    {
+        let wish = row.get(column).unwrap_or(&Value::Null);
         let is_met = match wish {
             Value::Null => true,
             Value::String(wish) => wish.trim().is_empty() || wish.trim().eq_ignore_ascii_case(sent),
