@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::clock;
 use super::ledger::Ledger;
-use super::order::{Action, Signal};
+use super::order::{Action, Order};
 
 /// A row created earlier than this before the bot's first start is from before its time. Clocks differ a little.
 const START_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
@@ -46,34 +46,27 @@ pub(super) struct Entries {
     pub(super) max_age: Option<Duration>,
 }
 
-/// `event_time` is that of the signal's event; none in recovery.
-pub(super) fn decide(
-    ledger: &Ledger,
-    signal: &Signal,
-    event_time: Option<&str>,
-    origin: Origin,
-    entries: Entries,
-) -> Decision {
-    if let Some(known) = ledger.known(&signal.key()) {
-        return known.conflict(signal).map_or(Decision::PassOver, Decision::Conflict);
+pub(super) fn decide(ledger: &Ledger, order: &Order, origin: Origin, entries: Entries) -> Decision {
+    let key = order.key();
+    if let Some(known) = ledger.known(&key) {
+        return known.conflict(order).map_or(Decision::PassOver, Decision::Conflict);
     }
-    if !ledger.knows_id(&signal.id_text) && predates(signal, origin, ledger.started_at) {
+    if !ledger.knows_id(&key.id) && predates(order, origin, ledger.started_at) {
         return Decision::Stale("created more than a minute before the bot first started".to_owned());
     }
-    let made_at = made_at(event_time, signal.created_at.as_deref(), signal.updated_at.as_deref());
-    refuse_entry(signal.action, made_at, entries).unwrap_or(Decision::Place)
+    refuse_entry(order, entries).unwrap_or(Decision::Place)
 }
 
 /// Why an entry is not placed. An entry of unknown age counts as too old. Exits are always placed.
-pub(super) fn refuse_entry(action: Action, made_at: Option<Timestamp>, entries: Entries) -> Option<Decision> {
-    if action == Action::Exit {
+pub(super) fn refuse_entry(order: &Order, entries: Entries) -> Option<Decision> {
+    if order.action == Action::Exit {
         return None;
     }
     if entries.are_blocked {
         return Some(Decision::Blocked);
     }
     let limit = entries.max_age?;
-    let is_younger = made_at.is_some_and(|made_at| {
+    let is_younger = order.made_at().is_some_and(|made_at| {
         Duration::try_from(Timestamp::now().duration_since(made_at)).unwrap_or_default() <= limit
     });
     (!is_younger).then(|| Decision::Stale(format!("older than {}", crate::text::duration(limit))))
@@ -81,24 +74,12 @@ pub(super) fn refuse_entry(action: Action, made_at: Option<Timestamp>, entries: 
 
 /// Whether a row is from before the bot's first start: a backfill, or a row moved between partitions. A row
 /// without a usable `created_at` is taken for new when it is inserted, and for old when it is updated.
-fn predates(signal: &Signal, origin: Origin, started_at: Timestamp) -> bool {
+fn predates(order: &Order, origin: Origin, started_at: Timestamp) -> bool {
     if origin == Origin::Recovery {
         return false;
     }
-    match signal.created_at.as_deref().and_then(clock::instant) {
+    match order.created_at.as_deref().and_then(clock::instant) {
         Some(created_at) => started_at.duration_since(created_at) > START_TOLERANCE,
         None => origin == Origin::Update,
     }
-}
-
-/// What the age of a signal is counted from: the older of its event's time and its row's creation, else its last
-/// change.
-pub(super) fn made_at(
-    event_time: Option<&str>,
-    created_at: Option<&str>,
-    updated_at: Option<&str>,
-) -> Option<Timestamp> {
-    let instant = |text: Option<&str>| text.and_then(clock::instant);
-    let first = [instant(event_time), instant(created_at)].into_iter().flatten().min();
-    first.or_else(|| instant(updated_at))
 }

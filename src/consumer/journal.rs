@@ -168,7 +168,7 @@ mod tests {
 
     use super::super::address::Cursor;
     use super::super::line::{Mode, intent_line};
-    use super::super::order::Signal;
+    use super::super::order::Order;
     use super::*;
     use proptest::prelude::*;
 
@@ -192,18 +192,18 @@ mod tests {
         }
     }
 
-    fn signal(id: i64) -> Signal {
+    fn order(id: i64) -> Order {
         let row = format!(
             r#"{{"id":{id},"action":"entry","symbol":"A","side":"BUY","created_at":"2026-11-20T12:00:00Z","note":"{}"}}"#,
             "x".repeat(300)
         );
-        Signal::from_row(&RawValue::from_string(row).unwrap()).unwrap()
+        Order::from_row(&RawValue::from_string(row).unwrap(), Some(id), Some("2026-11-20T12:00:00Z".into())).unwrap()
     }
 
     fn write_orders(journal: &mut Journal, ids: std::ops::RangeInclusive<i64>) {
         for id in ids {
-            let order = signal(id).order(Some(id), Some("2026-11-20T12:00:00Z".into()));
-            journal.append(&intent_line(&order, signal(id).created_at), false).unwrap();
+            let order = order(id);
+            journal.append(&intent_line(&order), false).unwrap();
             let cursor = Cursor { feed_seq: id, event_time: Some("2026-11-20T12:00:00Z".into()) };
             journal.append(&Line::new(Record::Placed).order_key(&order).at(Some(&cursor)), false).unwrap();
         }
@@ -221,7 +221,7 @@ mod tests {
             missed_since: "2026-11-20T11:00:00Z".into(),
         });
         journal.append(&mode, false).unwrap();
-        journal.append(&intent_line(&signal(7000).order(None, None), None), false).unwrap();
+        journal.append(&intent_line(&order(7000)), false).unwrap();
         write_orders(&mut journal, 1..=1000);
         let before = journal.ledger.clone();
         drop(journal);
@@ -236,7 +236,7 @@ mod tests {
             assert_eq!(after.last_event_time, before.last_event_time);
             assert_eq!(after.first_open().unwrap().order.signal_id.get(), "7000");
             for id in 1..=1000 {
-                assert_eq!(after.known(&signal(id).key()), before.known(&signal(id).key()), "{id}");
+                assert_eq!(after.known(&order(id).key()), before.known(&order(id).key()), "{id}");
             }
         }
     }
@@ -257,7 +257,7 @@ mod tests {
             assert_eq!(journal.ledger.first_open().unwrap().order.signal_id.get(), "2");
             write_orders(&mut journal, 3..=3);
             drop(journal);
-            assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&signal(3).key()).is_some());
+            assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&order(3).key()).is_some());
         }
     }
 
@@ -295,7 +295,7 @@ mod tests {
                 Ok(mut journal) => {
                     write_orders(&mut journal, 9..=9);
                     drop(journal);
-                    prop_assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&signal(9).key()).is_some());
+                    prop_assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&order(9).key()).is_some());
                 }
                 Err(error) => prop_assert!(error.to_string().contains("the journal"), "{}", error),
             }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::address::Cursor;
 use super::broker::Attempt;
 use super::line::{Line, Mode, Record, VERSION, intent_line};
-use super::order::{Action, Order, OrderKey, Signal};
+use super::order::{Action, Order, OrderKey};
 use super::{clock, json};
 
 /// What is known about one (id, action). It never leaves the journal.
@@ -21,16 +21,16 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// How a signal with the same id and action differs. If it does, the id was used again.
-    pub(super) fn conflict(&self, signal: &Signal) -> Option<String> {
+    /// How an order with the same id and action differs. If it does, the id was used again.
+    pub(super) fn conflict(&self, order: &Order) -> Option<String> {
         let mut differences = Vec::new();
-        if self.symbol != signal.symbol {
-            differences.push(format!("symbol {} instead of {}", signal.symbol, self.symbol));
+        if self.symbol != order.symbol {
+            differences.push(format!("symbol {} instead of {}", order.symbol, self.symbol));
         }
-        if self.side != signal.side {
-            differences.push(format!("side {} instead of {}", signal.side, self.side));
+        if self.side != order.side {
+            differences.push(format!("side {} instead of {}", order.side, self.side));
         }
-        if let (Some(known), Some(new)) = (&self.created_at, &signal.created_at)
+        if let (Some(known), Some(new)) = (&self.created_at, &order.created_at)
             && !clock::same_instant(known, new)
         {
             differences.push(format!("created_at {new} instead of {known}"));
@@ -43,7 +43,6 @@ impl Known {
 #[derive(Debug, Clone)]
 pub(super) struct OpenIntent {
     pub(super) order: Order,
-    pub(super) created_at: Option<String>,
     pub(super) stage: Stage,
     /// The last attempt to place it.
     pub(super) attempt: Attempt,
@@ -159,12 +158,12 @@ impl Ledger {
 
     fn apply_intent(&mut self, line: &Line) -> Result<(), String> {
         let raw = line.order.as_ref().ok_or("an intent has no order")?;
-        let order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
-        let created_at = line.created_at.clone();
+        let mut order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
+        order.created_at.clone_from(&line.created_at);
         let known = Known {
             symbol: order.symbol.clone(),
             side: order.side.clone(),
-            created_at: created_at.clone(),
+            created_at: order.created_at.clone(),
             outcome: Record::Intent,
         };
         self.known.insert(order.key(), known);
@@ -177,7 +176,7 @@ impl Ledger {
                 attempt.resent |= intent.attempt.resent;
                 (intent.stage, intent.attempt) = (Stage::Unknown, attempt);
             }
-            None => self.intents.push(OpenIntent { order, created_at, stage: Stage::Unknown, attempt }),
+            None => self.intents.push(OpenIntent { order, stage: Stage::Unknown, attempt }),
         }
         Ok(())
     }
@@ -224,12 +223,12 @@ impl Ledger {
                 ..Line::new(Record::Known)
             });
         }
-        for OpenIntent { order, created_at, stage, attempt } in &self.intents {
+        for OpenIntent { order, stage, attempt } in &self.intents {
             lines.push(Line {
                 time: clock::text(attempt.tried_at),
                 order_id: attempt.order_id,
                 resent: attempt.resent.then_some(true),
-                ..intent_line(order, created_at.clone())
+                ..intent_line(order)
             });
             let record = match stage {
                 Stage::Working => Record::Placed,

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::address::Cursor;
 use super::clock;
-use super::order::{Action, Order, OrderKey, Request, Signal, id_text};
+use super::order::{Action, Order, OrderKey, Request, id_text};
 
 /// The version of the format, in the first line.
 pub(super) const VERSION: u32 = 1;
@@ -125,31 +125,24 @@ impl Line {
         Self { record, time: clock::now_text(), ..Self::default() }
     }
 
-    pub(super) fn at(mut self, cursor: Option<&Cursor>) -> Self {
-        self.feed_seq = cursor.map(|cursor| cursor.feed_seq);
-        self.event_time = cursor.and_then(|cursor| cursor.event_time.clone());
-        self
+    pub(super) fn at(self, cursor: Option<&Cursor>) -> Self {
+        let event_time = cursor.and_then(|cursor| cursor.event_time.clone());
+        Self { feed_seq: cursor.map(|cursor| cursor.feed_seq), event_time, ..self }
     }
 
-    pub(super) fn why(mut self, why: impl Into<String>) -> Self {
-        self.why = Some(why.into());
-        self
-    }
-
-    pub(super) fn signal(mut self, signal: &Signal) -> Self {
-        self.signal_id = Some(signal.id.clone());
-        self.action = Some(signal.action);
-        self.symbol = Some(signal.symbol.clone());
-        self.side = Some(signal.side.clone());
-        self.created_at.clone_from(&signal.created_at);
-        self
+    pub(super) fn why(self, why: impl Into<String>) -> Self {
+        Self { why: Some(why.into()), ..self }
     }
 
     /// An outcome needs only the order's key: the intent has the rest.
-    pub(super) fn order_key(mut self, order: &Order) -> Self {
-        self.signal_id = Some(order.signal_id.clone());
-        self.action = Some(order.action);
-        self
+    pub(super) fn order_key(self, order: &Order) -> Self {
+        Self { signal_id: Some(order.signal_id.clone()), action: Some(order.action), ..self }
+    }
+
+    /// For an order that is not placed: what tells it from another one with its key.
+    pub(super) fn facts(self, order: &Order) -> Self {
+        let (symbol, side) = (Some(order.symbol.clone()), Some(order.side.clone()));
+        Self { symbol, side, created_at: order.created_at.clone(), ..self.order_key(order) }
     }
 
     pub(super) fn key(&self) -> Option<OrderKey> {
@@ -158,9 +151,7 @@ impl Line {
 }
 
 /// The line that comes before an order is placed.
-pub(super) fn intent_line(order: &Order, created_at: Option<String>) -> Line {
-    let mut line = Line::new(Record::Intent);
-    line.created_at = created_at;
-    line.order = RawValue::from_string(order.line(Request::Order)).ok();
-    line
+pub(super) fn intent_line(order: &Order) -> Line {
+    let line = RawValue::from_string(order.line(Request::Order)).ok();
+    Line { created_at: order.created_at.clone(), order: line, ..Line::new(Record::Intent) }
 }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::address::FeedUrl;
-use super::order::Signal;
+use super::order::Order;
 use super::sse::Event;
 use super::stream::Cause;
 use super::{clock, json};
@@ -79,8 +79,8 @@ pub struct SignalEvent {
     pub event_time: Option<String>,
     /// Whether it is an `UPDATE`: the row was there before.
     pub is_update: bool,
-    /// The row, or why it cannot be used.
-    pub signal: Result<Box<Signal>, String>,
+    /// The order that its row asks for, or why the row cannot be used.
+    pub order: Result<Box<Order>, String>,
     /// The whole data as received.
     pub data: String,
 }
@@ -171,13 +171,15 @@ fn signal(event: Event) -> FeedEvent {
         let why = format!("the event's data has the number {feed_seq}, its block has another one");
         return FeedEvent::Unreadable { feed_seq: id, why, data: event.data };
     }
+    let event_time = wire.event_time.filter(|time| clock::is_rfc3339(time));
     let row = wire.signal.ok_or_else(|| "the event has no row".to_owned());
+    let order = row.and_then(|row| Order::from_row(row, Some(feed_seq), event_time.clone()));
     FeedEvent::Signal(SignalEvent {
         feed_seq,
         prev_seq: wire.prev_seq,
-        event_time: wire.event_time.filter(|time| clock::is_rfc3339(time)),
+        event_time,
         is_update: wire.op.as_deref() == Some("UPDATE"),
-        signal: row.and_then(Signal::from_row).map(Box::new),
+        order: order.map(Box::new),
         data: event.data,
     })
 }
@@ -254,8 +256,7 @@ mod tests {
             "signal":{"id":1,"action":"entry","symbol":"A","side":"BUY","more":{}}}"#;
         let FeedEvent::Signal(event) = read("signal", "5", data) else { panic!("no signal") };
         assert_eq!((event.feed_seq, event.prev_seq, event.is_update), (5, Some(4), true));
-        let order = event.signal.unwrap().order(Some(5), event.event_time);
-        assert!(!order.line(super::super::order::Request::Order).contains('\n'));
+        assert!(!event.order.unwrap().line(super::super::order::Request::Order).contains('\n'));
     }
 
     #[test]
@@ -271,7 +272,7 @@ mod tests {
             panic!("no signal")
         };
         assert_eq!(event.feed_seq, 8);
-        assert!(event.signal.is_err());
+        assert!(event.order.is_err());
     }
 
     #[test]

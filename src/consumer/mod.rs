@@ -33,8 +33,8 @@
 //!     loop {
 //!         match follower.next_event().map_err(|end| format!("{end:?}"))? {
 //!             FeedEvent::Signal(event) => {
-//!                 match &event.signal {
-//!                     Ok(signal) => println!("{} {} {}", signal.action, signal.side, signal.symbol),
+//!                 match &event.order {
+//!                     Ok(order) => println!("{} {} {}", order.action, order.side, order.symbol),
 //!                     Err(why) => eprintln!("event {} cannot be used: {why}", event.feed_seq),
 //!                 }
 //!                 // Save the cursor first, then acknowledge.

@@ -1,12 +1,14 @@
 //! An order, made from a row of `signal`, and the key under which it is placed at most once.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::json;
+use super::{clock, json};
 
 /// Characters other than letters and digits that an order's reference keeps.
 const KEPT_IN_REFERENCES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
@@ -41,7 +43,7 @@ pub struct OrderKey {
     pub action: Action,
 }
 
-/// One order as the broker gets it. As one line of JSON, it is the input of an `exec:` program.
+/// One order, made from a row of `signal`. As one line of JSON, it is the input of an `exec:` program.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
     /// See [`order_ref`].
@@ -64,6 +66,9 @@ pub struct Order {
     pub event_time: Option<String>,
     /// The whole row.
     pub signal: Box<RawValue>,
+    /// The row's `created_at`, as it was written. It is not a part of the line.
+    #[serde(skip)]
+    pub created_at: Option<String>,
 }
 
 /// What an `exec:` program should do.
@@ -76,9 +81,54 @@ pub enum Request {
 }
 
 impl Order {
+    /// Makes the order of a row; `feed_seq` and `event_time` are `None` in recovery.
+    ///
+    /// # Errors
+    /// Which part of the row cannot be used, and why.
+    pub fn from_row(row: &RawValue, feed_seq: Option<i64>, event_time: Option<String>) -> Result<Self, String> {
+        // First: each column becomes part of a line too.
+        let row = on_one_line(row);
+        let columns = columns(&row).map_err(|error| format!("the row cannot be read: {error}"))?;
+        let raw = |name| columns.get(name).copied().filter(|value: &&RawValue| value.get() != "null");
+        let text = |name| raw(name).and_then(string);
+        let or_null = |name| raw(name).unwrap_or(RawValue::NULL).to_owned();
+        let (signal_id, id_text) = usable_id(raw("id").ok_or("the row has no id")?)?;
+        let action = match text("action").as_deref() {
+            Some("entry") => Action::Entry,
+            Some("exit") => Action::Exit,
+            _ => return Err("the row's action is neither entry nor exit".to_owned()),
+        };
+        let symbol = text("symbol").filter(|symbol| !symbol.trim().is_empty()).ok_or("the row has no symbol")?;
+        if symbol.contains(char::is_control) {
+            return Err("the row's symbol holds control characters".to_owned());
+        }
+        let side = text("side").filter(|side| side == "BUY" || side == "SELL");
+        Ok(Self {
+            order_ref: order_ref(&id_text, action),
+            signal_id,
+            action,
+            symbol,
+            side: side.ok_or("the row's side is neither BUY nor SELL")?,
+            quantity: or_null("quantity"),
+            price: or_null("price"),
+            feed_seq,
+            event_time,
+            created_at: text("created_at"),
+            signal: row,
+        })
+    }
+
     /// The key of this order.
     pub fn key(&self) -> OrderKey {
         OrderKey { id: id_text(&self.signal_id).unwrap_or_default(), action: self.action }
+    }
+
+    /// What its age is counted from: the older of its event's time and its row's creation, else the row's last change.
+    pub(super) fn made_at(&self) -> Option<Timestamp> {
+        let instant = |text: &String| clock::instant(text);
+        let times = [&self.event_time, &self.created_at];
+        let first = times.into_iter().flatten().filter_map(instant).min();
+        first.or_else(|| instant(&string(columns(&self.signal).ok()?.get("updated_at")?)?))
     }
 
     /// A short description: `BUY 100 ACME at 12.50`.
@@ -101,111 +151,6 @@ impl Order {
     }
 }
 
-/// A row of `signal` that a bot can act on.
-#[derive(Debug, Clone)]
-pub struct Signal {
-    /// The row's `id` as JSON, a number in its canonical text.
-    pub id: Box<RawValue>,
-    /// The id's text.
-    pub id_text: String,
-    /// Entry or exit.
-    pub action: Action,
-    /// What to trade.
-    pub symbol: String,
-    /// `BUY` or `SELL`.
-    pub side: String,
-    quantity: Option<Box<RawValue>>,
-    price: Option<Box<RawValue>>,
-    /// `created_at`, as it was written.
-    pub created_at: Option<String>,
-    /// `updated_at`, as it was written.
-    pub updated_at: Option<String>,
-    /// The whole row.
-    pub row: Box<RawValue>,
-}
-
-/// The columns that the bot uses, each as it was written.
-#[derive(Deserialize)]
-struct Columns<'a> {
-    #[serde(borrow, default)]
-    id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    action: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    symbol: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    side: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    quantity: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    price: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    created_at: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    updated_at: Option<&'a RawValue>,
-}
-
-impl Signal {
-    /// Reads a row.
-    ///
-    /// # Errors
-    /// Which part of it cannot be used, and why.
-    pub fn from_row(row: &RawValue) -> Result<Self, String> {
-        // First: each column becomes part of a line too.
-        let row = on_one_line(row);
-        let columns: Columns<'_> =
-            json::object(row.get()).map_err(|error| format!("the row cannot be read: {error}"))?;
-        let (id, id_text) = usable_id(columns.id.ok_or("the row has no id")?)?;
-        let action = match string(columns.action).as_deref() {
-            Some("entry") => Action::Entry,
-            Some("exit") => Action::Exit,
-            _ => return Err("the row's action is neither entry nor exit".to_owned()),
-        };
-        let symbol =
-            string(columns.symbol).filter(|symbol| !symbol.trim().is_empty()).ok_or("the row has no symbol")?;
-        if symbol.contains(char::is_control) {
-            return Err("the row's symbol holds control characters".to_owned());
-        }
-        let side = string(columns.side)
-            .filter(|side| side == "BUY" || side == "SELL")
-            .ok_or("the row's side is neither BUY nor SELL")?;
-        Ok(Self {
-            id,
-            id_text,
-            action,
-            symbol,
-            side,
-            quantity: columns.quantity.map(ToOwned::to_owned),
-            price: columns.price.map(ToOwned::to_owned),
-            created_at: string(columns.created_at),
-            updated_at: string(columns.updated_at),
-            row,
-        })
-    }
-
-    /// The key of this row's order.
-    pub fn key(&self) -> OrderKey {
-        OrderKey { id: self.id_text.clone(), action: self.action }
-    }
-
-    /// The order of this row; both arguments are `None` in recovery.
-    pub fn order(&self, feed_seq: Option<i64>, event_time: Option<String>) -> Order {
-        let or_null = |value: &Option<Box<RawValue>>| value.clone().unwrap_or_else(|| RawValue::NULL.to_owned());
-        Order {
-            order_ref: order_ref(&self.id_text, self.action),
-            signal_id: self.id.clone(),
-            action: self.action,
-            symbol: self.symbol.clone(),
-            side: self.side.clone(),
-            quantity: or_null(&self.quantity),
-            price: or_null(&self.price),
-            feed_seq,
-            event_time,
-            signal: self.row.clone(),
-        }
-    }
-}
-
 /// `sf-<signal_id>-<action>`, other characters than letters, digits, `.`, `_`, `-` percent-encoded.
 pub fn order_ref(id: &str, action: Action) -> String {
     format!("sf-{}-{action}", utf8_percent_encode(id, KEPT_IN_REFERENCES))
@@ -214,7 +159,7 @@ pub fn order_ref(id: &str, action: Action) -> String {
 /// The text of an id: a string's content, or a number's canonical text. Nothing else is an id.
 pub(super) fn id_text(raw: &RawValue) -> Option<String> {
     match raw.get().as_bytes().first()? {
-        b'"' => string(Some(raw)),
+        b'"' => string(raw),
         b'-' | b'0'..=b'9' => canonical_number(raw.get()),
         _ => None,
     }
@@ -272,8 +217,13 @@ fn on_one_line(row: &RawValue) -> Box<RawValue> {
     }
 }
 
-fn string(raw: Option<&RawValue>) -> Option<String> {
-    serde_json::from_str(raw?.get()).ok()
+/// The columns of a row, each as it was written.
+pub(super) fn columns(row: &RawValue) -> Result<BTreeMap<String, &RawValue>, String> {
+    json::object(row.get())
+}
+
+fn string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
 }
 
 #[cfg(test)]
@@ -281,15 +231,15 @@ fn string(raw: Option<&RawValue>) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn signal(row: &str) -> Result<Signal, String> {
-        Signal::from_row(&RawValue::from_string(row.to_owned()).unwrap())
+    fn order(row: &str) -> Result<Order, String> {
+        Order::from_row(&RawValue::from_string(row.to_owned()).unwrap(), Some(9), Some("t".into()))
     }
 
     #[test]
     fn the_order_keeps_every_digit_and_names_its_kind() {
         let row =
             r#"{"id":7,"action":"exit","symbol":"A","side":"SELL","quantity":0.10000000000000000000001,"price":1.50}"#;
-        let line = signal(row).unwrap().order(Some(9), Some("t".into())).line(Request::Order);
+        let line = order(row).unwrap().line(Request::Order);
         assert!(line.starts_with(r#"{"type":"order","order_ref":"sf-7-exit","signal_id":7,"action":"exit""#), "{line}");
         assert!(line.contains(r#""quantity":0.10000000000000000000001,"price":1.50,"feed_seq":9"#), "{line}");
         assert!(line.ends_with(&format!("\"signal\":{row}}}")), "{line}");
@@ -303,7 +253,7 @@ mod tests {
     fn an_order_is_one_line_however_its_row_is_written() {
         let row =
             "{\"id\":7,\"action\":\"exit\",\r\n\"symbol\":\"A\",\"side\":\"SELL\",\"quantity\":[1,\n2],\"price\":{\n}}";
-        let order = signal(row).unwrap().order(Some(9), None);
+        let order = order(row).unwrap();
         assert_eq!((order.quantity.get(), order.price.get()), ("[1, 2]", "{ }"));
         assert!(!order.line(Request::Order).contains(['\n', '\r']));
     }
@@ -332,7 +282,7 @@ mod tests {
         assert_eq!(canonical_number("1e401"), None);
         assert_eq!(canonical_number("1e-9999999999999999999999"), None);
         let row = r#"{"id":1.0,"action":"exit","symbol":"A","side":"BUY"}"#;
-        let order = signal(row).unwrap().order(None, None);
+        let order = order(row).unwrap();
         assert_eq!((order.signal_id.get(), order.order_ref.as_str()), ("1", "sf-1-exit"));
     }
 
@@ -352,7 +302,7 @@ mod tests {
             (r#"{"id":1,"action":"exit","symbol":"","side":"BUY"}"#, "symbol"),
             (r#"{"id":1,"action":"exit","symbol":"A","side":"buy"}"#, "side"),
         ] {
-            assert!(signal(row).is_err_and(|why| why.contains(word)), "{row}");
+            assert!(order(row).is_err_and(|why| why.contains(word)), "{row}");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::super::decide::{Decision, Entries, Origin, decide};
 use super::super::ledger::OpenIntent;
 use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
-use super::super::order::{Action, Order, Signal};
+use super::super::order::{Action, Order};
 use super::settle::{Acted, Wait};
 use super::{Bot, Halt};
 use crate::error::Error;
@@ -16,17 +16,16 @@ use crate::text::clip;
 impl Bot<'_> {
     /// Handles an event. It is acknowledged only when this is done, so after a crash it comes again.
     pub(super) fn signal(&mut self, event: SignalEvent) -> Result<(), Halt> {
-        let cursor = Cursor { feed_seq: event.feed_seq, event_time: event.event_time.clone() };
-        let signal = match event.signal {
-            Ok(signal) => signal,
+        let cursor = Cursor { feed_seq: event.feed_seq, event_time: event.event_time };
+        let order = match event.order {
+            Ok(order) => order,
             Err(why) => {
                 self.unusable(Some(&cursor), &format!("event {}: {why}", event.feed_seq), &event.data)?;
                 return Ok(self.moved(true)?);
             }
         };
         let origin = if event.is_update { Origin::Update } else { Origin::Insert };
-        let order = signal.order(Some(event.feed_seq), event.event_time);
-        match self.act(&signal, &order, origin, Some(&cursor))? {
+        match self.act(&order, origin, Some(&cursor))? {
             Acted::Done { sync } => Ok(self.moved(sync)?),
             Acted::Open(wait) => {
                 self.follower.disconnect();
@@ -40,18 +39,11 @@ impl Bot<'_> {
         Entries { are_blocked, max_age: self.options.max_entry_age }
     }
 
-    /// Decides about a signal and acts on the decision. `cursor` is where the cursor then moves; none in recovery.
-    pub(super) fn act(
-        &mut self,
-        signal: &Signal,
-        order: &Order,
-        origin: Origin,
-        cursor: Option<&Cursor>,
-    ) -> Result<Acted, Error> {
+    /// Decides about an order and acts on the decision. `cursor` is where the cursor then moves; none in recovery.
+    pub(super) fn act(&mut self, order: &Order, origin: Origin, cursor: Option<&Cursor>) -> Result<Acted, Error> {
         let name = &order.order_ref;
-        let event_time = order.event_time.as_deref();
-        let line = match decide(&self.journal.ledger, signal, event_time, origin, self.entries()) {
-            Decision::Place => return self.place(order, signal.created_at.clone(), cursor),
+        let line = match decide(&self.journal.ledger, order, origin, self.entries()) {
+            Decision::Place => return self.place(order, cursor),
             Decision::PassOver => {
                 log::debug!("{name} is known: placing nothing");
                 if cursor.is_some() {
@@ -64,12 +56,12 @@ impl Bot<'_> {
                     "{name} is known with other facts ({difference}): was the id used again? Nothing is placed"
                 );
                 self.alert_about(Reason::IdReused, &message, order);
-                Line::new(Record::Conflict).why(difference)
+                Line::new(Record::Conflict).facts(order).why(difference)
             }
             Decision::Blocked => self.refused(order, Record::Blocked, "close-only mode"),
             Decision::Stale(why) => self.refused(order, Record::Stale, &why),
         };
-        self.journal.append(&line.signal(signal).at(cursor), true)?;
+        self.journal.append(&line.at(cursor), true)?;
         Ok(Acted::Done { sync: true })
     }
 
@@ -81,16 +73,11 @@ impl Bot<'_> {
         } else {
             log::warn!("{name} is {what}: {why}");
         }
-        Line::new(record).order_key(order).why(why)
+        Line::new(record).facts(order).why(why)
     }
 
-    pub(super) fn place(
-        &mut self,
-        order: &Order,
-        created_at: Option<String>,
-        cursor: Option<&Cursor>,
-    ) -> Result<Acted, Error> {
-        let mut intent = intent_line(order, created_at);
+    pub(super) fn place(&mut self, order: &Order, cursor: Option<&Cursor>) -> Result<Acted, Error> {
+        let mut intent = intent_line(order);
         intent.order_id = self.broker.next_order_id(self.journal.ledger.highest_order_id);
         self.journal.append(&intent, true)?;
         let answer = self.broker.place(order, intent.order_id);

@@ -8,13 +8,13 @@ use serde_json::value::RawValue;
 use super::super::address::Cursor;
 use super::super::alert::Reason;
 use super::super::clock;
-use super::super::decide::{Decision, Entries, Origin, decide, made_at};
+use super::super::decide::{Decision, Entries, Origin, decide};
 use super::super::follow::{FeedEvent, Follower};
 use super::super::journal::Journal;
 use super::super::ledger::Ledger;
 use super::super::line::{Line, Mode, Record};
 use super::super::message::Connected;
-use super::super::order::{Action, Order, Signal};
+use super::super::order::{Action, Order};
 use super::super::recovery::{Recovery, Snapshot, read_snapshot};
 use super::super::state::StateFile;
 use super::settle::Acted;
@@ -44,9 +44,9 @@ impl Bot<'_> {
         self.follower.acknowledge(cursor);
         let ledger = &self.journal.ledger;
         let is_placed =
-            |signal: &&Signal| ledger.known(&signal.key()).is_some_and(|known| known.outcome == Record::Placed);
-        let placed = plan.signals.iter().filter(is_placed).count();
-        let planned = plan.signals.len();
+            |order: &&Order| ledger.known(&order.key()).is_some_and(|known| known.outcome == Record::Placed);
+        let placed = plan.orders.iter().filter(is_placed).count();
+        let planned = plan.orders.len();
         log::info!(
             "recovery ends: placed {placed} of {planned} orders; the stream continues after {}",
             snapshot.cursor
@@ -69,11 +69,11 @@ impl Bot<'_> {
         if self.stop.is_asked() {
             return Err(Halt::Stopped);
         }
-        let signal = match read_row(row) {
-            Ok(signal) => signal,
+        let order = match read_row(row) {
+            Ok(order) => order,
             Err(why) => return Ok(self.unusable(None, &format!("a row that recovery found: {why}"), row)?),
         };
-        match self.act(&signal, &signal.order(None, None), Origin::Recovery, None)? {
+        match self.act(&order, Origin::Recovery, None)? {
             Acted::Done { .. } => Ok(()),
             Acted::Open(wait) => self.settle(wait),
         }
@@ -92,15 +92,12 @@ pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>,
     let snapshot = read_snapshot(recovery, missed_since(&ledger).as_deref())?;
     require_same_log(&ledger, &snapshot)?;
     let plan = Plan::new(options, &ledger, &snapshot);
-    let waiting = ledger.open().map(|intent| {
-        let made_at = made_at(intent.order.event_time.as_deref(), intent.created_at.as_deref(), None);
-        format!("{}, waits in the journal", describe(&intent.order, made_at, plan.now))
-    });
-    let missed =
-        plan.signals.iter().map(|signal| describe(&signal.order(None, None), age_counts_from(signal), plan.now));
-    let refused = plan.refused.iter().map(|(signal, difference)| {
-        format!("{} is refused, {}: {difference}", signal.order(None, None).order_ref, Reason::IdReused)
-    });
+    let waiting = ledger.open().map(|intent| format!("{}, waits in the journal", describe(&intent.order, plan.now)));
+    let missed = plan.orders.iter().map(|order| describe(order, plan.now));
+    let refused = plan
+        .refused
+        .iter()
+        .map(|(order, difference)| format!("{} is refused, {}: {difference}", order.order_ref, Reason::IdReused));
     // First what recovery would place, in its order.
     let mut lines: Vec<String> = waiting.chain(missed).chain(refused).collect();
     lines.push(format!("recovery would find: {plan}"));
@@ -127,20 +124,17 @@ fn require_same_log(ledger: &Ledger, snapshot: &Snapshot) -> Result<(), Error> {
     }
 }
 
-fn read_row(row: &str) -> Result<Signal, String> {
-    Signal::from_row(&RawValue::from_string(row.to_owned()).map_err(|error| error.to_string())?)
-}
-
-fn age_counts_from(signal: &Signal) -> Option<Timestamp> {
-    made_at(None, signal.created_at.as_deref(), signal.updated_at.as_deref())
+fn read_row(row: &str) -> Result<Order, String> {
+    let row = RawValue::from_string(row.to_owned()).map_err(|error| error.to_string())?;
+    Order::from_row(&row, None, None)
 }
 
 /// The orders of a snapshot's rows.
 struct Plan {
     now: Timestamp,
-    signals: Vec<Signal>,
+    orders: Vec<Order>,
     /// With a known id and action and other facts, and what differs.
-    refused: Vec<(Signal, String)>,
+    refused: Vec<(Order, String)>,
     waiting: usize,
     stale: usize,
     unusable: usize,
@@ -149,24 +143,24 @@ struct Plan {
 impl Plan {
     fn new(options: &BotOptions, ledger: &Ledger, snapshot: &Snapshot) -> Self {
         let (now, waiting) = (Timestamp::now(), ledger.open().count());
-        let mut plan = Self { now, signals: Vec::new(), refused: Vec::new(), waiting, stale: 0, unusable: 0 };
+        let mut plan = Self { now, orders: Vec::new(), refused: Vec::new(), waiting, stale: 0, unusable: 0 };
         // Two rows may have the same id: `signal` need not have a primary key.
         let mut ledger = ledger.clone();
         let entries = Entries { are_blocked: false, max_age: options.max_entry_age };
         for row in &snapshot.rows {
-            let Ok(signal) = read_row(row) else {
+            let Ok(order) = read_row(row) else {
                 plan.unusable += 1;
                 continue;
             };
-            let decision = decide(&ledger, &signal, None, Origin::Recovery, entries);
+            let decision = decide(&ledger, &order, Origin::Recovery, entries);
             if matches!(decision, Decision::Place | Decision::Stale(_)) {
                 // It fails only for lines without an id and an action.
-                let _ = ledger.apply(&Line::new(Record::Stale).signal(&signal));
+                let _ = ledger.apply(&Line::new(Record::Stale).facts(&order));
             }
             match decision {
-                Decision::Place => plan.signals.push(signal),
+                Decision::Place => plan.orders.push(order),
                 Decision::Stale(_) => plan.stale += 1,
-                Decision::Conflict(difference) => plan.refused.push((signal, difference)),
+                Decision::Conflict(difference) => plan.refused.push((order, difference)),
                 Decision::PassOver | Decision::Blocked => {}
             }
         }
@@ -176,10 +170,10 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exits = self.signals.iter().filter(|signal| signal.action == Action::Exit).count();
-        let (orders, entries) = (self.signals.len(), self.signals.len() - exits);
+        let exits = self.orders.iter().filter(|order| order.action == Action::Exit).count();
+        let (orders, entries) = (self.orders.len(), self.orders.len() - exits);
         write!(f, "{orders} orders to place ({entries} entries, {exits} exits")?;
-        if let Some(oldest) = self.signals.iter().filter_map(age_counts_from).min() {
+        if let Some(oldest) = self.orders.iter().filter_map(Order::made_at).min() {
             write!(f, ", the oldest {} old", age(oldest, self.now))?;
         }
         let (waiting, stale, refused, unusable) = (self.waiting, self.stale, self.refused.len(), self.unusable);
@@ -190,9 +184,9 @@ impl fmt::Display for Plan {
     }
 }
 
-fn describe(order: &Order, made_at: Option<Timestamp>, now: Timestamp) -> String {
+fn describe(order: &Order, now: Timestamp) -> String {
     let (name, terms) = (&order.order_ref, order.terms());
-    match made_at {
+    match order.made_at() {
         Some(made_at) => format!("{name} {terms}, {} old", age(made_at, now)),
         None => format!("{name} {terms}, of unknown age"),
     }

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use super::super::alert::{Level, Reason};
 use super::super::backoff::Backoff;
 use super::super::broker::Answer;
-use super::super::decide::{Decision, made_at, refuse_entry};
+use super::super::decide::{Decision, refuse_entry};
 use super::super::ledger::{OpenIntent, Stage};
 use super::super::line::Record;
-use super::super::order::Signal;
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::logging::LIMITED;
@@ -135,9 +134,7 @@ impl Bot<'_> {
 
     fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let order = &intent.order;
-        let updated_at = Signal::from_row(&order.signal).ok().and_then(|row| row.updated_at);
-        let made_at = made_at(order.event_time.as_deref(), intent.created_at.as_deref(), updated_at.as_deref());
-        let line = match refuse_entry(order.action, made_at, self.entries()) {
+        let line = match refuse_entry(order, self.entries()) {
             Some(Decision::Blocked) => Some(self.refused(order, Record::Blocked, "close-only mode")),
             Some(Decision::Stale(why)) => Some(self.refused(order, Record::Stale, &why)),
             _ => None,
@@ -146,7 +143,7 @@ impl Bot<'_> {
             self.journal.append(&line, true)?;
             return Ok(None);
         }
-        match self.place(order, intent.created_at.clone(), None)? {
+        match self.place(order, None)? {
             Acted::Done { .. } => Ok(None),
             Acted::Open(wait) => Ok(wait),
         }

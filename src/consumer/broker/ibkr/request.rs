@@ -4,9 +4,8 @@
 use ibapi::contracts::Contract;
 use ibapi::orders::{Action, Order as ApiOrder};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
-use crate::consumer::order::Order;
+use crate::consumer::order::{Order, columns};
 
 const CURRENCY: &str = "USD";
 const EXCHANGE: &str = "SMART";
@@ -17,17 +16,15 @@ const SEC_TYPE: &str = "STK";
 /// # Errors
 /// Why the row asks for something that the bot does not send.
 pub(super) fn request(order: &Order, accounts: &[String]) -> Result<(Contract, ApiOrder), String> {
-    let row: Map<String, Value> =
-        serde_json::from_str(order.signal.get()).map_err(|error| format!("read the row: {error}"))?;
+    let row = columns(&order.signal).map_err(|error| format!("read the row: {error}"))?;
     // An order names no account: it goes to the login's only one.
     let account = if let [account] = accounts { account.as_str() } else { "" };
     for (column, sent) in [("currency", CURRENCY), ("exchange", EXCHANGE), ("sec_type", SEC_TYPE), ("account", account)]
     {
-        let wish = row.get(column).unwrap_or(&Value::Null);
-        let is_met = match wish {
-            Value::Null => true,
-            Value::String(wish) => wish.trim().is_empty() || wish.trim().eq_ignore_ascii_case(sent),
-            _ => false,
+        let wish = row.get(column).map_or("null", |wish| wish.get());
+        let is_met = match serde_json::from_str::<Option<String>>(wish) {
+            Ok(wish) => wish.is_none_or(|wish| wish.trim().is_empty() || wish.trim().eq_ignore_ascii_case(sent)),
+            Err(_) => false,
         };
         if !is_met {
             let sent = if sent.is_empty() { "none" } else { sent };
@@ -62,12 +59,11 @@ pub(super) fn number(raw: &RawValue) -> Option<f64> {
 #[allow(clippy::unwrap_used, reason = "a test that fails says so by panicking")]
 mod tests {
     use super::*;
-    use crate::consumer::order::Signal;
 
     fn asked(columns: &str) -> Result<(Contract, ApiOrder), String> {
         let row = format!(r#"{{"id":1,"action":"exit","symbol":" BRK B ","side":"SELL","quantity":"100"{columns}}}"#);
-        let signal = Signal::from_row(&RawValue::from_string(row).unwrap()).unwrap();
-        request(&signal.order(None, None), &["DU1".to_owned()])
+        let order = Order::from_row(&RawValue::from_string(row).unwrap(), None, None).unwrap();
+        request(&order, &["DU1".to_owned()])
     }
 
     #[test]
