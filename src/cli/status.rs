@@ -80,14 +80,21 @@ fn show(status: &Value) -> Result<(), Error> {
     let behind = status["standby_lag_seconds"].as_f64().map(|lag| format!(", {lag:.1} s behind its primary"));
     let last_event = time(&status["last_event_at"]).map(|at| format!("{} ago ({at:.0})", since(at)));
     let up = time(&status["started_at"]).map(since).unwrap_or_default();
+    let outage =
+        status["database"]["outage_seconds"].as_f64().and_then(|outage| Duration::try_from_secs_f64(outage).ok());
+    let degraded = outage.map(|outage| {
+        format!(" for {} (the server's log says why)", text::duration(Duration::from_secs(outage.as_secs())))
+    });
     let plain = |name: &str| plain(&status[name]);
     let rows = [
         ["server", &format!("{}, version {}, up {up}", plain("instance"), plain("version"))],
         [
             "state",
             &format!(
-                "{}, capture {}, {}{}",
+                "{}{}, capture {}{}, {}{}",
                 plain("state"),
+                degraded.as_deref().unwrap_or_default(),
+                if outage.is_some() { "was last " } else { "" },
                 plain("capture"),
                 plain("role"),
                 behind.unwrap_or_default()

@@ -341,6 +341,8 @@ fn the_status_command_shows_what_needs_attention_and_its_exit_code_reports_it() 
     database.lock_out();
     until("the server is degraded", || (server.status()["state"] == "degraded").then_some(()));
     assert!(ask(&["--json"]).failed(1).contains("the server is degraded"));
+    let said = ask(&[]).stdout;
+    assert!(said.contains("degraded for ") && said.contains("capture was last off"), "{said}");
     database.let_in();
 
     let feed = format!("http://{}", server.address());
