@@ -1,10 +1,8 @@
 //! The command line of `trader-bot`.
 
-use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -63,7 +61,7 @@ struct Args {
     backoff_max: Duration,
 
     /// Where orders go: paper, exec:PROGRAM, or ibkr:HOST:PORT in a build with that feature
-    #[arg(long, value_name = "BROKER", default_value = "paper", help_heading = "Orders")]
+    #[arg(long, value_name = "BROKER", default_value = "paper", value_parser = parse_broker, help_heading = "Orders")]
     broker: BrokerChoice,
     /// Longest time for one order or one look-up
     #[arg(long, value_name = "DURATION", default_value = "30s",
@@ -117,38 +115,24 @@ enum BrokerChoice {
     Ibkr(String),
 }
 
-impl FromStr for BrokerChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "paper" => Ok(Self::Paper),
-            Some(("exec", program)) if !program.is_empty() => Ok(Self::Exec(PathBuf::from(program))),
-            #[cfg(feature = "ibkr")]
-            Some(("ibkr", address)) if is_address(address) => Ok(Self::Ibkr(address.to_owned())),
-            #[cfg(not(feature = "ibkr"))]
-            Some(("ibkr", _)) => Err("this build has no feature ibkr; expected paper or exec:PROGRAM".to_owned()),
-            #[cfg(feature = "ibkr")]
-            _ => Err("expected paper, exec:PROGRAM or ibkr:HOST:PORT".to_owned()),
-            #[cfg(not(feature = "ibkr"))]
-            _ => Err("expected paper or exec:PROGRAM".to_owned()),
+fn parse_broker(text: &str) -> Result<BrokerChoice, String> {
+    let expected = if cfg!(feature = "ibkr") {
+        "expected paper, exec:PROGRAM or ibkr:HOST:PORT"
+    } else {
+        "expected paper or exec:PROGRAM"
+    };
+    match text.split_once(':') {
+        None if text == "paper" => Ok(BrokerChoice::Paper),
+        Some(("exec", program)) if !program.is_empty() => Ok(BrokerChoice::Exec(PathBuf::from(program))),
+        #[cfg(feature = "ibkr")]
+        Some(("ibkr", address))
+            if address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
+        {
+            Ok(BrokerChoice::Ibkr(address.to_owned()))
         }
-    }
-}
-
-#[cfg(feature = "ibkr")]
-fn is_address(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-}
-
-impl fmt::Display for BrokerChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Paper => f.write_str("paper"),
-            Self::Exec(program) => write!(f, "exec:{}", program.display()),
-            #[cfg(feature = "ibkr")]
-            Self::Ibkr(address) => write!(f, "ibkr:{address}"),
-        }
+        #[cfg(not(feature = "ibkr"))]
+        Some(("ibkr", _)) => Err(format!("this build has no feature ibkr; {expected}")),
+        _ => Err(expected.to_owned()),
     }
 }
 
@@ -173,12 +157,10 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let options = args.options(matches)?;
-    if let (true, Some(recovery)) = (args.recovery_dry_run, &options.recovery) {
-        logging::start(args.log_level);
-        let lines = bot::dry_run(&options, recovery)?;
-        return output(lines.iter().map(|line| one_line(line)));
-    }
     logging::start(args.log_level);
+    if let (true, Some(recovery)) = (args.recovery_dry_run, &options.recovery) {
+        return output(bot::dry_run(&options, recovery)?.iter().map(|line| one_line(line)));
+    }
     let stop = Stop::new();
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.ask())
@@ -215,14 +197,14 @@ impl Args {
         })
     }
 
-    /// A flag wins over the environment, the key itself over its file.
+    /// A flag wins over the environment, the key itself over its file. An environment file with every option may leave
+    /// some empty.
     fn key(&self, matches: &ArgMatches) -> Result<ApiKey, Error> {
         let is_flag = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
-        let file_wins = is_flag("feed_api_key_file") && !is_flag("feed_api_key");
-        // An environment file with every option may leave some empty.
+        let key_wins = is_flag("feed_api_key") || !is_flag("feed_api_key_file");
         let key = self.feed_api_key.as_ref().filter(|key| !key.is_empty() || is_flag("feed_api_key"));
         match (key, &self.feed_api_key_file) {
-            (Some(key), file) if file.is_none() || !file_wins => {
+            (Some(key), file) if key_wins || file.is_none() => {
                 ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))
             }
             (_, Some(file)) => ApiKey::from_file(file),

@@ -6,7 +6,7 @@ use crate::random::random_between;
 
 /// The waits between tries.
 #[derive(Debug, Clone)]
-pub struct Backoff {
+pub(super) struct Backoff {
     min: Duration,
     max: Duration,
     failures: u32,
@@ -14,19 +14,19 @@ pub struct Backoff {
 
 impl Backoff {
     /// The first wait is at most `min`. The limit doubles with each failure, up to `max`.
-    pub fn new(min: Duration, max: Duration) -> Self {
+    pub(super) fn new(min: Duration, max: Duration) -> Self {
         Self { min: min.min(max), max, failures: 0 }
     }
 
     /// The wait after one more failure.
-    pub fn next_wait(&mut self) -> Duration {
+    pub(super) fn next_wait(&mut self) -> Duration {
         let limit = self.limit();
         self.failures = self.failures.saturating_add(1);
         random_between(Duration::ZERO, limit)
     }
 
     /// Starts again from the minimum, after the work succeeded for long enough.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
 

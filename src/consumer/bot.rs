@@ -8,6 +8,8 @@ mod recover;
 mod settle;
 
 use std::collections::HashSet;
+use std::convert::Infallible;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +20,7 @@ use super::address::Cursor;
 use super::alert::{Alerts, Level, Reason};
 use super::broker::Broker;
 use super::clock;
-use super::files::{Lock, resolved};
+use super::files::{resolved, take_lock};
 use super::follow::{Alarm, End, FeedEvent, FollowOptions, Follower, Interruption};
 use super::journal::Journal;
 use super::line::{Line, Mode, Record};
@@ -39,7 +41,7 @@ const MOST_UNREADABLE: usize = 1000;
 
 /// What to do when the feed cannot deliver an event to any client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum OnQuarantined {
+pub(crate) enum OnQuarantined {
     /// Only raise a CRITICAL alert.
     Alert,
     /// Raise the alert and enter close-only mode.
@@ -48,27 +50,27 @@ pub enum OnQuarantined {
 
 /// The bot's options.
 #[derive(Debug)]
-pub struct BotOptions {
+pub(crate) struct BotOptions {
     /// The feed.
-    pub follow: FollowOptions,
+    pub(crate) follow: FollowOptions,
     /// Cursor and mode.
-    pub state_file: PathBuf,
+    pub(crate) state_file: PathBuf,
     /// The journal: every order ever.
-    pub journal: PathBuf,
+    pub(crate) journal: PathBuf,
     /// Entries older than this are not placed; `None`: all are.
-    pub max_entry_age: Option<Duration>,
+    pub(crate) max_entry_age: Option<Duration>,
     /// What to do when the feed cannot deliver an event to any client.
-    pub on_quarantined: OnQuarantined,
+    pub(crate) on_quarantined: OnQuarantined,
     /// If an order's outcome is unknown, a broker that is away for longer than this raises a CRITICAL alert.
-    pub away_patience: Duration,
+    pub(crate) away_patience: Duration,
     /// Raises alerts.
-    pub alert_command: Option<PathBuf>,
+    pub(crate) alert_command: Option<PathBuf>,
     /// Catch up from the database first.
-    pub recovery: Option<Recovery>,
+    pub(crate) recovery: Option<Recovery>,
 }
 
 /// Makes the broker, given the journal's path, once the bot holds the journal's lock.
-pub type OpenBroker<'a> = &'a dyn Fn(&Path) -> Result<Box<dyn Broker>, Error>;
+pub(crate) type OpenBroker<'a> = &'a dyn Fn(&Path) -> Result<Box<dyn Broker>, Error>;
 
 /// Why the bot ends.
 #[derive(Debug)]
@@ -84,18 +86,15 @@ impl From<Error> for Halt {
 }
 
 /// Prints what a run with `--recovery` would place. Sends nothing and changes no file.
-pub use recover::dry_run;
+pub(crate) use recover::dry_run;
 
 /// Runs the bot until `stop` is asked. Blocks.
 ///
 /// # Errors
 /// Why it ended, in one line.
-pub fn run(options: &BotOptions, open_broker: OpenBroker<'_>, stop: &Stop) -> Result<(), Error> {
+pub(crate) fn run(options: &BotOptions, open_broker: OpenBroker<'_>, stop: &Stop) -> Result<(), Error> {
     let mut bot = Bot::open(options, open_broker, stop)?;
-    let halt = match bot.run() {
-        Ok(never) => match never {},
-        Err(halt) => halt,
-    };
+    let Err(halt) = bot.run();
     bot.alerts.finish();
     match halt {
         Halt::Stopped => {
@@ -106,8 +105,6 @@ pub fn run(options: &BotOptions, open_broker: OpenBroker<'_>, stop: &Stop) -> Re
         Halt::Failed(error) => Err(error),
     }
 }
-
-enum Never {}
 
 struct Bot<'a> {
     options: &'a BotOptions,
@@ -122,7 +119,8 @@ struct Bot<'a> {
     /// Hashes of events without a usable number, which can come again with every stream.
     unreadable: HashSet<u64>,
     key_expires_at: Option<Timestamp>,
-    _lock: Lock,
+    /// Of the state file.
+    _lock: File,
 }
 
 /// The state file and the journal.
@@ -138,7 +136,7 @@ fn find_files(options: &BotOptions) -> Result<(PathBuf, PathBuf), Error> {
 impl<'a> Bot<'a> {
     fn open(options: &'a BotOptions, open_broker: OpenBroker<'_>, stop: &'a Stop) -> Result<Self, Error> {
         let (state, journal) = find_files(options)?;
-        let lock = Lock::take(&state)?;
+        let lock = take_lock(&state)?;
         let mut journal = Journal::open(&journal, &state)?;
         let state_file = StateFile::load(state, &mut journal.ledger)?;
         // Before any order: if the state file cannot be written, the bot ends here.
@@ -165,7 +163,7 @@ impl<'a> Bot<'a> {
         })
     }
 
-    fn run(&mut self) -> Result<Never, Halt> {
+    fn run(&mut self) -> Result<Infallible, Halt> {
         if let Mode::CloseOnly { reason, since, .. } = &self.journal.ledger.mode {
             log::warn!("close-only mode since {since} ({reason}): no entries until a run with --recovery");
         }

@@ -7,27 +7,20 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Doing, Error};
 
-/// Held until the process ends, so that no second bot works on the file.
-#[derive(Debug)]
-pub(super) struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    /// Takes the lock of `path`: the file `path.lock`, which is never removed. In a directory that cannot be written to,
-    /// where `path` cannot be replaced either, it is `path` itself. Does not block.
-    pub(super) fn take(path: &Path) -> Result<Self, Error> {
-        let mut lock_path = with_suffix(path, ".lock");
-        let mut opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        if opened.as_ref().is_err_and(is_irreplaceable)
-            && let Ok(file) = OpenOptions::new().write(true).open(path)
-        {
-            (lock_path, opened) = (path.to_owned(), Ok(file));
-        }
-        let file = opened.doing(format!("open the lock file {}", lock_path.display()))?;
-        lock(&file, &lock_path, path)?;
-        Ok(Self { _file: file })
+/// Takes the lock of `path`, which is held until the file that this returns is closed. The lock is the file `path.lock`,
+/// which is never removed. In a directory that cannot be written to, where `path` cannot be replaced either, it is `path`
+/// itself. Does not block.
+pub(super) fn take_lock(path: &Path) -> Result<File, Error> {
+    let mut lock_path = with_suffix(path, ".lock");
+    let mut opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+    if opened.as_ref().is_err_and(is_irreplaceable)
+        && let Ok(file) = OpenOptions::new().write(true).open(path)
+    {
+        (lock_path, opened) = (path.to_owned(), Ok(file));
     }
+    let file = opened.doing(format!("open the lock file {}", lock_path.display()))?;
+    lock(&file, &lock_path, path)?;
+    Ok(file)
 }
 
 /// Locks an open file for this process, until the file is closed. `used` names it in the error for a second bot.
@@ -79,6 +72,11 @@ pub(super) fn is_irreplaceable(error: &io::Error) -> bool {
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
+}
+
+/// The text up to the end of its last whole line: a crash may tear the last one.
+pub(super) fn whole_lines(text: &[u8]) -> &[u8] {
+    &text[..text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)]
 }
 
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

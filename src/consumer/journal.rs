@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::files;
+use super::files::{self, whole_lines};
 use super::json;
 use super::ledger::Ledger;
 use super::line::{Line, Record, VERSION};
@@ -44,22 +44,13 @@ impl Journal {
             file.seek(SeekFrom::End(0)).doing(doing("repair", path))?;
             text.truncate(whole);
         }
-        let lines = parse(&text, path)?;
-        let mut journal = Self { path: path.to_owned(), file, replaced: None, ledger: Ledger::default() };
-        if lines.is_empty() {
-            let mut first = Line::new(Record::Journal);
-            first.version = Some(VERSION);
-            journal.append(&first, true)?;
+        let (ledger, details) = read(&text, path)?;
+        let mut journal = Self { path: path.to_owned(), file, replaced: None, ledger };
+        if text.is_empty() {
+            journal.append(&Line { version: Some(VERSION), ..Line::new(Record::Journal) }, true)?;
             files::sync_directory(path).doing(doing("write", path))?;
-            return Ok(journal);
-        }
-        let details = lines.iter().filter(|line| line.record != Record::Known).count();
-        let old = if details > 2 * KEPT_LINES { lines.len() - KEPT_LINES } else { 0 };
-        journal.ledger = read_lines(&lines[..old], Ledger::default(), 0, path)?;
-        let shrunk = journal.ledger.summary();
-        journal.ledger = read_lines(&lines[old..], journal.ledger, old, path)?;
-        if old > 0 {
-            journal.shrink(&shrunk, &text, old)?;
+        } else if details > 2 * KEPT_LINES {
+            journal.shrink(&text)?;
         }
         Ok(journal)
     }
@@ -70,7 +61,7 @@ impl Journal {
             return Ok(Ledger::default());
         }
         let text = fs::read(path).doing(doing("read", path))?;
-        read_lines(&parse(whole_lines(&text), path)?, Ledger::default(), 0, path)
+        read(whole_lines(&text), path).map(|(ledger, _)| ledger)
     }
 
     /// Appends a line. With `sync` it is on the disk when this returns.
@@ -83,11 +74,12 @@ impl Journal {
         self.ledger.apply(line).map_err(|why| Error::Failed(format!("{}: {why}", doing_it())))
     }
 
-    /// Replaces the first `old` lines of `text` with `shrunk`. A journal that cannot be replaced (a bind mount) stays
-    /// long.
-    fn shrink(&mut self, shrunk: &[Line], text: &[u8], old: usize) -> Result<(), Error> {
-        let mut shorter: Vec<u8> = shrunk.iter().flat_map(bytes).collect();
-        text.split_inclusive(|byte| *byte == b'\n').skip(old).for_each(|line| shorter.extend_from_slice(line));
+    /// Replaces all lines but the newest by a summary of all. Each line sets facts, so to read the newest ones again
+    /// changes nothing. A journal that cannot be replaced (a bind mount) stays long.
+    fn shrink(&mut self, text: &[u8]) -> Result<(), Error> {
+        let mut shorter: Vec<u8> = self.ledger.summary().iter().flat_map(bytes).collect();
+        let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+        shorter.extend_from_slice(&lines[lines.len().saturating_sub(KEPT_LINES)..].concat());
         if let Err(error) = files::replace(&self.path, &shorter, true) {
             log::warn!("{}: {error}; keeping it as it is", doing("shrink", &self.path));
             return Ok(());
@@ -123,32 +115,19 @@ fn exists(path: &Path, state: &Path) -> Result<bool, Error> {
     )))
 }
 
-/// The text up to the end of its last whole line.
-fn whole_lines(text: &[u8]) -> &[u8] {
-    &text[..text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)]
-}
-
-fn read_lines(lines: &[Line], mut ledger: Ledger, before: usize, path: &Path) -> Result<Ledger, Error> {
-    for (number, line) in lines.iter().enumerate() {
-        let applied = ledger.apply(line);
-        applied
-            .map_err(|why| Error::Failed(format!("{}: line {}: {why}", doing("read", path), before + number + 1)))?;
-    }
-    Ok(ledger)
-}
-
-fn parse(text: &[u8], path: &Path) -> Result<Vec<Line>, Error> {
-    let mut lines = Vec::new();
+/// What the lines add up to, and how many of them are details that a summary leaves out.
+fn read(text: &[u8], path: &Path) -> Result<(Ledger, usize), Error> {
+    let (mut ledger, mut details) = (Ledger::default(), 0);
     for (number, bytes) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let line: Line = json::object_from_bytes(bytes).map_err(|error| {
-            Error::Failed(format!("{}: line {} is damaged: {error}", doing("read", path), number + 1))
-        })?;
+        let damaged = |why| Error::Failed(format!("{}: line {} is damaged: {why}", doing("read", path), number + 1));
+        let line: Line = json::object_from_bytes(bytes).map_err(damaged)?;
         if number == 0 && (line.record != Record::Journal || line.version != Some(VERSION)) {
             return Err(Error::Failed(format!("{}: it is not a journal of version {VERSION}", doing("read", path))));
         }
-        lines.push(line);
+        details += usize::from(line.record != Record::Known);
+        ledger.apply(&line).map_err(damaged)?;
     }
-    Ok(lines)
+    Ok((ledger, details))
 }
 
 fn bytes(line: &Line) -> Vec<u8> {

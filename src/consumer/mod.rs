@@ -5,15 +5,15 @@
 //! | module | what it does |
 //! |---|---|
 //! | `address`, [`stream`] | one HTTP connection, and its answer |
-//! | [`sse`] | bytes to events |
+//! | `sse` | bytes to events |
 //! | [`message`] | events to signals and messages about the stream |
-//! | [`follow`] | proves that nothing is missing, reconnects after every interruption ([`backoff`]) |
-//! | [`bot`] | decides what to place, and settles open orders |
+//! | [`follow`] | proves that nothing is missing, reconnects after every interruption (`backoff`) |
+//! | `bot` | decides what to place, and settles open orders |
 //! | `decide` | whether it places an order for a signal |
-//! | [`order`], [`broker`] | the order, and where it goes |
+//! | [`order`], `broker` | the order, and where it goes |
 //! | `line`, `ledger`, `journal` | each fact on one line; what the lines add up to; the file |
 //! | `state` | cursor and mode; the bot can continue from the journal alone |
-//! | [`recovery`] | catches up from the database |
+//! | `recovery` | catches up from the database |
 //!
 //! Nothing here imports anything of the server. [`stop::Stop`] ends everything from another thread.
 //!
@@ -53,9 +53,9 @@
 
 mod address;
 mod alert;
-pub mod backoff;
-pub mod bot;
-pub mod broker;
+mod backoff;
+pub(crate) mod bot;
+pub(crate) mod broker;
 mod clock;
 mod decide;
 mod files;
@@ -66,8 +66,8 @@ mod ledger;
 mod line;
 pub mod message;
 pub mod order;
-pub mod recovery;
-pub mod sse;
+pub(crate) mod recovery;
+mod sse;
 mod state;
 pub mod stop;
 pub mod stream;

@@ -12,11 +12,11 @@ const OVERLAP: &str = "1 hour";
 
 /// The options of recovery.
 #[derive(Debug, Clone)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     /// The database, for the role `signal_feed_bot`.
-    pub database: Settings,
+    pub(crate) database: Settings,
     /// Rows created or updated this long ago or later; further back if the bot has missed more.
-    pub lookback: Duration,
+    pub(crate) lookback: Duration,
 }
 
 /// The database at one moment in time.

@@ -4,41 +4,28 @@
 //! dispatched.
 
 use std::collections::VecDeque;
-use std::fmt;
 
 /// The largest block that is accepted: the feed's limit of 16 MiB, and room for a proxy that reformats it.
-pub const MAX_BLOCK_BYTES: usize = 17 << 20;
+pub(super) const MAX_BLOCK_BYTES: usize = 17 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// One dispatched event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub(super) struct Event {
     /// The event's type; `message` if the block named none.
-    pub event: String,
+    pub(super) event: String,
     /// The data, its lines joined by LF.
-    pub data: String,
+    pub(super) data: String,
     /// The last event id that the stream has named so far, in this block or an earlier one; empty if none.
-    pub last_event_id: String,
+    pub(super) last_event_id: String,
     /// Whether this block set it.
-    pub has_own_id: bool,
+    pub(super) has_own_id: bool,
 }
-
-/// A block grew beyond [`MAX_BLOCK_BYTES`]. The parser cannot continue; open the stream again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooLarge;
-
-impl fmt::Display for TooLarge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "one event is larger than {} MiB", MAX_BLOCK_BYTES >> 20)
-    }
-}
-
-impl std::error::Error for TooLarge {}
 
 /// The parser of one stream.
-#[derive(Debug)]
-pub struct Parser {
+#[derive(Debug, Default)]
+pub(super) struct Parser {
     /// The line that has begun and not ended.
     line: Vec<u8>,
     /// The last line ended with CR: a LF that follows belongs to it.
@@ -54,35 +41,18 @@ pub struct Parser {
     too_large: bool,
 }
 
-impl Default for Parser {
-    fn default() -> Self {
-        Self::with_limit(MAX_BLOCK_BYTES)
-    }
-}
-
 impl Parser {
     /// A parser that refuses blocks larger than `max_block_bytes`.
-    pub fn with_limit(max_block_bytes: usize) -> Self {
-        Self {
-            line: Vec::new(),
-            after_cr: false,
-            at_start: true,
-            event: String::new(),
-            data: String::new(),
-            id: String::new(),
-            has_own_id: false,
-            ready: VecDeque::new(),
-            max_block_bytes,
-            too_large: false,
-        }
+    pub(super) fn new(max_block_bytes: usize) -> Self {
+        Self { max_block_bytes, at_start: true, ..Self::default() }
     }
 
     /// Parses the next bytes of the stream. [`next_event`](Self::next_event) then returns the events that they
     /// complete.
     ///
     /// # Errors
-    /// [`TooLarge`]; the events before the large one are still available.
-    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), TooLarge> {
+    /// If a block is too large. The events before it are still available, and the parser cannot continue.
+    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), String> {
         while !bytes.is_empty() {
             if std::mem::take(&mut self.after_cr) && bytes[0] == b'\n' {
                 bytes = &bytes[1..];
@@ -101,14 +71,14 @@ impl Parser {
     }
 
     /// The next complete event, oldest first.
-    pub fn next_event(&mut self) -> Option<Event> {
+    pub(super) fn next_event(&mut self) -> Option<Event> {
         self.ready.pop_front()
     }
 
-    fn extend_line(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
+    fn extend_line(&mut self, bytes: &[u8]) -> Result<(), String> {
         self.too_large |= self.line.len() + self.data.len() + bytes.len() > self.max_block_bytes;
         if self.too_large {
-            return Err(TooLarge);
+            return Err(format!("one event is larger than {} MiB", self.max_block_bytes >> 20));
         }
         self.line.extend_from_slice(bytes);
         Ok(())
@@ -170,7 +140,7 @@ mod tests {
     use super::*;
 
     fn parse(stream: &[u8]) -> Vec<(String, String, String)> {
-        let mut parser = Parser::default();
+        let mut parser = Parser::new(MAX_BLOCK_BYTES);
         parser.push(stream).unwrap();
         drain(&mut parser)
     }
@@ -231,16 +201,16 @@ mod tests {
 
     #[test]
     fn a_block_beyond_the_limit_is_refused_and_earlier_events_are_kept() {
-        let mut parser = Parser::with_limit(64);
+        let mut parser = Parser::new(64);
         let mut stream = b"data: small\n\n".to_vec();
         stream.extend(b"data: ");
         stream.extend(std::iter::repeat_n(b'x', 65));
-        assert_eq!(parser.push(&stream), Err(TooLarge));
+        assert!(parser.push(&stream).is_err());
         assert_eq!(drain(&mut parser).len(), 1);
-        assert_eq!(parser.push(b"x"), Err(TooLarge));
-        let mut parser = Parser::with_limit(64);
-        assert_eq!(parser.push(&b"data: 0123456789\n".repeat(8)), Err(TooLarge));
-        let mut parser = Parser::with_limit(64);
+        assert!(parser.push(b"x").is_err());
+        let mut parser = Parser::new(64);
+        assert!(parser.push(&b"data: 0123456789\n".repeat(8)).is_err());
+        let mut parser = Parser::new(64);
         assert_eq!(parser.push(&b"data: 0123456789\n\n".repeat(800)), Ok(()));
     }
 
@@ -257,7 +227,7 @@ mod tests {
             cuts in proptest::collection::vec(1_usize..9, 1..80),
         ) {
             let stream = pieces.concat().into_bytes();
-            let mut parser = Parser::default();
+            let mut parser = Parser::new(MAX_BLOCK_BYTES);
             let mut rest = stream.as_slice();
             let mut sizes = cuts.iter().cycle();
             while !rest.is_empty() {
@@ -270,7 +240,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic_and_any_split_agrees(stream: Vec<u8>, size in 1_usize..7) {
-            let mut parser = Parser::default();
+            let mut parser = Parser::new(MAX_BLOCK_BYTES);
             for piece in stream.chunks(size) {
                 parser.push(piece).unwrap();
             }

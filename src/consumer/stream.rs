@@ -16,7 +16,7 @@ use ureq::{Agent, Body, Timeout};
 
 pub use super::address::{ApiKey, Cursor, FeedUrl};
 use super::json;
-use super::sse::{Event, Parser};
+use super::sse::{Event, MAX_BLOCK_BYTES, Parser};
 
 /// Longest time to look up the feed's name, and again to connect to it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -167,7 +167,7 @@ impl Stream {
         };
         let started = std::thread::Builder::new().name("feed".into()).spawn(read);
         started.map_err(|error| Cause::Broke(format!("start a thread: {error}")))?;
-        Ok(Self { pieces, agent, parser: Parser::default(), began: None })
+        Ok(Self { pieces, agent, parser: Parser::new(MAX_BLOCK_BYTES), began: None })
     }
 
     /// The next event; `None` if none came for a moment, so that the caller can do other work.
@@ -186,7 +186,7 @@ impl Stream {
         self.began.get_or_insert_with(Instant::now);
         let pushed = self.parser.push(&bytes);
         match (self.parser.next_event(), pushed) {
-            (None, Err(too_large)) => Err(Cause::Missing(too_large.to_string())),
+            (None, Err(too_large)) => Err(Cause::Missing(too_large)),
             (event, _) => Ok(event),
         }
     }
@@ -275,14 +275,11 @@ fn judge(response: Response<Body>) -> Result<Response<Body>, Cause> {
 /// `Retry-After` as seconds or as a date (RFC 9110 §10.2.3), at most an hour.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        // Too many digits for a number.
-        Err(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => MAX_RETRY_AFTER,
-        Err(_) => {
-            let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-            SystemTime::from(at).duration_since(SystemTime::now()).unwrap_or_default()
-        }
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+        SystemTime::from(at).duration_since(SystemTime::now()).unwrap_or_default()
     };
     Some(wait.min(MAX_RETRY_AFTER))
 }

@@ -85,7 +85,7 @@ impl Bot<'_> {
 ///
 /// # Errors
 /// As a run with `--recovery`.
-pub fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>, Error> {
+pub(crate) fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>, Error> {
     let (state, journal) = find_files(options)?;
     let mut ledger = Journal::look(&journal, &state)?;
     StateFile::load(state, &mut ledger)?;

@@ -31,7 +31,7 @@ const MOST_SHOWN_LINES: usize = 20;
 
 /// Runs a program once per order.
 #[derive(Debug)]
-pub struct ExecBroker {
+pub(crate) struct ExecBroker {
     program: PathBuf,
     timeout: Duration,
     /// A file that tells the next bot which program was running if this bot is killed.
@@ -47,19 +47,13 @@ struct Running {
     group: Group,
 }
 
-/// How a run ended, and the last line it wrote to standard error, with a colon before it.
-struct Run {
-    ended: Ended,
-    reason: String,
-}
-
 impl ExecBroker {
     /// Sends orders to `program`, which has `timeout` for each. The broker keeps a file of its own beside the journal.
     /// Asking `stop` ends the wait for a program that a killed bot left running, but not the order in hand.
     ///
     /// # Errors
     /// If the program's path cannot be made absolute.
-    pub fn open(program: &Path, timeout: Duration, journal: &Path, stop: Stop) -> Result<Self, Error> {
+    pub(crate) fn open(program: &Path, timeout: Duration, journal: &Path, stop: Stop) -> Result<Self, Error> {
         let running = with_suffix(journal, ".running");
         let program = std::path::absolute(program).doing(format!("find {}", program.display()))?;
         // If a crash tore the file, the program had not got its order yet.
@@ -85,8 +79,9 @@ impl ExecBroker {
         Ok(())
     }
 
-    /// `Err` if the program certainly got no order.
-    fn run(&mut self, order: &Order, request: Request) -> Result<Run, String> {
+    /// How a run ended, and the last line that it wrote to standard error, with a colon before it. `Err` if the program
+    /// certainly got no order.
+    fn run(&mut self, order: &Order, request: Request) -> Result<(Ended, String), String> {
         self.outwait_leftover()?;
         let child = program::start_heard(&self.program)
             .map_err(|error| format!("start {}: {error}", self.program.display()))?;
@@ -107,7 +102,7 @@ impl ExecBroker {
         for line in &said[said.len().saturating_sub(MOST_SHOWN_LINES)..] {
             log::info!(target: LIMITED, "{}: {}", self.program.display(), clip(line));
         }
-        Ok(Run { ended, reason: said.last().map(|line| format!(": {}", clip(line))).unwrap_or_default() })
+        Ok((ended, said.last().map(|line| format!(": {}", clip(line))).unwrap_or_default()))
     }
 
     fn note(&self, order: &Order, group: Group) -> std::io::Result<()> {
@@ -120,7 +115,7 @@ impl ExecBroker {
     fn ask(&mut self, order: &Order, request: Request) -> Answer {
         let (program, is_order) = (self.program.display().to_string(), request == Request::Order);
         let not_done = |why| if is_order { Answer::NotSent(why) } else { Answer::Away(why) };
-        let Run { ended, reason } = match self.run(order, request) {
+        let (ended, reason) = match self.run(order, request) {
             Ok(run) => run,
             Err(why) => return not_done(why),
         };

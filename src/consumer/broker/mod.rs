@@ -5,10 +5,10 @@ mod exec;
 mod ibkr;
 mod paper;
 
-pub use exec::ExecBroker;
+pub(crate) use exec::ExecBroker;
 #[cfg(feature = "ibkr")]
-pub use ibkr::IbkrBroker;
-pub use paper::PaperBroker;
+pub(crate) use ibkr::IbkrBroker;
+pub(crate) use paper::PaperBroker;
 
 use jiff::Timestamp;
 
@@ -16,7 +16,7 @@ use super::order::Order;
 
 /// What the broker says about an order, when it gets it or when it is asked about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The broker has it, under this number if it numbers its orders.
     Has(Option<i64>),
     /// The broker refused it for good.
@@ -37,20 +37,20 @@ pub enum Answer {
 
 /// One attempt to place an order, from the journal.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     /// When.
-    pub tried_at: Timestamp,
+    pub(crate) tried_at: Timestamp,
     /// The number that the order was sent under.
-    pub order_id: Option<i64>,
+    pub(crate) order_id: Option<i64>,
     /// The connection broke before the broker said anything about the order.
-    pub broke: bool,
+    pub(crate) broke: bool,
     /// It is the second attempt, after [`Answer::Lost`]: there is no third.
-    pub resent: bool,
+    pub(crate) resent: bool,
 }
 
 /// What became of an order that the broker had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// It was filled.
     Filled(String),
     /// It was not filled, or only in part.
@@ -60,7 +60,7 @@ pub enum Ended {
 }
 
 /// A broker. Its calls block, each for a time that the implementation bounds.
-pub trait Broker {
+pub(crate) trait Broker {
     /// Whether orders can be placed now.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The paper broker: it fills every order at once, into a file that a person can read.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,13 +9,14 @@ use serde_json::value::RawValue;
 
 use super::{Answer, Attempt, Broker};
 use crate::consumer::clock;
+use crate::consumer::files::whole_lines;
 use crate::consumer::json;
 use crate::consumer::order::Order;
 use crate::error::{Doing, Error};
 
 /// Fills into `trader-bot.paper`; away while a file `trader-bot.away` lies beside it.
 #[derive(Debug)]
-pub struct PaperBroker {
+pub(crate) struct PaperBroker {
     paper: PathBuf,
     away: PathBuf,
     file: File,
@@ -39,15 +40,17 @@ struct Reference {
 }
 
 impl PaperBroker {
-    /// Opens or creates the file in `directory`.
+    /// Opens or creates the file in `directory`. A last line that a crash tore is no fill, and is removed.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn open(directory: &Path) -> Result<Self, Error> {
-        let paper = directory.join("trader-bot.paper");
-        let opened = OpenOptions::new().read(true).append(true).create(true).open(&paper);
-        let file = opened.doing(format!("open {}", paper.display()))?;
-        Ok(Self { away: directory.join("trader-bot.away"), paper, file })
+    pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
+        let (paper, away) = (directory.join("trader-bot.paper"), directory.join("trader-bot.away"));
+        let opened = OpenOptions::new().append(true).create(true).open(&paper).and_then(|file| {
+            file.set_len(whole_lines(&fs::read(&paper)?).len() as u64)?;
+            Ok(file)
+        });
+        Ok(Self { file: opened.doing(format!("open {}", paper.display()))?, paper, away })
     }
 
     fn fill(&mut self, order: &Order) -> io::Result<()> {
@@ -61,32 +64,13 @@ impl PaperBroker {
             price: &order.price,
             feed_seq: order.feed_seq,
         };
-        let mut line = serde_json::to_string(&fill)?;
-        line.push('\n');
-        // A line that a crash tore is no fill: it is removed before the next one is written.
-        let whole = self.whole_bytes()?;
-        self.file.set_len(whole)?;
+        let line = serde_json::to_string(&fill)? + "\n";
+        let before = self.file.metadata()?.len();
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
         if written.is_err() {
-            self.file.set_len(whole)?;
+            self.file.set_len(before)?;
         }
         written
-    }
-
-    /// The file's length without a torn last line.
-    fn whole_bytes(&mut self) -> io::Result<u64> {
-        let length = self.file.seek(SeekFrom::End(0))?;
-        if length == 0 {
-            return Ok(0);
-        }
-        let mut last = [0];
-        self.file.seek(SeekFrom::Start(length - 1))?;
-        self.file.read_exact(&mut last)?;
-        if last == *b"\n" {
-            return Ok(length);
-        }
-        let bytes = fs::read(&self.paper)?;
-        Ok(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at as u64 + 1))
     }
 }
 

@@ -38,7 +38,7 @@ struct Sent {
 }
 
 /// The broker for TWS or IB Gateway.
-pub struct IbkrBroker {
+pub(crate) struct IbkrBroker {
     timeout: Duration,
     stop: Stop,
     dialer: Dialer,
@@ -59,7 +59,7 @@ pub struct IbkrBroker {
 impl IbkrBroker {
     /// A broker at `HOST:PORT`, which has `timeout` for a connection, an order, a look-up. Nothing is connected yet.
     /// Asking `stop` ends every wait within seconds.
-    pub fn new(address: &str, timeout: Duration, stop: Stop) -> Self {
+    pub(crate) fn new(address: &str, timeout: Duration, stop: Stop) -> Self {
         Self {
             timeout,
             dialer: Dialer::new(address, stop.clone()),
