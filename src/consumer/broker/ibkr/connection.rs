@@ -11,7 +11,7 @@ use ibapi::orders::OrderUpdate;
 use ibapi::subscriptions::SubscriptionItem;
 use ibapi::{Error as ApiError, Notice};
 
-use crate::consumer::stop::Stop;
+use super::IbkrBroker;
 
 /// The bot's number among the gateway's clients.
 pub(super) const CLIENT_ID: i32 = 7417;
@@ -142,35 +142,24 @@ pub(super) fn is_end(error: &ApiError) -> bool {
     error.is_connection_lost() || matches!(error, ApiError::Shutdown | ApiError::ConnectionFailed | ApiError::Io(_))
 }
 
-type Connected = Result<(Client, NoticeStream, Subscription<OrderUpdate>), ApiError>;
+/// The result of an attempt to connect.
+pub(super) type Dialled = Result<(Client, NoticeStream, Subscription<OrderUpdate>), ApiError>;
 
-/// Makes connections, one attempt at a time.
-pub(super) struct Dialer {
-    address: String,
-    stop: Stop,
-    /// An attempt cannot be cancelled (it takes 30 s if the gateway is silent), and a second one would find the client
-    /// id in use.
-    attempt: Option<Receiver<Connected>>,
-    made: u64,
-}
-
-impl Dialer {
-    pub(super) fn new(address: &str, stop: Stop) -> Self {
-        Self { address: address.to_owned(), stop, attempt: None, made: 0 }
-    }
-
-    /// Waits up to `patience` for a connection; the attempt continues after that.
+impl IbkrBroker {
+    /// Waits up to `patience` for a connection; the attempt continues after that. One attempt at a time: it cannot be
+    /// cancelled (it takes 30 s if the gateway is silent), and a second one would find the client id in use.
     pub(super) fn connect(&mut self, patience: Duration) -> Result<Connection, String> {
         let deadline = Instant::now() + patience;
+        let failed = |why: &str| format!("connect to {}: {why}", self.address);
         let attempt = match self.attempt.take() {
             Some(attempt) => attempt,
-            None => self.begin().map_err(|error| format!("start a thread: {error}"))?,
+            None => dial(self.address.clone()).map_err(|error| format!("start a thread: {error}"))?,
         };
         loop {
             match attempt.recv_timeout(SLICE) {
                 Ok(Ok((client, notices, updates))) => {
-                    self.made += 1;
                     log::info!("connected to the gateway at {}", self.address);
+                    self.made += 1;
                     return Ok(Connection {
                         client,
                         notices,
@@ -183,39 +172,34 @@ impl Dialer {
                         is_lost: false,
                     });
                 }
-                Ok(Err(error)) => return Err(self.why(&error)),
+                Ok(Err(ApiError::ClientIdInUse { client_id })) => {
+                    let why = "is already in use by another connection to the gateway";
+                    return Err(failed(&format!("326: the client id {client_id} {why}")));
+                }
+                Ok(Err(error)) => return Err(failed(&error.to_string())),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !self.stop.is_asked() => {}
                 Err(RecvTimeoutError::Timeout) => {
+                    let why = failed("the gateway has not answered yet");
                     self.attempt = Some(attempt);
-                    return Err(format!("connect to {}: the gateway has not answered yet", self.address));
+                    return Err(why);
                 }
-                Err(RecvTimeoutError::Disconnected) => return Err(format!("connect to {}: failed", self.address)),
+                Err(RecvTimeoutError::Disconnected) => return Err(failed("failed")),
             }
         }
     }
+}
 
-    fn begin(&self) -> std::io::Result<Receiver<Connected>> {
-        let (sender, receiver) = mpsc::channel();
-        let builder = Client::builder().address(self.address.clone()).client_id(CLIENT_ID).max_reconnect_attempts(0);
-        let connect = move || {
-            let connected = builder.connect_with_notice_stream().and_then(|(client, notices)| {
-                let updates = client.order_update_stream()?;
-                Ok((client, notices, updates))
-            });
-            // If nothing waits for it any more, dropping the client disconnects it.
-            let _ = sender.send(connected);
-        };
-        thread::Builder::new().name("ibkr-connect".into()).spawn(connect)?;
-        Ok(receiver)
-    }
-
-    fn why(&self, error: &ApiError) -> String {
-        let why = match error {
-            ApiError::ClientIdInUse { client_id } => {
-                format!("326: the client id {client_id} is already in use by another connection to the gateway")
-            }
-            other => other.to_string(),
-        };
-        format!("connect to {}: {why}", self.address)
-    }
+fn dial(address: String) -> std::io::Result<Receiver<Dialled>> {
+    let (sender, receiver) = mpsc::channel();
+    let connect = move || {
+        let builder = Client::builder().address(address).client_id(CLIENT_ID).max_reconnect_attempts(0);
+        let dialled = builder.connect_with_notice_stream().and_then(|(client, notices)| {
+            let updates = client.order_update_stream()?;
+            Ok((client, notices, updates))
+        });
+        // If nothing waits for it any more, dropping the client disconnects it.
+        let _ = sender.send(dialled);
+    };
+    thread::Builder::new().name("ibkr-connect".into()).spawn(connect)?;
+    Ok(receiver)
 }

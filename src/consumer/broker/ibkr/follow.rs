@@ -20,23 +20,19 @@ pub(super) struct Followed {
 impl IbkrBroker {
     /// Records the ends of followed orders that the gateway reported.
     pub(super) fn judge_followed(&mut self) {
-        let mut ended = Vec::new();
-        for (&order_id, followed) in &self.followed {
+        let followed: Vec<(i64, f64)> = self.followed.iter().map(|(id, order)| (*id, order.quantity)).collect();
+        for (order_id, quantity) in followed {
             match self.heard.get(&order_id).map_or(Verdict::Open, |heard| heard.verdict()) {
-                Verdict::Filled => ended.push((order_id, Ended::Filled("the gateway says so".to_owned()))),
-                Verdict::Ended { filled, .. } if filled >= followed.quantity => {
-                    ended.push((order_id, Ended::Filled("the gateway says so".to_owned())));
+                Verdict::Ended { status, filled, refusal } if filled < quantity => {
+                    self.end(order_id, Ended::Unfilled(end_text(&status, filled, refusal.as_ref())));
                 }
-                Verdict::Ended { status, filled, refusal } => {
-                    ended.push((order_id, Ended::Unfilled(end_text(&status, filled, refusal.as_ref()))));
+                Verdict::Filled | Verdict::Ended { .. } => {
+                    self.end(order_id, Ended::Filled("the gateway says so".to_owned()));
                 }
                 // The lists show whether that was its end.
                 Verdict::Refused(_) => self.look_at = Some(Instant::now()),
                 Verdict::Open | Verdict::Working => {}
             }
-        }
-        for (order_id, how) in ended {
-            self.end(order_id, how);
         }
     }
 
@@ -87,12 +83,10 @@ impl IbkrBroker {
         let is_silent = is_silent && !self.stop.is_asked();
         let ids: Vec<i64> = self.followed.keys().copied().collect();
         for order_id in ids {
-            let refusal = self.heard.get(&order_id).and_then(|heard| heard.refusal());
-            let why = refusal
-                .map(|refusal| format!("{}; {why}", refusal.why()))
-                .or_else(|| is_silent.then(|| why.to_owned()));
-            if let Some(why) = why {
-                self.unknown(order_id, why);
+            match self.heard.get(&order_id).and_then(|heard| heard.refusal.as_ref()) {
+                Some(refusal) => self.unknown(order_id, format!("{}; {why}", refusal.why())),
+                None if is_silent => self.unknown(order_id, why.to_owned()),
+                None => {}
             }
         }
     }
@@ -112,7 +106,7 @@ impl IbkrBroker {
         let executed = match &found {
             Found::Open(_) => {
                 followed.is_unknown = false;
-                heard.forgive();
+                heard.refusal = None;
                 self.missing.remove(&followed.reference);
                 return;
             }
@@ -120,14 +114,14 @@ impl IbkrBroker {
                 return self.end(order_id, Ended::Filled("the gateway's lists say so".to_owned()));
             }
             Found::Dead(how) => {
-                let why = heard.refusal().map_or(String::new(), |refusal| format!("{}; ", refusal.why()));
+                let why = heard.refusal.as_ref().map_or(String::new(), |refusal| format!("{}; ", refusal.why()));
                 let how = Ended::Unfilled(format!("{why}{how}"));
                 return self.end(order_id, how);
             }
             Found::Executed(_, quantity) => *quantity,
             Found::Nothing => 0.0,
         };
-        if let Some(refusal) = heard.refusal().filter(|refusal| !refusal.is_not_sent()) {
+        if let Some(refusal) = heard.refusal.as_ref().filter(|refusal| !refusal.is_not_sent()) {
             let why = end_text("not in the gateway's lists", executed, Some(refusal));
             return self.end(order_id, Ended::Unfilled(why));
         }

@@ -86,10 +86,10 @@ impl Verdict {
 /// All messages about one order.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
-    status: Option<OrderStatusKind>,
+    pub(super) status: Option<OrderStatusKind>,
     filled: f64,
     remaining: Option<f64>,
-    refusal: Option<Refusal>,
+    pub(super) refusal: Option<Refusal>,
     /// When the gateway first said anything.
     pub(super) since: Option<Instant>,
     ended: Option<Instant>,
@@ -150,19 +150,6 @@ impl Heard {
             log::warn!("the gateway says about order {}: {}", notice.request_id.unwrap_or_default(), refusal.why());
             self.refusal = Some(refusal);
         }
-    }
-
-    /// Forgets an error, because a list shows the order working.
-    pub(super) fn forgive(&mut self) {
-        self.refusal = None;
-    }
-
-    pub(super) fn refusal(&self) -> Option<&Refusal> {
-        self.refusal.as_ref()
-    }
-
-    pub(super) fn has_status(&self) -> bool {
-        self.status.is_some()
     }
 
     pub(super) fn verdict(&self) -> Verdict {

@@ -41,13 +41,6 @@ pub(super) struct Lists {
     pub(super) gap: Option<String>,
 }
 
-/// How a list ended.
-enum End {
-    Whole,
-    /// A row cannot be read, so the rest of the list cannot be read either.
-    CutShort(String),
-}
-
 /// Which lists to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
@@ -72,19 +65,19 @@ impl Lists {
         let mut reader = Reader { connection, deadline, stop };
         let own = ExecutionFilter { client_id: Some(CLIENT_ID), ..ExecutionFilter::default() };
         let executions = reader.connection.client.executions(own);
-        let end = reader.all(
+        let cut = reader.all(
             "executions",
             executions.map(|list| move |patience| list.next_timeout(patience)),
             |execution| lists.take_execution(execution),
         )?;
-        lists.note_gap("executions", end);
+        lists.note_gap("executions", cut);
         // The rest of a list that was cut short may still arrive and would end this one, so it is requested twice.
         for _ in 0..=usize::from(std::mem::take(&mut reader.connection.has_cut_list)) {
             let open = reader.connection.client.open_orders();
             let next = open.map(|list| move |patience| list.next_timeout(patience));
-            let end = reader.all("open orders", next, |order| lists.take_order(order))?;
-            if let End::CutShort(_) = end {
-                lists.note_gap("open orders", end);
+            let cut = reader.all("open orders", next, |order| lists.take_order(order))?;
+            lists.note_gap("open orders", cut);
+            if lists.gap.is_some() {
                 break;
             }
         }
@@ -105,8 +98,8 @@ impl Lists {
         Ok(lists)
     }
 
-    fn note_gap(&mut self, name: &str, end: End) {
-        if let End::CutShort(why) = end {
+    fn note_gap(&mut self, name: &str, cut: Option<String>) {
+        if let Some(why) = cut {
             self.gap = Some(format!("the gateway's list of the bot's own {name} cannot be read: {why}"));
         }
     }
@@ -186,13 +179,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads a list to its end. `Err` if the gateway does not send it.
+    /// Reads a list to its end, or to a row that cannot be read: then the rest cannot be read either, and it says why.
+    /// `Err` if the gateway does not send it.
     fn all<T>(
         &mut self,
         name: &str,
         asked: Result<impl Fn(Duration) -> Option<Item<T>>, ApiError>,
         mut take: impl FnMut(T),
-    ) -> Result<End, String> {
+    ) -> Result<Option<String>, String> {
         let next = asked.map_err(|error| format!("ask for {name}: {error}"))?;
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
@@ -208,14 +202,14 @@ impl Reader<'_> {
                 Some(Err(ApiError::Notice(notice))) => return Err(format!("ask for {name}: {notice}")),
                 Some(Err(error)) => {
                     self.connection.has_cut_list = true;
-                    return Ok(End::CutShort(error.to_string()));
+                    return Ok(Some(error.to_string()));
                 }
                 // No further row in time: the list or the connection has ended.
                 None if asked_at.elapsed() < slice => {
                     return if self.connection.is_lost() {
                         Err("the connection was lost".to_owned())
                     } else {
-                        Ok(End::Whole)
+                        Ok(None)
                     };
                 }
                 None => {

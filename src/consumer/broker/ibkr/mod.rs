@@ -12,9 +12,10 @@ mod place;
 mod request;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use self::connection::{Connection, Dialer, Trouble};
+use self::connection::{Connection, Dialled, Trouble};
 use self::follow::Followed;
 use self::heard::Heard;
 use self::lists::Scope;
@@ -41,7 +42,11 @@ struct Sent {
 pub(crate) struct IbkrBroker {
     timeout: Duration,
     stop: Stop,
-    dialer: Dialer,
+    address: String,
+    /// A connection that is being made.
+    attempt: Option<Receiver<Dialled>>,
+    /// How many connections were made.
+    made: u64,
     connection: Option<Connection>,
     /// The gateway's messages about orders that are not settled yet.
     heard: BTreeMap<i64, Heard>,
@@ -62,8 +67,10 @@ impl IbkrBroker {
     pub(crate) fn new(address: &str, timeout: Duration, stop: Stop) -> Self {
         Self {
             timeout,
-            dialer: Dialer::new(address, stop.clone()),
             stop,
+            address: address.to_owned(),
+            attempt: None,
+            made: 0,
             connection: None,
             heard: BTreeMap::new(),
             sent: None,
@@ -82,7 +89,7 @@ impl IbkrBroker {
     fn ready(&mut self, patience: Duration) -> Result<(), String> {
         self.hear(Duration::ZERO);
         if self.connection.is_none() {
-            self.connection = Some(self.dialer.connect(patience)?);
+            self.connection = Some(self.connect(patience)?);
             self.hear(Duration::ZERO);
         }
         match self.connection.as_ref().and_then(|connection| connection.trouble.clone()) {

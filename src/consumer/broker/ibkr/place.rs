@@ -57,7 +57,7 @@ impl IbkrBroker {
                 return answer;
             }
             let heard = self.heard.entry(order_id).or_default();
-            if heard.has_status() && heard.since.is_some_and(|since| since.elapsed() >= PENDING_PATIENCE) {
+            if heard.status.is_some() && heard.since.is_some_and(|since| since.elapsed() >= PENDING_PATIENCE) {
                 return Answer::Has(Some(order_id));
             }
             if self.connection.as_ref().is_none_or(|connection| connection.is_lost()) {
