@@ -25,7 +25,7 @@ pub struct ServeOptions {
     /// How far back a consumer can replay
     #[arg(long, value_name = "DURATION", default_value = "72h", value_parser = parse_positive_duration, help_heading = "Feed")]
     pub replay_window: Duration,
-    /// Events that wait for one stalled client; beyond that the oldest are dropped
+    /// Events that wait for one stalled client; beyond that it must reconnect to get them
     #[arg(long, value_name = "EVENTS", default_value = "1024", value_parser = parse_number(1..=MOST), help_heading = "Clients")]
     pub queue_capacity: usize,
     /// Longest silence on a stream; then the server sends a comment line

@@ -39,7 +39,7 @@ enum Action {
     Mint {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Name of the key; two live keys cannot have the same name
+        /// Name of the key; refused if a live key has it
         #[arg(long, value_name = "NAME", value_parser = parse_name)]
         name: String,
         /// The key expires after this time [default: never]
@@ -49,7 +49,7 @@ enum Action {
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
         delay: Duration,
     },
-    /// Show live, expired and revoked keys; times are in UTC, LAST USED can be 10 s late
+    /// Show live, expired and revoked keys; times are in UTC, LAST USED is when its last stream began
     #[command(after_help = "Examples:
   signal-feed key list
   signal-feed key list --json | jq -r '.[] | select(.state == \"live\") | .name'")]

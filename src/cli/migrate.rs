@@ -12,7 +12,7 @@ use crate::options::parse_duration;
 /// Install, upgrade or repair the feed's schema; safe to run again
 ///
 /// Prints what it did, and warns about rights and objects that the feed did not make. Run it the first time as a
-/// superuser, or as the owner of the database and of signal with CREATEROLE. It refuses to run beside objects named
+/// superuser, or as a login with CREATEROLE that owns the database and signal. It refuses to run beside objects named
 /// signal_feed_* that are not the feed's own. While it runs, standard error shows its progress.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:

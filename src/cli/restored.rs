@@ -8,8 +8,7 @@ use crate::options::parse_number;
 /// Run after a restore from backup, or a failover that lost something: continue numbering above any numbers that were
 /// lost
 ///
-/// Clients whose cursor is a lost number then get history_rewritten. The numbers stay below 2^53. Needs the
-/// role signal_feed_admin.
+/// Clients whose cursor is a lost number then get history_rewritten. Needs the role signal_feed_admin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   signal-feed restored                   # after a restore: events may be lost

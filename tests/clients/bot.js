@@ -28,7 +28,12 @@ async function follow() {  // true: the key has ended
     const response = await fetch(url, { headers, signal: abort.signal });
     if (response.status !== 200) {
       const { error } = parse(await response.text());
-      if (/^(missing|unknown|expired|revoked)_key$/.test(error)) return !alertSomebody(error);
+      if (/^(missing|unknown|expired|revoked)_key$/.test(error)) {
+        alertSomebody(error);
+        clearTimeout(timer);
+        if (fs) process.exitCode = 77;
+        return true;
+      }
       throw new Error("status " + response.status);
     }
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -103,6 +103,23 @@ fn watch_page_begins_with_the_whole_window_and_marks_what_it_missed() {
 }
 
 #[test]
+fn a_fresh_page_begins_without_an_alarm_behind_numbers_that_a_restore_skipped() {
+    let database = Database::migrated();
+    let key = database.mint("viewer");
+    database.insert(30);
+    signal_feed(&database.url, &["restored"]).ok();
+    database.insert(1);
+    let server = Server::ready(&database, &[]);
+    let browser = Browser::open(1200, 900);
+    browser.go(server.address(), "/");
+    log_in(&browser, &key);
+    server.wait_log(&["history rewritten"]);
+    database.insert(1);
+    browser.wait_text("count", |count| count == "1");
+    assert_eq!(browser.text("verdict"), "Complete: 1 signal, none missing, 0 reconnects.");
+}
+
+#[test]
 fn a_fresh_page_begins_with_the_last_20_signals_and_shows_every_digit() {
     let database = Database::migrated();
     let key = database.mint("viewer");

@@ -197,7 +197,7 @@ fn the_javascript_bot_misses_nothing_unnoticed_in_node_and_in_a_browser() {
     refuse_as_a_proxy(address);
     bot.wait("reconnecting: status 403");
     let server = live(&database, address, &mut bot, true);
-    assert_eq!(bot.job.as_mut().unwrap().wait().code(), Some(0));
+    assert_eq!(bot.job.as_mut().unwrap().wait().code(), Some(77));
     bot.wait("ALERT: revoked_key");
     drop(server);
 
