@@ -48,22 +48,16 @@ pub(crate) enum OnQuarantined {
     CloseOnly,
 }
 
-/// The bot's options.
 #[derive(Debug)]
 pub(crate) struct BotOptions {
-    /// The feed.
     pub(crate) follow: FollowOptions,
-    /// Cursor and mode.
     pub(crate) state_file: PathBuf,
-    /// The journal: every order ever.
     pub(crate) journal: PathBuf,
     /// Entries older than this are not placed; `None`: all are.
     pub(crate) max_entry_age: Option<Duration>,
-    /// What to do when the feed cannot deliver an event to any client.
     pub(crate) on_quarantined: OnQuarantined,
     /// If an order's outcome is unknown, a broker that is away for longer than this raises a CRITICAL alert.
     pub(crate) away_patience: Duration,
-    /// Raises alerts.
     pub(crate) alert_command: Option<PathBuf>,
     /// Catch up from the database first.
     pub(crate) recovery: Option<Recovery>,
@@ -225,18 +219,12 @@ impl<'a> Bot<'a> {
         let Interruption { url, cause, alarm, wait } = interruption;
         let wait = text::duration(*wait);
         log::warn!(target: LIMITED, "{url}: {cause}; trying again in {wait}");
-        match alarm {
-            Some(Alarm::Hole) => {
-                let message = format!("{url}: {cause}; this is the third time in a row, and the bot keeps trying");
-                self.alert(Level::Critical, Reason::Hole, &message);
-            }
-            Some(Alarm::BadCursor) => {
-                let cursor = self.follower.cursor().map_or(0, |cursor| cursor.feed_seq);
-                let message = format!("{url}: {cause}: the feed refuses cursor {cursor}; the bot keeps trying");
-                self.alert(Level::Critical, Reason::BadCursor, &message);
-            }
-            None => {}
-        }
+        let (reason, what) = match alarm {
+            Some(Alarm::Hole) => (Reason::Hole, "this is the third time in a row"),
+            Some(Alarm::BadCursor) => (Reason::BadCursor, "the feed refuses the cursor"),
+            None => return,
+        };
+        self.alert(Level::Critical, reason, &format!("{url}: {cause}; {what}, and the bot keeps trying"));
     }
 
     fn connected(&mut self, connected: &Connected) -> Result<(), Error> {
@@ -256,11 +244,7 @@ impl<'a> Bot<'a> {
                 "this feed streams the log {feed_id}, but state file and journal belong to the log {bound}"
             ))),
             Some(_) => Ok(()),
-            None => {
-                let mut line = Line::new(Record::Bound);
-                line.feed_id = Some(feed_id.to_owned());
-                self.append(&line)
-            }
+            None => self.append(&Line { feed_id: Some(feed_id.to_owned()), ..Line::new(Record::Bound) }),
         }
     }
 
@@ -298,17 +282,14 @@ impl<'a> Bot<'a> {
     fn unusable(&mut self, cursor: Option<&Cursor>, why: &str, data: &str) -> Result<(), Error> {
         let data = clip(data);
         self.alert(Level::Critical, Reason::UnusableEvent, &format!("{why}; skipped: {data}"));
-        let mut line = Line::new(Record::Unusable).why(clip(why)).at(cursor);
-        line.data = Some(data);
-        self.journal.append(&line, true)
+        self.journal.append(&Line { data: Some(data), ..Line::new(Record::Unusable).why(clip(why)).at(cursor) }, true)
     }
 
     fn quarantined(&mut self, event: &Quarantined) -> Result<(), Error> {
         let Quarantined { feed_seq, error, .. } = event;
         let message = format!("the feed cannot deliver event {feed_seq}: {}", clip(error));
-        let enters =
-            self.options.on_quarantined == OnQuarantined::CloseOnly && !self.journal.ledger.mode.is_close_only();
-        if enters {
+        let is_normal = !self.journal.ledger.mode.is_close_only();
+        if is_normal && self.options.on_quarantined == OnQuarantined::CloseOnly {
             self.enter_close_only(Reason::Quarantined, &message)?;
         } else {
             self.alert(Level::Critical, Reason::Quarantined, &message);

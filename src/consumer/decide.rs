@@ -6,25 +6,15 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::clock;
 use super::ledger::Ledger;
+use super::line::Record;
 use super::order::{Action, Order};
 
 /// A row created earlier than this before the bot's first start is from before its time. Clocks differ a little.
 const START_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// What to do with a signal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Decision {
-    /// Place an order.
-    Place,
-    /// Its (id, action) is known: place nothing.
-    PassOver,
-    /// Its (id, action) is known with other facts: place nothing, raise an alert.
-    Conflict(String),
-    /// An entry in close-only mode: never place it.
-    Blocked,
-    /// Never place it, for this reason.
-    Stale(String),
-}
+/// Why an order is not placed: the journal's word for it, and a text. [`Record::Cursor`] if nothing is to be recorded but
+/// the cursor, because the order is known.
+pub(super) type Refusal = (Record, String);
 
 /// Where a signal comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,30 +36,30 @@ pub(super) struct Entries {
     pub(super) max_age: Option<Duration>,
 }
 
-pub(super) fn decide(ledger: &Ledger, order: &Order, origin: Origin, entries: Entries) -> Decision {
-    let key = order.key();
-    if let Some(known) = ledger.known(&key) {
-        return known.conflict(order).map_or(Decision::PassOver, Decision::Conflict);
+pub(super) fn decide(ledger: &Ledger, order: &Order, origin: Origin, entries: Entries) -> Result<(), Refusal> {
+    if let Some(known) = ledger.known(&order.order_ref) {
+        let conflict = known.conflict(order).map(|difference| (Record::Conflict, difference));
+        return Err(conflict.unwrap_or((Record::Cursor, "known".to_owned())));
     }
-    if !ledger.knows_id(&key.id) && predates(order, origin, ledger.started_at) {
-        return Decision::Stale("created more than a minute before the bot first started".to_owned());
+    if !ledger.knows_id(order) && predates(order, origin, ledger.started_at) {
+        return Err((Record::Stale, "created more than a minute before the bot first started".to_owned()));
     }
-    refuse_entry(order, entries).unwrap_or(Decision::Place)
+    admit(order, entries)
 }
 
-/// Why an entry is not placed. An entry of unknown age counts as too old. Exits are always placed.
-pub(super) fn refuse_entry(order: &Order, entries: Entries) -> Option<Decision> {
+/// Whether entries like this one are placed. An entry of unknown age counts as too old. Exits are always placed.
+pub(super) fn admit(order: &Order, entries: Entries) -> Result<(), Refusal> {
     if order.action == Action::Exit {
-        return None;
+        return Ok(());
     }
     if entries.are_blocked {
-        return Some(Decision::Blocked);
+        return Err((Record::Blocked, "close-only mode".to_owned()));
     }
-    let limit = entries.max_age?;
+    let Some(limit) = entries.max_age else { return Ok(()) };
     let is_younger = order.made_at().is_some_and(|made_at| {
         Duration::try_from(Timestamp::now().duration_since(made_at)).unwrap_or_default() <= limit
     });
-    (!is_younger).then(|| Decision::Stale(format!("older than {}", crate::text::duration(limit))))
+    if is_younger { Ok(()) } else { Err((Record::Stale, format!("older than {}", crate::text::duration(limit)))) }
 }
 
 /// Whether a row is from before the bot's first start: a backfill, or a row moved between partitions. A row

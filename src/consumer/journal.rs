@@ -215,7 +215,7 @@ mod tests {
             assert_eq!(after.last_event_time, before.last_event_time);
             assert_eq!(after.first_open().unwrap().order.signal_id.get(), "7000");
             for id in 1..=1000 {
-                assert_eq!(after.known(&order(id).key()), before.known(&order(id).key()), "{id}");
+                assert_eq!(after.known(&order(id).order_ref), before.known(&order(id).order_ref), "{id}");
             }
         }
     }
@@ -236,7 +236,7 @@ mod tests {
             assert_eq!(journal.ledger.first_open().unwrap().order.signal_id.get(), "2");
             write_orders(&mut journal, 3..=3);
             drop(journal);
-            assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&order(3).key()).is_some());
+            assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&order(3).order_ref).is_some());
         }
     }
 
@@ -274,7 +274,7 @@ mod tests {
                 Ok(mut journal) => {
                     write_orders(&mut journal, 9..=9);
                     drop(journal);
-                    prop_assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&order(9).key()).is_some());
+                    prop_assert!(Journal::open(&path, Path::new("")).unwrap().ledger.known(&order(9).order_ref).is_some());
                 }
                 Err(error) => prop_assert!(error.to_string().contains("the journal"), "{}", error),
             }

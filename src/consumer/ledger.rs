@@ -8,12 +8,14 @@ use jiff::Timestamp;
 use super::address::Cursor;
 use super::broker::Attempt;
 use super::line::{Line, Mode, Record, VERSION, intent_line};
-use super::order::{Action, Order, OrderKey};
+use super::order::{Action, Order, id_text, order_ref};
 use super::{clock, json};
 
 /// What is known about one (id, action). It never leaves the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Known {
+    id: String,
+    action: Action,
     pub(super) symbol: String,
     pub(super) side: String,
     pub(super) created_at: Option<String>,
@@ -43,20 +45,10 @@ impl Known {
 #[derive(Debug, Clone)]
 pub(super) struct OpenIntent {
     pub(super) order: Order,
-    pub(super) stage: Stage,
+    /// [`Record::Unknown`], [`Record::Unsent`], or [`Record::Placed`]: it works at the broker under a number.
+    pub(super) stage: Record,
     /// The last attempt to place it.
     pub(super) attempt: Attempt,
-}
-
-/// How far an order has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// It is unknown whether the broker has it.
-    Unknown,
-    /// The broker certainly does not have it.
-    Unsent,
-    /// The broker has accepted it under a number, and it has not ended.
-    Working,
 }
 
 /// The contents of the journal.
@@ -69,7 +61,8 @@ pub(super) struct Ledger {
     pub(super) mode: Mode,
     /// The newest event time in any line.
     pub(super) last_event_time: Option<String>,
-    known: BTreeMap<OrderKey, Known>,
+    /// By the order's reference.
+    known: BTreeMap<String, Known>,
     intents: Vec<OpenIntent>,
     /// The highest number that any order was sent under.
     pub(super) highest_order_id: i64,
@@ -91,29 +84,29 @@ impl Default for Ledger {
 }
 
 impl Ledger {
-    pub(super) fn known(&self, key: &OrderKey) -> Option<&Known> {
-        self.known.get(key)
+    pub(super) fn known(&self, order_ref: &str) -> Option<&Known> {
+        self.known.get(order_ref)
     }
 
-    /// Whether an entry or an exit with this id is known.
-    pub(super) fn knows_id(&self, id: &str) -> bool {
-        let key = |action| OrderKey { id: id.to_owned(), action };
-        [Action::Entry, Action::Exit].into_iter().any(|action| self.known.contains_key(&key(action)))
+    /// Whether an entry or an exit with this order's id is known.
+    pub(super) fn knows_id(&self, order: &Order) -> bool {
+        let id = id_text(&order.signal_id).unwrap_or_default();
+        [Action::Entry, Action::Exit].into_iter().any(|action| self.known.contains_key(&order_ref(&id, action)))
     }
 
     /// The orders to settle before anything else is sent.
     pub(super) fn open(&self) -> impl Iterator<Item = &OpenIntent> {
-        self.intents.iter().filter(|intent| intent.stage != Stage::Working)
+        self.intents.iter().filter(|intent| intent.stage != Record::Placed)
     }
 
     /// The order to settle first: unknown outcomes come before orders that certainly were not sent.
     pub(super) fn first_open(&self) -> Option<&OpenIntent> {
-        self.open().find(|intent| intent.stage == Stage::Unknown).or(self.open().next())
+        self.open().find(|intent| intent.stage == Record::Unknown).or(self.open().next())
     }
 
     /// The orders to follow at the broker.
     pub(super) fn working(&self) -> impl Iterator<Item = &OpenIntent> {
-        self.intents.iter().filter(|intent| intent.stage == Stage::Working)
+        self.intents.iter().filter(|intent| intent.stage == Record::Placed)
     }
 
     /// Applies the next line.
@@ -130,10 +123,11 @@ impl Ledger {
             Record::Mode => self.mode = line.mode.clone().ok_or("a line of the mode has none")?,
             Record::Intent => return self.apply_intent(line),
             Record::Unsent | Record::Unknown => {
-                let key = outcome_key()?;
-                let is_it = |intent: &&mut OpenIntent| intent.stage != Stage::Working && intent.order.key() == key;
+                let (id, action) = outcome_key()?;
+                let key = order_ref(&id, action);
+                let is_it = |intent: &&mut OpenIntent| intent.stage != Record::Placed && intent.order.order_ref == key;
                 if let Some(intent) = self.intents.iter_mut().find(is_it) {
-                    intent.stage = if line.record == Record::Unsent { Stage::Unsent } else { Stage::Unknown };
+                    intent.stage = line.record;
                     intent.attempt.broke = line.broke == Some(true);
                     intent.attempt.resent |= line.resent == Some(true);
                 }
@@ -161,37 +155,42 @@ impl Ledger {
         let mut order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
         order.created_at.clone_from(&line.created_at);
         let known = Known {
+            id: id_text(&order.signal_id).unwrap_or_default(),
+            action: order.action,
             symbol: order.symbol.clone(),
             side: order.side.clone(),
             created_at: order.created_at.clone(),
             outcome: Record::Intent,
         };
-        self.known.insert(order.key(), known);
+        self.known.insert(order.order_ref.clone(), known);
         let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
         // Without a later line about it, that bot and its connection have ended.
         let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent == Some(true) };
-        match self.intents.iter_mut().find(|intent| intent.order.key() == order.key()) {
+        match self.intents.iter_mut().find(|intent| intent.order.order_ref == order.order_ref) {
             // Sent once more, because the broker certainly did not have it.
             Some(intent) => {
                 attempt.resent |= intent.attempt.resent;
-                (intent.stage, intent.attempt) = (Stage::Unknown, attempt);
+                (intent.stage, intent.attempt) = (Record::Unknown, attempt);
             }
-            None => self.intents.push(OpenIntent { order, stage: Stage::Unknown, attempt }),
+            None => self.intents.push(OpenIntent { order, stage: Record::Unknown, attempt }),
         }
         Ok(())
     }
 
-    fn apply_outcome(&mut self, line: &Line, key: OrderKey) {
+    fn apply_outcome(&mut self, line: &Line, (id, action): (String, Action)) {
+        let key = order_ref(&id, action);
         let outcome = if line.record == Record::Known { line.outcome.unwrap_or(Record::Placed) } else { line.record };
         // An accepted order without a number cannot be followed.
         if let (Record::Placed, Some(_)) = (line.record, line.order_id) {
-            for intent in self.intents.iter_mut().filter(|intent| intent.order.key() == key) {
-                (intent.stage, intent.attempt.order_id) = (Stage::Working, line.order_id);
+            for intent in self.intents.iter_mut().filter(|intent| intent.order.order_ref == key) {
+                (intent.stage, intent.attempt.order_id) = (Record::Placed, line.order_id);
             }
         } else {
-            self.intents.retain(|intent| intent.order.key() != key);
+            self.intents.retain(|intent| intent.order.order_ref != key);
         }
         let known = self.known.entry(key).or_insert_with(|| Known {
+            id,
+            action,
             symbol: line.symbol.clone().unwrap_or_default(),
             side: line.side.clone().unwrap_or_default(),
             created_at: line.created_at.clone(),
@@ -212,10 +211,10 @@ impl Ledger {
         if self.feed_id.is_some() {
             lines.push(Line { feed_id: self.feed_id.clone(), ..Line::new(Record::Bound) });
         }
-        for (key, known) in self.known.iter().filter(|(_, known)| known.outcome != Record::Intent) {
+        for known in self.known.values().filter(|known| known.outcome != Record::Intent) {
             lines.push(Line {
-                signal_id: serde_json::value::to_raw_value(&key.id).ok(),
-                action: Some(key.action),
+                signal_id: serde_json::value::to_raw_value(&known.id).ok(),
+                action: Some(known.action),
                 symbol: Some(known.symbol.clone()),
                 side: Some(known.side.clone()),
                 created_at: known.created_at.clone(),
@@ -230,14 +229,10 @@ impl Ledger {
                 resent: attempt.resent.then_some(true),
                 ..intent_line(order)
             });
-            let record = match stage {
-                Stage::Working => Record::Placed,
-                Stage::Unsent => Record::Unsent,
-                Stage::Unknown if attempt.broke => continue,
-                Stage::Unknown => Record::Unknown,
-            };
-            let order_id = attempt.order_id.filter(|_| *stage == Stage::Working);
-            lines.push(Line { order_id, ..Line::new(record).order_key(order) });
+            if *stage != Record::Unknown || !attempt.broke {
+                let order_id = attempt.order_id.filter(|_| *stage == Record::Placed);
+                lines.push(Line { order_id, ..Line::new(*stage).order_key(order) });
+            }
         }
         if self.mode.is_close_only() {
             lines.push(Line { mode: Some(self.mode.clone()), ..Line::new(Record::Mode) });

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::address::Cursor;
 use super::clock;
-use super::order::{Action, Order, OrderKey, Request, id_text};
+use super::order::{Action, Order, Request, id_text};
 
 /// The version of the format, in the first line.
 pub(super) const VERSION: u32 = 1;
@@ -145,8 +145,9 @@ impl Line {
         Self { symbol, side, created_at: order.created_at.clone(), ..self.order_key(order) }
     }
 
-    pub(super) fn key(&self) -> Option<OrderKey> {
-        Some(OrderKey { id: id_text(self.signal_id.as_ref()?)?, action: self.action? })
+    /// The id and the action of the order that it is about.
+    pub(super) fn key(&self) -> Option<(String, Action)> {
+        Some((id_text(self.signal_id.as_ref()?)?, self.action?))
     }
 }
 

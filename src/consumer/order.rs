@@ -16,7 +16,7 @@ const KEPT_IN_REFERENCES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_'
 const MOST_ID_DIGITS: usize = 400;
 
 /// What a signal wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Open a position.
@@ -34,19 +34,10 @@ impl fmt::Display for Action {
     }
 }
 
-/// An order's key: it is placed at most once per signal id and action.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OrderKey {
-    /// The id's text: a string's content, a number's canonical text.
-    pub id: String,
-    /// Entry or exit.
-    pub action: Action,
-}
-
 /// One order, made from a row of `signal`. As one line of JSON, it is the input of an `exec:` program.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
-    /// See [`order_ref`].
+    /// See [`order_ref`]. An order is placed at most once per reference, that is per signal id and action.
     pub order_ref: String,
     /// The row's `id`, a number in its canonical text.
     pub signal_id: Box<RawValue>,
@@ -116,11 +107,6 @@ impl Order {
             created_at: text("created_at"),
             signal: row,
         })
-    }
-
-    /// The key of this order.
-    pub fn key(&self) -> OrderKey {
-        OrderKey { id: id_text(&self.signal_id).unwrap_or_default(), action: self.action }
     }
 
     /// What its age is counted from: the older of its event's time and its row's creation, else the row's last change.
@@ -246,7 +232,7 @@ mod tests {
         assert!(!line.contains('\n'));
         let again: Order = serde_json::from_str(&line).unwrap();
         assert_eq!(again.line(Request::Order), line);
-        assert_eq!(again.key(), OrderKey { id: "7".into(), action: Action::Exit });
+        assert_eq!(again.order_ref, order_ref("7", Action::Exit));
     }
 
     #[test]

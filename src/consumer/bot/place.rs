@@ -3,7 +3,7 @@
 use super::super::address::Cursor;
 use super::super::alert::Reason;
 use super::super::broker::{Answer, Ended};
-use super::super::decide::{Decision, Entries, Origin, decide};
+use super::super::decide::{Entries, Origin, decide};
 use super::super::ledger::OpenIntent;
 use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
@@ -41,39 +41,42 @@ impl Bot<'_> {
 
     /// Decides about an order and acts on the decision. `cursor` is where the cursor then moves; none in recovery.
     pub(super) fn act(&mut self, order: &Order, origin: Origin, cursor: Option<&Cursor>) -> Result<Acted, Error> {
-        let name = &order.order_ref;
-        let line = match decide(&self.journal.ledger, order, origin, self.entries()) {
-            Decision::Place => return self.place(order, cursor),
-            Decision::PassOver => {
-                log::debug!("{name} is known: placing nothing");
-                if cursor.is_some() {
-                    self.journal.append(&Line::new(Record::Cursor).at(cursor), false)?;
-                }
-                return Ok(Acted::Done { sync: false });
-            }
-            Decision::Conflict(difference) => {
-                let message = format!(
-                    "{name} is known with other facts ({difference}): was the id used again? Nothing is placed"
-                );
-                self.alert_about(Reason::IdReused, &message, order);
-                Line::new(Record::Conflict).facts(order).why(difference)
-            }
-            Decision::Blocked => self.refused(order, Record::Blocked, "close-only mode"),
-            Decision::Stale(why) => self.refused(order, Record::Stale, &why),
+        let Err((record, why)) = decide(&self.journal.ledger, order, origin, self.entries()) else {
+            return self.place(order, cursor);
         };
-        self.journal.append(&line.at(cursor), true)?;
-        Ok(Acted::Done { sync: true })
+        if record != Record::Cursor {
+            self.refuse(order, record, &why, cursor)?;
+            return Ok(Acted::Done { sync: true });
+        }
+        log::debug!("{} is {why}: placing nothing", order.order_ref);
+        if cursor.is_some() {
+            self.journal.append(&Line::new(record).at(cursor), false)?;
+        }
+        Ok(Acted::Done { sync: false })
     }
 
-    /// Reports an order that is never placed, and returns the line that says so.
-    pub(super) fn refused(&mut self, order: &Order, record: Record, why: &str) -> Line {
-        let (name, what) = (&order.order_ref, if record == Record::Blocked { "blocked" } else { "stale" });
-        if order.action == Action::Exit {
-            self.alert_about(Reason::ExitStale, &format!("the exit {name} is not placed: {why}"), order);
-        } else {
-            log::warn!("{name} is {what}: {why}");
+    /// Reports and journals an order that is never placed.
+    pub(super) fn refuse(
+        &mut self,
+        order: &Order,
+        record: Record,
+        why: &str,
+        cursor: Option<&Cursor>,
+    ) -> Result<(), Error> {
+        let name = &order.order_ref;
+        match (record, order.action) {
+            (Record::Conflict, _) => {
+                let message =
+                    format!("{name} is known with other facts ({why}): was the id used again? Nothing is placed");
+                self.alert_about(Reason::IdReused, &message, order);
+            }
+            (_, Action::Exit) => {
+                self.alert_about(Reason::ExitStale, &format!("the exit {name} is not placed: {why}"), order);
+            }
+            (Record::Blocked, _) => log::warn!("{name} is blocked: {why}"),
+            _ => log::warn!("{name} is stale: {why}"),
         }
-        Line::new(record).facts(order).why(why)
+        self.journal.append(&Line::new(record).facts(order).why(why).at(cursor), true)
     }
 
     pub(super) fn place(&mut self, order: &Order, cursor: Option<&Cursor>) -> Result<Acted, Error> {

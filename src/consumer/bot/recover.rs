@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::super::address::Cursor;
 use super::super::alert::Reason;
 use super::super::clock;
-use super::super::decide::{Decision, Entries, Origin, decide};
+use super::super::decide::{Entries, Origin, decide};
 use super::super::follow::{FeedEvent, Follower};
 use super::super::journal::Journal;
 use super::super::ledger::Ledger;
@@ -44,7 +44,7 @@ impl Bot<'_> {
         self.follower.acknowledge(cursor);
         let ledger = &self.journal.ledger;
         let is_placed =
-            |order: &&Order| ledger.known(&order.key()).is_some_and(|known| known.outcome == Record::Placed);
+            |order: &&Order| ledger.known(&order.order_ref).is_some_and(|known| known.outcome == Record::Placed);
         let placed = plan.orders.iter().filter(is_placed).count();
         let planned = plan.orders.len();
         log::info!(
@@ -153,15 +153,14 @@ impl Plan {
                 continue;
             };
             let decision = decide(&ledger, &order, Origin::Recovery, entries);
-            if matches!(decision, Decision::Place | Decision::Stale(_)) {
+            if matches!(decision, Ok(()) | Err((Record::Stale, _))) {
                 // It fails only for lines without an id and an action.
                 let _ = ledger.apply(&Line::new(Record::Stale).facts(&order));
             }
             match decision {
-                Decision::Place => plan.orders.push(order),
-                Decision::Stale(_) => plan.stale += 1,
-                Decision::Conflict(difference) => plan.refused.push((order, difference)),
-                Decision::PassOver | Decision::Blocked => {}
+                Ok(()) => plan.orders.push(order),
+                Err((Record::Conflict, difference)) => plan.refused.push((order, difference)),
+                Err((record, _)) => plan.stale += usize::from(record == Record::Stale),
             }
         }
         plan

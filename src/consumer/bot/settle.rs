@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::super::alert::{Level, Reason};
 use super::super::backoff::Backoff;
 use super::super::broker::Answer;
-use super::super::decide::{Decision, refuse_entry};
-use super::super::ledger::{OpenIntent, Stage};
+use super::super::decide::admit;
+use super::super::ledger::OpenIntent;
 use super::super::line::Record;
 use super::{Bot, Halt};
 use crate::error::Error;
@@ -75,7 +75,7 @@ impl Bot<'_> {
             let open = self.journal.ledger.first_open().cloned();
             wait = match open {
                 // The look-up itself shows whether the broker is there.
-                Some(intent) if intent.stage == Stage::Unknown => {
+                Some(intent) if intent.stage == Record::Unknown => {
                     match self.ask(&intent)? {
                         // After a while an unknown order is worse than a broker that is away.
                         Some(wait) if began.elapsed() >= self.options.away_patience => Some(wait.unknown()),
@@ -134,13 +134,8 @@ impl Bot<'_> {
 
     fn send_again(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let order = &intent.order;
-        let line = match refuse_entry(order, self.entries()) {
-            Some(Decision::Blocked) => Some(self.refused(order, Record::Blocked, "close-only mode")),
-            Some(Decision::Stale(why)) => Some(self.refused(order, Record::Stale, &why)),
-            _ => None,
-        };
-        if let Some(line) = line {
-            self.journal.append(&line, true)?;
+        if let Err((record, why)) = admit(order, self.entries()) {
+            self.refuse(order, record, &why, None)?;
             return Ok(None);
         }
         match self.place(order, None)? {
@@ -152,7 +147,7 @@ impl Bot<'_> {
     /// `Some` if the order was sent and the broker certainly does not have it.
     fn sending_fails(&self, intent: &OpenIntent) -> Option<Wait> {
         let open = self.journal.ledger.first_open()?;
-        let is_unsent = open.stage == Stage::Unsent && open.order.order_ref == intent.order.order_ref;
+        let is_unsent = open.stage == Record::Unsent && open.order.order_ref == intent.order.order_ref;
         let why = "it was sent more than once, and the broker does not have it".to_owned();
         is_unsent.then_some(Wait { reason: Reason::SendingFails, why })
     }

@@ -32,19 +32,10 @@ pub(super) fn is_read_only(code: i32, text: &str) -> bool {
 
 /// Why no order can go over a connection that is up.
 #[derive(Debug, Clone)]
-pub(super) enum Trouble {
-    /// Until the gateway says otherwise.
-    Lost(String),
-    /// Until it answers a list.
-    ReadOnly(String),
-}
-
-impl Trouble {
-    pub(super) fn text(&self) -> &str {
-        match self {
-            Self::Lost(text) | Self::ReadOnly(text) => text,
-        }
-    }
+pub(super) struct Trouble {
+    pub(super) text: String,
+    /// Then it lasts until the gateway answers a list, otherwise until the gateway says that it is over.
+    pub(super) is_read_only: bool,
 }
 
 /// A connection after its handshake.
@@ -115,23 +106,17 @@ impl Connection {
     pub(super) fn take_notices(&mut self) {
         while let Some(notice) = self.notices.try_next() {
             let Notice { code, message, .. } = &notice;
-            let text = format!("{code}: {message}");
-            if LOST.contains(code) {
-                log::warn!("the gateway says {text}");
-                self.trouble = Some(Trouble::Lost(text));
-            } else if REGAINED.contains(code) {
-                log::info!("the gateway says {text}");
-                self.trouble = None;
-                self.has_gap = true;
-            } else if is_read_only(*code, message) {
-                if self.trouble.is_none() {
-                    log::warn!("the gateway says {text}");
-                }
-                self.trouble = Some(Trouble::ReadOnly(text));
-            } else if notice.is_informational() {
-                log::info!("the gateway says {text}");
-            } else {
-                log::warn!("the gateway says {text}");
+            let (text, is_read_only) = (format!("{code}: {message}"), is_read_only(*code, message));
+            let (is_lost, is_regained) = (LOST.contains(code), REGAINED.contains(code));
+            let is_good = is_regained || (notice.is_informational() && !is_lost);
+            if !is_read_only || self.trouble.is_none() {
+                let level = if is_good { log::Level::Info } else { log::Level::Warn };
+                log::log!(level, "the gateway says {text}");
+            }
+            if is_regained {
+                (self.trouble, self.has_gap) = (None, true);
+            } else if is_lost || is_read_only {
+                self.trouble = Some(Trouble { text, is_read_only });
             }
         }
     }

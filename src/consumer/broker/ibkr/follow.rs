@@ -79,8 +79,7 @@ impl IbkrBroker {
     /// Reports orders whose state only the lists could show. A gateway that is known to be away is not silent: it says
     /// so, and the bot waits for it. But an error about an order is never left unsaid.
     fn unknown_without_lists(&mut self, why: &str) {
-        let is_silent = self.connection.as_ref().is_some_and(|connection| connection.trouble.is_none());
-        let is_silent = is_silent && !self.stop.is_asked();
+        let is_silent = !self.is_away() && !self.stop.is_asked();
         let ids: Vec<i64> = self.followed.keys().copied().collect();
         for order_id in ids {
             match self.heard.get(&order_id).and_then(|heard| heard.refusal.as_ref()) {

@@ -144,10 +144,11 @@ impl Heard {
     fn take_notice(&mut self, notice: &Notice) {
         let text = format!("{} {}", notice.message, notice.advanced_order_reject_json).trim().to_owned();
         let refusal = Refusal { code: notice.code, text };
-        if MERE_NOTICES.contains(&notice.code) || WARNINGS.contains(&notice.code) {
-            log::info!("the gateway says about order {}: {}", notice.request_id.unwrap_or_default(), refusal.why());
-        } else {
-            log::warn!("the gateway says about order {}: {}", notice.request_id.unwrap_or_default(), refusal.why());
+        let is_mere = MERE_NOTICES.contains(&notice.code) || WARNINGS.contains(&notice.code);
+        let level = if is_mere { log::Level::Info } else { log::Level::Warn };
+        let order_id = notice.request_id.unwrap_or_default();
+        log::log!(level, "the gateway says about order {order_id}: {}", refusal.why());
+        if !is_mere {
             self.refusal = Some(refusal);
         }
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ibapi::Error as ApiError;
+use ibapi::client::blocking::Subscription;
 use ibapi::orders::{ExecutionFilter, Executions, OrderStatusKind, Orders};
 use ibapi::subscriptions::SubscriptionItem;
 
@@ -74,8 +75,7 @@ impl Lists {
         // The rest of a list that was cut short may still arrive and would end this one, so it is requested twice.
         for _ in 0..=usize::from(std::mem::take(&mut reader.connection.has_cut_list)) {
             let open = reader.connection.client.open_orders();
-            let next = open.map(|list| move |patience| list.next_timeout(patience));
-            let cut = reader.all("open orders", next, |order| lists.take_order(order))?;
+            let cut = reader.orders("open orders", open, &mut lists)?;
             lists.note_gap("open orders", cut);
             if lists.gap.is_some() {
                 break;
@@ -83,17 +83,9 @@ impl Lists {
         }
         if scope == Scope::All {
             let completed = reader.connection.client.completed_orders(false);
-            reader.all(
-                "completed orders",
-                completed.map(|list| move |patience| list.next_timeout(patience)),
-                |order| lists.take_order(order),
-            )?;
+            reader.orders("completed orders", completed, &mut lists)?;
             let open = reader.connection.client.all_open_orders();
-            reader.all(
-                "open orders of all clients",
-                open.map(|list| move |patience| list.next_timeout(patience)),
-                |order| lists.take_order(order),
-            )?;
+            reader.orders("open orders of all clients", open, &mut lists)?;
         }
         Ok(lists)
     }
@@ -179,6 +171,16 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn orders(
+        &mut self,
+        name: &str,
+        asked: Result<Subscription<Orders>, ApiError>,
+        lists: &mut Lists,
+    ) -> Result<Option<String>, String> {
+        let next = asked.map(|list| move |patience| list.next_timeout(patience));
+        self.all(name, next, |order| lists.take_order(order))
+    }
+
     /// Reads a list to its end, or to a row that cannot be read: then the rest cannot be read either, and it says why.
     /// `Err` if the gateway does not send it.
     fn all<T>(
@@ -216,7 +218,7 @@ impl Reader<'_> {
                     self.connection.take_notices();
                     if let Some(trouble) = &self.connection.trouble {
                         self.connection.has_late_list = true;
-                        return Err(trouble.text().to_owned());
+                        return Err(trouble.text.clone());
                     }
                 }
             }

@@ -37,7 +37,7 @@ impl IbkrBroker {
             Err(why) => {
                 self.missing.remove(&order.order_ref);
                 self.leave_unless_silent();
-                let is_away = self.connection.as_ref().is_some_and(|connection| connection.trouble.is_some());
+                let is_away = self.connection.is_some() && self.is_away();
                 return if is_away { Answer::Away(why) } else { unknown(why) };
             }
         };

@@ -39,6 +39,7 @@ struct Sent {
 }
 
 /// The broker for TWS or IB Gateway.
+#[derive(Default)]
 pub(crate) struct IbkrBroker {
     timeout: Duration,
     stop: Stop,
@@ -65,21 +66,7 @@ impl IbkrBroker {
     /// A broker at `HOST:PORT`, which has `timeout` for a connection, an order, a look-up. Nothing is connected yet.
     /// Asking `stop` ends every wait within seconds.
     pub(crate) fn new(address: &str, timeout: Duration, stop: Stop) -> Self {
-        Self {
-            timeout,
-            stop,
-            address: address.to_owned(),
-            attempt: None,
-            made: 0,
-            connection: None,
-            heard: BTreeMap::new(),
-            sent: None,
-            skip: 0,
-            followed: BTreeMap::new(),
-            ended: VecDeque::new(),
-            look_at: None,
-            missing: BTreeMap::new(),
-        }
+        Self { timeout, stop, address: address.to_owned(), ..Self::default() }
     }
 
     /// Connects if there is no connection, waiting up to `patience`, and handles what has arrived.
@@ -94,29 +81,34 @@ impl IbkrBroker {
         }
         match self.connection.as_ref().and_then(|connection| connection.trouble.clone()) {
             None => Ok(()),
-            Some(Trouble::Lost(why)) => Err(why),
-            Some(Trouble::ReadOnly(why)) => self.probe(why),
+            Some(trouble) if trouble.is_read_only => self.probe(trouble),
+            Some(trouble) => Err(trouble.text),
         }
     }
 
     /// Requests a list from a gateway that was read-only: it refuses lists as long as it is.
-    fn probe(&mut self, why: String) -> Result<(), String> {
+    fn probe(&mut self, trouble: Trouble) -> Result<(), String> {
         let patience = PROBE_PATIENCE.min(self.timeout);
-        if let Some(connection) = &mut self.connection {
-            connection.trouble = None;
+        self.set_trouble(None);
+        if self.lists(Scope::Own, Instant::now() + patience).is_ok() {
+            log::info!("the gateway is not read-only any more");
+            return Ok(());
         }
-        match self.lists(Scope::Own, Instant::now() + patience) {
-            Ok(_) => {
-                log::info!("the gateway is not read-only any more");
-                Ok(())
-            }
-            Err(_) => {
-                if let Some(connection) = &mut self.connection {
-                    connection.trouble.get_or_insert(Trouble::ReadOnly(why.clone()));
-                }
-                Err(why)
-            }
+        let why = trouble.text.clone();
+        // The gateway may have reported a worse one meanwhile.
+        if !self.is_away() {
+            self.set_trouble(Some(trouble));
         }
+        Err(why)
+    }
+
+    fn set_trouble(&mut self, trouble: Option<Trouble>) {
+        self.connection.iter_mut().for_each(|connection| connection.trouble = trouble.clone());
+    }
+
+    /// Whether the gateway is away, as far as it says so itself.
+    fn is_away(&self) -> bool {
+        self.connection.as_ref().is_none_or(|connection| connection.trouble.is_some())
     }
 
     /// Handles the gateway's messages, waiting up to `patience` for one about an order. Drops a lost connection.

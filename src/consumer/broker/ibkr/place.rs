@@ -90,7 +90,7 @@ impl IbkrBroker {
                 self.look_at = Some(Instant::now());
                 return Some(Answer::Has(Some(order_id)));
             }
-            Err(why) if self.connection.as_ref().is_none_or(|connection| connection.trouble.is_some()) => {
+            Err(why) if self.is_away() => {
                 return Some(Answer::Unknown(format!("{}; {why}", refusal.why())));
             }
             _ => {}
@@ -106,8 +106,8 @@ impl IbkrBroker {
             // The numbers just above may be taken too.
             self.skip = (self.skip * 2).max(1);
         }
-        if let Some(connection) = self.connection.as_mut().filter(|_| refusal.is_read_only()) {
-            connection.trouble = Some(Trouble::ReadOnly(refusal.why()));
+        if refusal.is_read_only() {
+            self.set_trouble(Some(Trouble { text: refusal.why(), is_read_only: true }));
         }
         refusal.is_not_sent()
     }
