@@ -2,8 +2,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select};
@@ -14,7 +15,7 @@ use crate::db::Settings;
 use crate::error::{Doing, Error};
 use crate::feed::reader::Reader;
 use crate::feed::reason::End;
-use crate::feed::{Feed, listen, threads, upkeep};
+use crate::feed::{Feed, listen, upkeep};
 use crate::http::accept::{Acceptor, bind};
 use crate::http::connections::{BESIDE_CLIENTS, Connections, HttpConnection};
 use crate::listener::routes;
@@ -50,8 +51,6 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let (fatal, died) = bounded(1);
     let (feed, inlets) = Feed::new(options, &settings, fatal);
     let feed = Arc::new(feed);
-    let (changed_sender, changed) = bounded(1);
-    feed.health.wake_on_change(changed_sender);
     // A thread that waits for the database gives up when the server stops.
     let watched_feed = feed.clone();
     let settings = settings.with_watch(Some(Arc::new(move || !watched_feed.health.is_stopping())));
@@ -69,13 +68,13 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     }
 
     let database = settings.clone();
-    running.push(threads::start(&feed, "reader", move |feed| Reader::new(feed, &database, inlets.woken).run())?);
+    running.push(start(&feed, "reader", move |feed| Reader::new(feed, &database).run(&inlets.woken))?);
     let database = settings.clone();
-    running.push(threads::start(&feed, "listen", move |feed| listen::run(feed, &database))?);
-    running.push(threads::start(&feed, "upkeep", move |feed| upkeep::run(feed, settings, &inlets.records))?);
+    running.push(start(&feed, "listen", move |feed| listen::run(feed, &database))?);
+    running.push(start(&feed, "upkeep", move |feed| upkeep::run(feed, settings, &inlets.records))?);
     if let Some(program) = feed.options.alert_command.clone() {
         let quarantined = inlets.alerts;
-        running.push(threads::start(&feed, "alerts", move |feed| ops::alerts::run(feed, program, &quarantined))?);
+        running.push(start(&feed, "alerts", move |feed| ops::alerts::run(feed, program, &quarantined))?);
     }
     let limit = feed.options.max_clients.saturating_add(BESIDE_CLIENTS);
     let connections = Connections::new(limit, feed.stats.evicted.clone());
@@ -89,7 +88,6 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
         select! {
             recv(stop) -> _ => break Ok(()),
             recv(died) -> why => break Err(Error::Failed(why.unwrap_or_else(|_| "the server ended".into()))),
-            recv(changed) -> _ => {}
             default(service::TURN_EVERY) => {}
         }
         manager.turn(&feed);
@@ -102,7 +100,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     feed.stop();
     drop(stop_accept);
     connections.stop();
-    for client in feed.clients.all() {
+    for client in feed.clients.all().iter() {
         client.end(End::Shutdown);
     }
     connections.wait_empty(feed.options.shutdown_grace);
@@ -113,6 +111,26 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     join(running);
     log::info!("stopped after {:.2} s", began.elapsed().as_secs_f64());
     outcome
+}
+
+/// Starts a core thread. If it ends while the server runs, the server ends too.
+///
+/// # Errors
+/// If the system has no thread to give.
+fn start(
+    feed: &Arc<Feed>,
+    name: &'static str,
+    work: impl FnOnce(&Arc<Feed>) + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let feed = feed.clone();
+    let body = move || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(&feed)));
+        if !feed.health.is_stopping() {
+            let how = if outcome.is_err() { "panicked" } else { "ended" };
+            feed.fail(format!("run the thread {name}: it {how}"));
+        }
+    };
+    Builder::new().name(name.to_owned()).spawn(body).doing(format!("start the thread {name}"))
 }
 
 /// Starts a thread that accepts connections. It ends when the returned pipe is dropped.
@@ -128,7 +146,7 @@ where
 {
     let (stop, stopper) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;
-    let thread = threads::start(feed, name, move |feed| {
+    let thread = start(feed, name, move |feed| {
         let errors = &feed.stats.accept_errors;
         Acceptor { listeners, stop, connections, errors, handler }.run();
     })?;
@@ -190,5 +208,49 @@ fn raise_descriptor_limit(max_clients: usize) {
         && most < needed
     {
         log::warn!("--max-clients {max_clients} needs {needed} descriptors, the limit is {most}: raise LimitNOFILE");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+
+    use super::*;
+    use crate::config::ServeOptions;
+    use crate::db::Settings;
+
+    #[test]
+    fn a_core_thread_that_panics_or_ends_ends_the_server_and_is_named() {
+        let options = ServeOptions {
+            listen: Vec::new(),
+            ops_listen: None,
+            replay_window: Duration::from_secs(1),
+            queue_capacity: 1,
+            heartbeat: Duration::from_secs(1),
+            max_clients: 1,
+            max_clients_per_key: 1,
+            write_timeout: Duration::from_secs(1),
+            max_stream_age: None,
+            poll_interval: Duration::from_secs(1),
+            replay_connections: 1,
+            degraded_hold: Duration::ZERO,
+            shutdown_grace: Duration::ZERO,
+            alert_command: None,
+            trusted_proxies: Vec::new(),
+        };
+        let settings: Settings = "postgres://nobody@localhost/none".parse().unwrap();
+        let (fatal, died) = bounded(1);
+        let (feed, _inlets) = Feed::new(options, &settings, fatal);
+        let feed = Arc::new(feed);
+        start(&feed, "reader", |_| panic!("as if by a fault of its own")).unwrap().join().unwrap();
+        assert_eq!(died.try_recv().unwrap(), "run the thread reader: it panicked");
+        start(&feed, "keys", |_| ()).unwrap().join().unwrap();
+        assert_eq!(died.try_recv().unwrap(), "run the thread keys: it ended");
+        // While the server stops, threads end normally.
+        feed.stop();
+        start(&feed, "listen", |_| ()).unwrap().join().unwrap();
+        assert!(died.try_recv().is_err());
     }
 }

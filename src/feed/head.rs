@@ -1,12 +1,17 @@
-//! The head of the log as a key sees it: the newest event, or, for a delayed key, the newest one that is old enough.
+//! The two ends of the log as a key sees them. The head is the newest event, or, for a delayed key, the newest one that
+//! is old enough. The other end is where the replay window begins: one indexed query, kept for a second.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Feed;
-use crate::db::event_log;
+use super::writer::Position;
+use crate::db::event_log::{self, WindowStart};
 use crate::db::{Error, Watch};
 use crate::event::{EventTime, FeedSeq};
 use crate::sync::lock;
+
+/// How long a window's start is used.
+const WINDOW_KEPT: Duration = Duration::from_secs(1);
 
 /// The highest number that a stream may be sent.
 #[derive(Debug, Clone, Copy)]
@@ -23,10 +28,25 @@ pub struct Head {
     pub next_due: Option<EventTime>,
 }
 
+impl Head {
+    /// The position of a stream that has everything up to here.
+    pub(super) fn position(self) -> Position {
+        Position { cursor: self.seq, time: self.time, generation: self.generation }
+    }
+}
+
+/// Where the replay window began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    read_at: Instant,
+    generation: u64,
+    start: WindowStart,
+}
+
 impl Feed {
     /// The head for keys with this delay, if memory gives it. Without a delay it always does.
     pub fn recall_head(&self, delay: Duration) -> Option<Head> {
-        let read = self.delayed_heads.get(delay);
+        let read = lock(&self.delayed_heads).get(&delay).copied();
         let due = self.due(delay);
         let tail = lock(&self.tail);
         let generation = tail.generation();
@@ -54,20 +74,54 @@ impl Feed {
     /// # Errors
     /// What reading the log failed with.
     pub(super) fn read_head(&self, delay: Duration, known: FeedSeq, watch: &Watch) -> Result<Head, Error> {
-        let _permit = self.delayed_heads.turn(watch)?;
-        if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
-            return Ok(head);
-        }
-        let (generation, due) = (lock(&self.tail).generation(), self.due(delay));
-        let read = self.replay.with(watch, |connection| event_log::read_due_head(connection, due, known))?;
-        let head = Head { seq: read.seq, time: read.time, generation, due, next_due: read.next_due };
-        self.delayed_heads.set(delay, Some(head));
-        Ok(head)
+        self.replay.with(watch, |connection| {
+            if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
+                return Ok(head);
+            }
+            let (generation, due) = (lock(&self.tail).generation(), self.due(delay));
+            let read = event_log::read_due_head(connection, due, known)?;
+            let head = Head { seq: read.seq, time: read.time, generation, due, next_due: read.next_due };
+            lock(&self.delayed_heads).insert(delay, head);
+            Ok(head)
+        })
     }
 
     /// Forgets the head for keys with this delay: the log that it belongs to was replaced.
     pub(super) fn forget_head(&self, delay: Duration) {
-        self.delayed_heads.set(delay, None);
+        lock(&self.delayed_heads).remove(&delay);
+    }
+
+    /// The lowest number that a consumer of a key with this delay can still be given, the head's successor if there is
+    /// none; and the number of the row before it. May read the log.
+    ///
+    /// # Errors
+    /// The error of reading the log.
+    pub fn earliest(&self, delay: Duration, head: Head, watch: &Watch) -> Result<WindowStart, Error> {
+        let recall = || {
+            let is_fresh =
+                |known: &Window| known.generation == head.generation && known.read_at.elapsed() < WINDOW_KEPT;
+            lock(&self.windows).get(&delay).copied().filter(is_fresh).map(|known| known.start)
+        };
+        if let Some(start) = recall() {
+            return Ok(start);
+        }
+        self.replay.with(watch, |connection| {
+            // Another thread may have read it while this one waited for a connection.
+            if let Some(start) = recall() {
+                return Ok(start);
+            }
+            let begin = self.due(delay).minus(self.options.replay_window);
+            let found = event_log::read_window_start(connection, begin)?.filter(|start| start.seq <= head.seq);
+            let start = found.unwrap_or(WindowStart { seq: head.seq.next(), prev: head.seq });
+            let window = Window { read_at: Instant::now(), generation: head.generation, start };
+            lock(&self.windows).insert(delay, window);
+            Ok(start)
+        })
+    }
+
+    /// The lowest number that can still be replayed without a delay, as last read; 0 if it never was. Reads nothing.
+    pub fn last_earliest(&self) -> FeedSeq {
+        lock(&self.windows).get(&Duration::ZERO).map_or(FeedSeq(0), |known| known.start.seq)
     }
 
     /// Events are due for keys with this delay if they are not later than this: the database's time less the delay.

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-
+use super::Feed;
 use crate::sync::lock;
 
 /// The feed is ready only if each part was proven to work within this time, 10 s: a silent database is noticed by then.
@@ -21,26 +20,24 @@ pub enum Part {
     Listen,
 }
 
-/// What the feed reports about itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// No attempt at the database has succeeded yet.
-    Starting,
-    /// Events are delivered.
-    Live,
-    /// The database was lost.
-    Degraded,
+/// What is known of one part.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Known {
+    #[default]
+    Untried,
+    /// When it was last proven to work.
+    Works(Instant),
+    /// Why it does not, as it was logged.
+    Lost(String),
 }
 
-/// What is known of one part.
-#[derive(Debug, Default)]
-struct Known {
-    /// Whether an attempt has ended, successful or not.
-    is_tried: bool,
-    /// When it was last proven to work; `None` while it does not.
-    proven: Option<Instant>,
-    /// Why it does not work, as it was logged.
-    cause: Option<String>,
+impl Known {
+    fn proven(&self) -> Option<Instant> {
+        match self {
+            Self::Works(proven) => Some(*proven),
+            Self::Untried | Self::Lost(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -52,11 +49,11 @@ struct Inner {
 
 impl Inner {
     fn is_live(&self) -> bool {
-        self.parts.iter().all(|part| part.proven.is_some())
+        self.parts.iter().all(|part| part.proven().is_some())
     }
 
     fn is_tried(&self) -> bool {
-        self.parts.iter().all(|part| part.is_tried)
+        !self.parts.contains(&Known::Untried)
     }
 }
 
@@ -66,7 +63,6 @@ pub struct Health {
     /// Locked to read or note a report.
     inner: Mutex<Inner>,
     changed: Condvar,
-    wakes: Mutex<Vec<Sender<()>>>,
     /// Written under the lock, read without it: every stream reads it at every turn.
     epoch: AtomicU64,
     stopping: AtomicBool,
@@ -77,46 +73,37 @@ impl Default for Health {
         Self {
             inner: Mutex::new(Inner { parts: Default::default(), since: Instant::now() }),
             changed: Condvar::new(),
-            wakes: Mutex::new(Vec::new()),
             epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         }
     }
 }
 
-impl Health {
-    /// From now on, sends to `wake` at every change of state, if `wake` has room.
-    pub fn wake_on_change(&self, wake: Sender<()>) {
-        lock(&self.wakes).push(wake);
-    }
-
-    /// Reports that a part has just been proven to work.
-    pub fn proven(&self, part: Part) {
-        self.report(part, Some(Instant::now()));
+impl Feed {
+    /// Reports that a part of delivery has just been proven to work.
+    pub(super) fn proven(&self, part: Part) {
+        self.report(part, Known::Works(Instant::now()));
     }
 
     /// Reports that `doing` something failed, without which a part does not work. Logs each cause once: they change while a
     /// database stops and starts again. A server that stops gives its calls up, which is no loss.
-    pub fn lost(&self, part: Part, doing: &str, why: &dyn Display) {
-        if self.is_stopping() {
+    pub(super) fn lost(&self, part: Part, doing: &str, why: &dyn Display) {
+        if self.health.is_stopping() {
             return;
         }
         let cause = format!("{doing}: {why}");
-        let told = lock(&self.inner).parts[part as usize].cause.replace(cause.clone());
-        if told.as_ref() != Some(&cause) {
+        let lost = Known::Lost(cause.clone());
+        if lock(&self.health.inner).parts[part as usize] != lost {
             log::error!("{cause}");
         }
-        self.report(part, None);
+        self.report(part, lost);
     }
 
-    fn report(&self, part: Part, proven: Option<Instant>) {
-        let mut inner = lock(&self.inner);
+    /// Notes a report. If it changes the state, every stream is woken, and writes `degraded` or `recovered`.
+    fn report(&self, part: Part, known: Known) {
+        let mut inner = lock(&self.health.inner);
         let (was_live, was_tried) = (inner.is_live(), inner.is_tried());
-        let known = &mut inner.parts[part as usize];
-        (known.is_tried, known.proven) = (true, proven);
-        if proven.is_some() {
-            known.cause = None;
-        }
+        inner.parts[part as usize] = known;
         let (live, is_tried) = (inner.is_live(), inner.is_tried());
         if (live, is_tried) == (was_live, was_tried) {
             return;
@@ -124,7 +111,7 @@ impl Health {
         let lasted = inner.since.elapsed().as_secs_f64();
         let changes_before = (live != was_live).then(|| {
             inner.since = Instant::now();
-            self.epoch.fetch_add(1, Ordering::AcqRel)
+            self.health.epoch.fetch_add(1, Ordering::AcqRel)
         });
         drop(inner);
         match changes_before {
@@ -133,38 +120,37 @@ impl Health {
             Some(_) if live => log::info!("live: connected to the database (was away {lasted:.1} s)"),
             Some(_) => log::error!("degraded: lost the database connection; open streams stay, new requests wait"),
         }
-        self.wake_all();
+        self.health.changed.notify_all();
+        // What one part noticed, the reader checks for the other: a restart closes all connections.
+        self.wake_reader();
+        self.clients.wake_all();
     }
+}
 
-    fn wake_all(&self) {
-        self.changed.notify_all();
-        for wake in lock(&self.wakes).iter() {
-            let _ = wake.try_send(());
-        }
-    }
-
+impl Health {
     /// The number of changes so far, odd while live. Comparing two values shows what happened in between.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The present state.
-    pub fn state(&self) -> State {
+    /// The state in one word: `starting` until the first success, `live`, `degraded` or `stopping`.
+    pub fn state(&self) -> &'static str {
         match self.epoch() {
-            0 => State::Starting,
-            epoch if epoch % 2 == 1 => State::Live,
-            _ => State::Degraded,
+            _ if self.is_stopping() => "stopping",
+            0 => "starting",
+            epoch if epoch % 2 == 1 => "live",
+            _ => "degraded",
         }
     }
 
     /// How long ago a part was last proven to work; `None` while it does not.
     pub fn proven_for(&self, part: Part) -> Option<Duration> {
-        lock(&self.inner).parts[part as usize].proven.map(|at| at.elapsed())
+        lock(&self.inner).parts[part as usize].proven().map(|at| at.elapsed())
     }
 
     /// Whether both parts were proven to work recently.
     pub fn is_ready(&self) -> bool {
-        let is_fresh = |part: &Known| part.proven.is_some_and(|at| at.elapsed() < PROOF_LASTS);
+        let is_fresh = |part: &Known| part.proven().is_some_and(|at| at.elapsed() < PROOF_LASTS);
         lock(&self.inner).parts.iter().all(is_fresh) && !self.is_stopping()
     }
 
@@ -192,7 +178,7 @@ impl Health {
         let inner = lock(&self.inner);
         self.stopping.store(true, Ordering::Release);
         drop(inner);
-        self.wake_all();
+        self.changed.notify_all();
     }
 
     /// Whether the server stops.

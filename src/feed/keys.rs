@@ -25,14 +25,6 @@ use crate::error::Error;
 use crate::event::EventTime;
 use crate::sync::lock;
 
-/// Least time between the beginnings of two refreshes.
-const LEAST_DISTANCE: Duration = Duration::from_millis(100);
-/// The keys are refreshed at least this often, even if nothing asks for it.
-const INTERVAL: Duration = Duration::from_secs(5);
-/// The same on a standby, which sends no notification when a key is revoked.
-const STANDBY_INTERVAL: Duration = Duration::from_millis(400);
-/// The wait after a failed refresh.
-const RETRY_EVERY: Duration = Duration::from_millis(500);
 /// How long a session cookie lasts: 7 days.
 pub const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Bytes of a session token that are signed: the key's hash, and the session's end in PostgreSQL's microseconds. An
@@ -106,11 +98,6 @@ impl KeyRing {
         lock(&self.known).fresh_from.is_some()
     }
 
-    /// The key of a credential, if memory has it and it is live. Never asks the database.
-    pub fn recall(&self, credential: &Credential, clock: &DatabaseClock) -> Option<Arc<Key>> {
-        lock(&self.known).look(credential, clock.now()).ok()
-    }
-
     /// Every key that is live, as memory has them. Never asks the database.
     pub fn live(&self, now: EventTime) -> Vec<Arc<Key>> {
         lock(&self.known).by_hash.values().filter(|key| key.state(now) == KeyState::Live).cloned().collect()
@@ -119,7 +106,8 @@ impl KeyRing {
     /// The key of a credential that arrived at `arrived`. Never asks the database.
     ///
     /// # Errors
-    /// Why it is not accepted. It is pending until a refresh that began after `arrived` has completed.
+    /// Why it is not accepted. If memory does not accept it, it is pending until a refresh that began after `arrived` has
+    /// completed.
     pub fn check(&self, credential: &Credential, arrived: Instant, clock: &DatabaseClock) -> Result<Arc<Key>, Denied> {
         let known = lock(&self.known);
         known.look(credential, clock.now()).map_err(|why| {
@@ -198,8 +186,12 @@ impl Known {
     }
 }
 
-/// Reads the keys. Returns whether the database is a standby.
-fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> {
+/// Reads the keys, and tells every stream what became of its own. Blocks for a few queries. Returns whether the database
+/// is a standby.
+///
+/// # Errors
+/// The error of the queries.
+pub(super) fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> {
     let began = Instant::now();
     let reading = db::standby::read(connection)?;
     feed.clock.set(reading.now);
@@ -207,65 +199,10 @@ fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> 
     let (keys, _) = db::keys::read_all(connection)?;
     let secret = db::keys::read_session_secret(connection)?;
     feed.keys.replace(keys, secret, began, is_standby);
-    for client in feed.clients.all() {
-        feed.keys.tell(&client, reading.now);
+    for client in feed.clients.all().iter() {
+        feed.keys.tell(client, reading.now);
     }
     Ok(is_standby)
-}
-
-/// When the keys are next read.
-#[derive(Debug)]
-pub(super) struct Schedule {
-    due: Instant,
-    /// No refresh begins before this.
-    soonest: Instant,
-    /// Why the last refresh failed, as it was logged.
-    cause: Option<String>,
-}
-
-impl Schedule {
-    /// The first refresh is due at once.
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self { due: now, soonest: now, cause: None }
-    }
-
-    /// Handles a request for a refresh.
-    pub(super) fn ask(&mut self) {
-        self.due = self.due.min(self.soonest);
-    }
-
-    /// When the next refresh is due.
-    pub(super) fn due(&self) -> Instant {
-        self.due
-    }
-
-    /// Reads the keys. Blocks for a few queries.
-    ///
-    /// # Errors
-    /// The error of the queries.
-    pub(super) fn refresh(
-        &mut self,
-        feed: &Feed,
-        connection: impl FnOnce() -> Result<Connection, db::Error>,
-    ) -> Result<Connection, db::Error> {
-        let began = Instant::now();
-        let outcome = connection().and_then(|mut connection| Ok((refresh(feed, &mut connection)?, connection)));
-        let (soonest, due) = match outcome {
-            Ok((true, _)) => (LEAST_DISTANCE, STANDBY_INTERVAL),
-            Ok((false, _)) => (LEAST_DISTANCE, INTERVAL),
-            Err(_) => (RETRY_EVERY, RETRY_EVERY),
-        };
-        (self.soonest, self.due) = (began + soonest, began + due);
-        let cause = outcome.as_ref().err().map(ToString::to_string);
-        match &outcome {
-            Err(error) if error.is_conflict() => feed.stats.replay_conflicts.inc(),
-            Err(error) if self.cause != cause && !feed.health.is_stopping() => log::warn!("read the keys: {error}"),
-            _ => {}
-        }
-        self.cause = cause;
-        outcome.map(|(_, connection)| connection)
-    }
 }
 
 fn make_token(hash: &KeyHash, end: EventTime, secret: &[u8]) -> Option<String> {

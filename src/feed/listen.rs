@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::Feed;
 use super::health::Part;
 use crate::db::{self, Connection, Settings};
+use crate::sync::lock;
 
 /// How often it sends a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -20,91 +21,52 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How often it checks whether the server stops.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Waits between attempts to connect: the first, and the longest.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// The wait between two attempts.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// The thread `listen`: runs until the server stops.
 pub fn run(feed: &Feed, settings: &Settings) {
-    let mut retry = FIRST_RETRY;
     while !feed.health.is_stopping() {
-        let Err(ended) = hear(feed, settings, &mut retry) else { return };
-        match ended {
-            Ended::Promoted => log::warn!("the standby was promoted to primary: listening for its notifications now"),
+        let Err(error) = hear(feed, settings) else { continue };
+        if error.is_conflict() {
             // A standby cancels queries that conflict with replay: nothing is lost.
-            Ended::Database(error) if error.is_conflict() => {
-                log::debug!("watch the standby: {error}");
-                feed.stats.replay_conflicts.inc();
-                feed.health.pause(FIRST_RETRY);
-            }
-            why => {
-                feed.health.lost(Part::Listen, "listen for notifications", &why);
-                feed.health.pause(retry);
-                retry = (retry * 2).min(LONGEST_RETRY);
-            }
+            log::debug!("watch the standby: {error}");
+            feed.stats.replay_conflicts.inc();
+        } else {
+            feed.lost(Part::Listen, "listen for notifications", &error);
         }
+        feed.health.pause(RETRY_EVERY);
     }
 }
 
-/// Why listening ended.
-#[derive(Debug)]
-enum Ended {
-    Database(db::Error),
-    ProbeLost,
-    /// The WAL receiver of the standby does not stream.
-    NotStreaming,
-    /// The standby is a primary now.
-    Promoted,
-}
-
-impl std::fmt::Display for Ended {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Database(error) => error.fmt(f),
-            Self::NotStreaming => {
-                f.write_str("the standby does not stream from a primary: see pg_stat_wal_receiver there")
-            }
-            Self::Promoted => f.write_str("the standby was promoted"),
-            Self::ProbeLost => write!(
-                f,
-                "a notification from one session did not reach another within {}: {}",
-                crate::text::duration(PROBE_PATIENCE),
-                db::NEEDS_SESSIONS
-            ),
-        }
-    }
-}
-
-impl From<db::Error> for Ended {
-    fn from(error: db::Error) -> Self {
-        Self::Database(error)
-    }
-}
-
-fn hear(feed: &Feed, settings: &Settings, retry: &mut Duration) -> Result<(), Ended> {
+/// Listens until the server stops or, on a standby, watches it until it is a primary.
+fn hear(feed: &Feed, settings: &Settings) -> Result<(), db::Error> {
     let mut connection = Connection::open(settings, "signal-feed listen")?;
     if db::standby::is_standby(&mut connection)? {
-        return watch(feed, &mut connection, retry);
+        watch(feed, &mut connection)
+    } else {
+        listen(feed, settings, connection)
     }
-    listen(feed, settings, connection, retry)
 }
 
-/// Checks that a standby streams from a primary, until it is one itself.
-fn watch(feed: &Feed, connection: &mut Connection, retry: &mut Duration) -> Result<(), Ended> {
+fn watch(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
     while !feed.health.is_stopping() {
-        let Some(standby) = db::standby::read(connection)?.standby else { return Err(Ended::Promoted) };
+        let Some(standby) = db::standby::read(connection)?.standby else {
+            log::warn!("the standby was promoted to primary: listening for its notifications now");
+            return Ok(());
+        };
         if !standby.is_streaming {
-            return Err(Ended::NotStreaming);
+            let why = "the standby does not stream from a primary: see pg_stat_wal_receiver there";
+            return Err(db::Error::Unreachable(why.into()));
         }
-        *retry = FIRST_RETRY;
-        feed.replication.set_lag(standby.lag);
-        feed.health.proven(Part::Listen);
+        lock(&feed.facts).standby_lag = standby.lag;
+        feed.proven(Part::Listen);
         feed.health.pause(WATCH_EVERY);
     }
     Ok(())
 }
 
-fn listen(feed: &Feed, settings: &Settings, mut connection: Connection, retry: &mut Duration) -> Result<(), Ended> {
+fn listen(feed: &Feed, settings: &Settings, mut connection: Connection) -> Result<(), db::Error> {
     let probe_channel = format!("signal_feed_probe_{:016x}", crate::random::random_u64());
     connection.batch(&format!("listen signal_feed; listen signal_feed_key; listen {probe_channel}"))?;
     let mut prober = Connection::open(settings, "signal-feed probe")?;
@@ -116,7 +78,10 @@ fn listen(feed: &Feed, settings: &Settings, mut connection: Connection, retry: &
             prober.batch(&format!("notify {probe_channel}"))?;
         }
         if probe_sent.is_some_and(|sent| sent.elapsed() > PROBE_PATIENCE) {
-            return Err(Ended::ProbeLost);
+            let patience = crate::text::duration(PROBE_PATIENCE);
+            let needs = db::NEEDS_SESSIONS;
+            let why = format!("a notification from one session did not reach another within {patience}: {needs}");
+            return Err(db::Error::Unreachable(why));
         }
         let Some(notification) = connection.wait_notification(LOOK_EVERY)? else { continue };
         match notification.channel.as_str() {
@@ -127,8 +92,7 @@ fn listen(feed: &Feed, settings: &Settings, mut connection: Connection, retry: &
                     feed.stats.listen_probe.set(sent.elapsed().as_secs_f64());
                 }
                 next_probe = Instant::now() + PROBE_EVERY;
-                *retry = FIRST_RETRY;
-                feed.health.proven(Part::Listen);
+                feed.proven(Part::Listen);
             }
         }
     }

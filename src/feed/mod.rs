@@ -1,6 +1,6 @@
 //! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `tail` and the
 //! channels of the `client`s → `stream`, which writes with its `writer` to one client's socket. Beside it what they
-//! share: `head`, `window`, `pool`, `health`, `clock`, `standby`, `keys`, `upkeep`, `stats`.
+//! share: `head`, `pool`, `health`, `clock`, `keys`, `upkeep`, `stats`.
 
 pub mod batch;
 pub mod client;
@@ -14,17 +14,13 @@ pub mod pool;
 pub mod reader;
 pub mod reason;
 pub mod render;
-pub mod standby;
 pub mod stats;
 pub mod stream;
 pub mod tail;
-pub mod threads;
 pub mod upkeep;
-pub mod window;
 pub mod writer;
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -33,18 +29,15 @@ use jiff::Timestamp;
 
 use self::client::{Client, Clients};
 use self::clock::DatabaseClock;
-use self::head::Head;
+use self::head::{Head, Window};
 use self::health::Health;
 use self::keys::KeyRing;
-use self::pool::{Answers, ReplayPool};
-use self::standby::{Replication, Role};
+use self::pool::ReplayPool;
 use self::stats::Stats;
 use self::tail::Tail;
-use self::upkeep::Record;
-use self::window::Answer;
+use self::upkeep::{Poisoned, Record};
 use crate::config::ServeOptions;
 use crate::db::Settings;
-use crate::db::event_log::LogState;
 use crate::event::{EventTime, FeedSeq, LogRow, Poison};
 use crate::sync::lock;
 
@@ -60,37 +53,26 @@ pub struct Feed {
     pub clock: DatabaseClock,
     /// Whether delivery works.
     pub health: Health,
-    /// Whether the database is a primary or a standby.
-    pub replication: Replication,
     /// API keys.
     pub keys: KeyRing,
     /// All streams.
     pub clients: Clients,
     /// The newest part of the log. Locked to read or add batches, never during a write or a query.
     pub tail: Mutex<Tail>,
-    /// The heads of delayed keys that memory alone could not tell.
-    delayed_heads: Answers<Head>,
-    /// Where the replay window begins.
-    windows: Answers<Answer>,
+    /// The heads of delayed keys that memory alone could not tell, by delay. Locked to copy one in or out.
+    delayed_heads: Mutex<HashMap<Duration, Head>>,
+    /// Where the replay window begins, by delay. Locked to copy one in or out.
+    windows: Mutex<HashMap<Duration, Window>>,
     /// Connections for replay.
     pub replay: ReplayPool,
     /// Counters and histograms.
     pub stats: Stats,
     /// When the server started, by this machine's clock.
     pub started_at: Timestamp,
-    started: Instant,
-    capture_on: AtomicBool,
-    another_cluster: AtomicBool,
-    unsettled_events: AtomicU64,
-    feed_id: Mutex<String>,
-    /// The counter's value, and the ranges that `restored` skipped (both ends included), as last read.
-    counter: AtomicI64,
-    /// The log's highest number, as last read.
-    log_head: AtomicI64,
-    skipped: Mutex<Vec<(FeedSeq, FeedSeq)>>,
-    /// When the newest read of the log began that found the tail's newest event in it, by [`age`](Self::age). Locked to
-    /// copy it.
-    tail_proven: Mutex<Duration>,
+    /// Locked to read or note facts.
+    facts: Mutex<Facts>,
+    /// When the newest read of the log began that found the tail's newest event in it. Locked to copy it.
+    tail_proven: Mutex<Instant>,
     /// Notified when that changes.
     tail_proven_again: Condvar,
     fatal: Sender<String>,
@@ -99,7 +81,31 @@ pub struct Feed {
     records: Sender<Record>,
     /// Newly quarantined events, for the thread that alerts the operator.
     alerts: Sender<(FeedSeq, String)>,
+    /// Locked to note one number.
     poisoned: Mutex<BTreeSet<FeedSeq>>,
+}
+
+/// What the database was last found to be and to hold.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The identity of the log.
+    pub feed_id: String,
+    /// The last number that was allocated.
+    pub counter: FeedSeq,
+    /// The log's highest number.
+    pub log_head: FeedSeq,
+    /// The ranges of numbers that `restored` skipped, both ends included: only a lost event can have had one of them.
+    pub skipped: Vec<(FeedSeq, FeedSeq)>,
+    /// Whether it is a hot standby, which can change while the feed runs.
+    pub is_standby: bool,
+    /// How far a standby is behind its primary, zero if it has replayed all that it received.
+    pub standby_lag: Duration,
+    /// Whether writes to `signal` do not reach the log.
+    pub is_capture_off: bool,
+    /// Whether the cluster or its timeline differs from the recorded one.
+    pub is_another_cluster: bool,
+    /// How many quarantined events are not settled.
+    pub unsettled_events: u64,
 }
 
 /// The receiving ends of the feed's channels, for the threads that own them.
@@ -122,24 +128,16 @@ impl Feed {
         let feed = Self {
             clock: DatabaseClock::default(),
             health: Health::default(),
-            replication: Replication::default(),
             keys: KeyRing::default(),
             clients: Clients::default(),
             tail: Mutex::new(Tail::new(0, FeedSeq(0), None)),
-            delayed_heads: Answers::default(),
-            windows: Answers::default(),
+            delayed_heads: Mutex::default(),
+            windows: Mutex::default(),
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
             started_at: Timestamp::now(),
-            started: Instant::now(),
-            capture_on: AtomicBool::new(true),
-            another_cluster: AtomicBool::new(false),
-            unsettled_events: AtomicU64::new(0),
-            feed_id: Mutex::default(),
-            counter: AtomicI64::new(0),
-            log_head: AtomicI64::new(0),
-            skipped: Mutex::default(),
-            tail_proven: Mutex::default(),
+            facts: Mutex::default(),
+            tail_proven: Mutex::new(Instant::now()),
             tail_proven_again: Condvar::new(),
             fatal,
             wake,
@@ -148,68 +146,26 @@ impl Feed {
             poisoned: Mutex::default(),
             options,
         };
-        feed.health.wake_on_change(feed.wake.clone());
         (feed, Inlets { woken, records, alerts })
     }
 
-    /// The identity of the log.
-    pub fn feed_id(&self) -> String {
-        lock(&self.feed_id).clone()
+    /// What the database was last found to be and to hold.
+    pub fn facts(&self) -> Facts {
+        lock(&self.facts).clone()
     }
 
-    fn set_feed_id(&self, id: &str) {
-        id.clone_into(&mut lock(&self.feed_id));
+    /// Whether the database that the log is read from is a hot standby.
+    ///
+    /// A hot standby sends no notifications, so `reader` and `upkeep` poll; nothing is recorded; a cursor that the log has
+    /// not reached waits; a missing key is never called unknown, because the primary may have it; and the feed is degraded
+    /// while the standby does not stream from a primary.
+    pub fn is_standby(&self) -> bool {
+        lock(&self.facts).is_standby
     }
 
-    /// The role of the database that the log is read from. It can change while the feed runs.
-    pub fn role(&self) -> Role {
-        self.replication.role()
-    }
-
-    /// How far the database is behind its primary; `None` if it is a primary.
-    pub fn standby_lag(&self) -> Option<Duration> {
-        self.replication.lag()
-    }
-
-    /// The last number that was allocated, as last read.
-    pub fn counter(&self) -> FeedSeq {
-        FeedSeq(self.counter.load(Ordering::Relaxed))
-    }
-
-    /// Whether a number lies in a range that `restored` skipped: only a lost event can have had it.
-    pub fn is_skipped(&self, seq: FeedSeq) -> bool {
-        lock(&self.skipped).iter().any(|(from, to)| (*from..=*to).contains(&seq))
-    }
-
-    fn set_log_facts(&self, state: &LogState, skipped: Vec<(FeedSeq, FeedSeq)>) {
-        self.counter.store(state.counter.0, Ordering::Relaxed);
-        self.log_head.store(state.head.0, Ordering::Relaxed);
-        *lock(&self.skipped) = skipped;
-    }
-
-    /// How long the server has run.
-    pub fn age(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// Whether writes to `signal` reach the log, as last checked.
-    pub fn capture_on(&self) -> bool {
-        self.capture_on.load(Ordering::Relaxed)
-    }
-
-    /// Whether the cluster or its timeline differs from the recorded one, as last checked.
-    pub fn is_another_cluster(&self) -> bool {
-        self.another_cluster.load(Ordering::Relaxed)
-    }
-
-    /// How many quarantined events are not settled, as last checked.
-    pub fn unsettled_events(&self) -> u64 {
-        self.unsettled_events.load(Ordering::Relaxed)
-    }
-
-    /// Whether the counter is not behind the log, as last read. If it were, commits of signals would fail.
-    pub fn is_counter_ok(&self) -> bool {
-        self.counter.load(Ordering::Relaxed) >= self.log_head.load(Ordering::Relaxed)
+    /// Whether a number lies in a range that `restored` skipped.
+    fn is_skipped(&self, seq: FeedSeq) -> bool {
+        lock(&self.facts).skipped.iter().any(|(from, to)| (*from..=*to).contains(&seq))
     }
 
     /// The time of the newest event; `None` before the first one, and if it has no usable time.
@@ -219,8 +175,8 @@ impl Feed {
 
     /// How many numbers of the log, as last read, have not been broadcast yet.
     pub fn log_lag_events(&self) -> u64 {
-        let ahead = self.log_head.load(Ordering::Relaxed).saturating_sub(self.head().0);
-        u64::try_from(ahead).unwrap_or(0)
+        let log_head = lock(&self.facts).log_head;
+        u64::try_from(log_head.0.saturating_sub(self.head().0)).unwrap_or(0)
     }
 
     /// The highest number that was broadcast.
@@ -231,7 +187,8 @@ impl Feed {
     /// How many events a client has still to get.
     pub fn lag_events(&self, client: &Client) -> u64 {
         let Some(head) = self.recall_head(client.key.delay) else { return 0 };
-        lock(&self.tail).count_between(client.cursor(), head.seq)
+        let cursor = lock(&client.writer).position.cursor;
+        lock(&self.tail).count_between(cursor, head.seq)
     }
 
     /// How many of them its queue holds, which has room for `--queue-capacity` events.
@@ -244,15 +201,15 @@ impl Feed {
         let _ = self.fatal.try_send(why.into());
     }
 
-    /// Notes that a read of the log that began then, by [`age`](Self::age), found the tail's newest event in it.
-    fn set_tail_proven(&self, began: Duration) {
+    /// Notes that a read of the log that began then found the tail's newest event in it.
+    fn set_tail_proven(&self, began: Instant) {
         *lock(&self.tail_proven) = began;
         self.tail_proven_again.notify_all();
     }
 
     /// Waits, at most `patience`, until the tail was found to be the log's by a read that began later than `then`: nothing
     /// in it is of a log that was replaced before. Returns whether it was.
-    fn wait_tail_proven(&self, then: Duration, patience: Duration) -> bool {
+    fn wait_tail_proven(&self, then: Instant, patience: Duration) -> bool {
         let proven = lock(&self.tail_proven);
         let waited = self.tail_proven_again.wait_timeout_while(proven, patience, |proven| *proven < then);
         waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
@@ -266,6 +223,7 @@ impl Feed {
     /// Tells every thread that the server ends.
     pub fn stop(&self) {
         self.health.stop();
+        self.wake_reader();
         self.keys.ask_refresh();
     }
 
@@ -281,7 +239,8 @@ impl Feed {
         }
         drop(poisoned);
         self.stats.quarantined.inc();
-        if self.records.try_send(Record::Quarantined { seq: row.seq, error: poison.to_string(), is_new }).is_err() {
+        let event = Poisoned { seq: row.seq, error: poison.to_string(), is_new };
+        if self.records.try_send(Record::Quarantined(event)).is_err() {
             // Too many at once: this one is recorded when it is next read.
             lock(&self.poisoned).remove(&row.seq);
         }

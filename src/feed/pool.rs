@@ -1,122 +1,74 @@
 //! The connections for replay: few, opened when first needed, each used for one piece of work at a time.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::db::{Connection, Error, Settings, Watch, event_log};
-use crate::sync::lock;
 
 /// Longest wait for a connection; then the work is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a thread that waits for a connection checks whether to continue.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 
-/// Permits for work that only a limited number of threads may do at once.
-#[derive(Debug)]
-struct Permits {
-    returned: Sender<()>,
-    free: Receiver<()>,
-}
-
-/// One permit. Dropping it returns it, also if the work panics.
-pub(super) struct Permit<'a>(&'a Permits);
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.returned.send(());
-    }
-}
-
-impl Permits {
-    fn new(count: usize) -> Self {
-        let (returned, free) = bounded(count);
-        for _ in 0..count {
-            let _ = returned.send(());
-        }
-        Self { returned, free }
-    }
-
-    /// Blocks until one is free, and asks `watch` meanwhile, ten times a second, whether to continue.
-    fn wait(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if self.free.recv_timeout(WATCH_EVERY).is_ok() {
-                return Ok(Permit(self));
-            }
-            if !watch() {
-                return Err(Error::GivenUp);
-            }
-            if Instant::now() >= until {
-                return Err(Error::TimedOut(PATIENCE));
-            }
-        }
-    }
-}
-
-/// What the log answered for keys of each delay. One thread queries at a time, and the others use its answer.
-#[derive(Debug)]
-pub(super) struct Answers<T> {
-    permits: Permits,
-    /// Locked to copy an answer in or out, never during the query.
-    by_delay: Mutex<HashMap<Duration, T>>,
-}
-
-impl<T> Default for Answers<T> {
-    fn default() -> Self {
-        Self { permits: Permits::new(1), by_delay: Mutex::default() }
-    }
-}
-
-impl<T: Copy> Answers<T> {
-    pub(super) fn get(&self, delay: Duration) -> Option<T> {
-        lock(&self.by_delay).get(&delay).copied()
-    }
-
-    pub(super) fn set(&self, delay: Duration, answer: Option<T>) {
-        let mut by_delay = lock(&self.by_delay);
-        match answer {
-            Some(answer) => by_delay.insert(delay, answer),
-            None => by_delay.remove(&delay),
-        };
-    }
-
-    /// Blocks until no other thread queries, and meanwhile asks `watch` whether to continue.
-    pub(super) fn turn(&self, watch: &Watch) -> Result<Permit<'_>, Error> {
-        self.permits.wait(watch)
-    }
-}
-
-/// At most `--replay-connections` connections. The one used last is used next: its backend has the log's pages in its
-/// processor's caches.
+/// At most `--replay-connections` connections.
 #[derive(Debug)]
 pub struct ReplayPool {
     settings: Settings,
-    permits: Permits,
-    /// Locked to take a connection out or to put it back, never while one is used.
-    idle: Mutex<Vec<Connection>>,
-    size: usize,
+    /// The connections that nobody uses; `None` for one that is not open.
+    free: Receiver<Option<Connection>>,
+    returned: Sender<Option<Connection>>,
     waiting: AtomicUsize,
+}
+
+/// The right to use one connection. Dropping it returns both, also if the work panics.
+struct Turn<'a> {
+    pool: &'a ReplayPool,
+    connection: Option<Connection>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let _ = self.pool.returned.send(self.connection.take());
+    }
+}
+
+impl Turn<'_> {
+    /// Does the work, and keeps the connection if it can still be used.
+    fn attempt<T>(
+        &mut self,
+        mut connection: Connection,
+        watch: &Watch,
+        work: &mut impl FnMut(&mut Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        connection.watch(Some(watch.clone()));
+        let outcome = work(&mut connection);
+        connection.watch(None);
+        let is_lost = connection.is_lost() || outcome.as_ref().is_err_and(|error| !error.is_statement_error());
+        self.connection = (!is_lost).then_some(connection);
+        outcome
+    }
 }
 
 impl ReplayPool {
     /// A pool of at most `connections` connections. None of them is open yet.
     pub fn new(settings: Settings, connections: usize) -> Self {
-        let permits = Permits::new(connections);
-        Self { settings, permits, idle: Mutex::default(), size: connections, waiting: AtomicUsize::new(0) }
+        let (returned, free) = bounded(connections);
+        for _ in 0..connections {
+            let _ = returned.send(None);
+        }
+        Self { settings, free, returned, waiting: AtomicUsize::new(0) }
     }
 
     /// The most connections it may have.
     pub fn size(&self) -> usize {
-        self.size
+        self.free.capacity().unwrap_or(0)
     }
 
     /// How many are in use.
     pub fn in_use(&self) -> usize {
-        self.size.saturating_sub(self.permits.free.len())
+        self.size() - self.free.len()
     }
 
     /// How many threads wait for one.
@@ -136,37 +88,34 @@ impl ReplayPool {
         mut work: impl FnMut(&mut Connection) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let permit = self.permits.wait(watch);
+        let turn = self.wait(watch);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        let _permit = permit?;
-        let idle = lock(&self.idle).pop();
-        if let Some(connection) = idle {
-            match self.attempt(connection, watch, &mut work) {
-                (Err(error), is_lost) if is_lost && !matches!(error, Error::TimedOut(_) | Error::GivenUp) => {}
-                (outcome, _) => return outcome,
+        let mut turn = turn?;
+        if let Some(idle) = turn.connection.take() {
+            match turn.attempt(idle, watch, &mut work) {
+                Err(error) if turn.connection.is_none() && !matches!(error, Error::TimedOut(_) | Error::GivenUp) => {}
+                outcome => return outcome,
             }
         }
         let mut connection =
             Connection::open(&self.settings.clone().with_watch(Some(watch.clone())), "signal-feed replay")?;
         event_log::read_by_index(&mut connection)?;
-        self.attempt(connection, watch, &mut work).0
+        turn.attempt(connection, watch, &mut work)
     }
 
-    /// Does the work, and keeps the connection if it can still be used. Says whether it was lost.
-    fn attempt<T>(
-        &self,
-        mut connection: Connection,
-        watch: &Watch,
-        work: &mut impl FnMut(&mut Connection) -> Result<T, Error>,
-    ) -> (Result<T, Error>, bool) {
-        connection.watch(Some(watch.clone()));
-        let outcome = work(&mut connection);
-        connection.watch(None);
-        let is_lost = connection.is_lost() || outcome.as_ref().is_err_and(|error| !error.is_statement_error());
-        if !is_lost {
-            lock(&self.idle).push(connection);
+    fn wait(&self, watch: &Watch) -> Result<Turn<'_>, Error> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(connection) = self.free.recv_timeout(WATCH_EVERY) {
+                return Ok(Turn { pool: self, connection });
+            }
+            if !watch() {
+                return Err(Error::GivenUp);
+            }
+            if Instant::now() >= until {
+                return Err(Error::TimedOut(PATIENCE));
+            }
         }
-        (outcome, is_lost)
     }
 }
 
@@ -177,24 +126,28 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_panic_returns_the_permit() {
-        let permits = Permits::new(1);
-        let watch: Watch = Arc::new(|| true);
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
-            let _permit = permits.wait(&watch).unwrap();
-            panic!("as if by a fault of its own")
-        }));
-        assert!(panicked.is_err());
-        assert!(permits.wait(&watch).is_ok());
+    fn pool() -> ReplayPool {
+        ReplayPool::new("postgres://nobody@localhost/none".parse().unwrap(), 1)
     }
 
     #[test]
-    fn a_thread_that_waits_for_a_permit_gives_up_when_asked() {
-        let permits = Permits::new(1);
+    fn a_panic_returns_the_turn() {
+        let pool = pool();
+        let watch: Watch = Arc::new(|| true);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _turn = pool.wait(&watch).unwrap();
+            panic!("as if by a fault of its own")
+        }));
+        assert!(panicked.is_err());
+        assert!(pool.wait(&watch).is_ok());
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_a_connection_gives_up_when_asked() {
+        let pool = pool();
         let go_on: Watch = Arc::new(|| true);
-        let _permit = permits.wait(&go_on).unwrap();
+        let _turn = pool.wait(&go_on).unwrap();
         let give_up: Watch = Arc::new(|| false);
-        assert!(matches!(permits.wait(&give_up), Err(Error::GivenUp)));
+        assert!(matches!(pool.wait(&give_up), Err(Error::GivenUp)));
     }
 }

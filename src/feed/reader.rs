@@ -1,9 +1,8 @@
 //! The thread `reader`: the only reader of new log rows.
 //!
-//! It owns one connection, and alone changes the tail. `listen` and changes of health wake it, and it looks at the log
-//! at least every `--poll-interval`; on a hot standby, where no notification comes, far more often. It renders each new
-//! event once, adds it to the tail, and offers it to every stream without ever waiting for one. It ends when the server
-//! stops.
+//! It owns one connection, and alone changes the tail. `listen` wakes it, and it looks at the log at least every
+//! `--poll-interval`; on a hot standby, where no notification comes, far more often. It renders each new event once, adds
+//! it to the tail, and offers it to every stream without ever waiting for one. It ends when the server stops.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +12,8 @@ use tokio_postgres::error::SqlState;
 
 use super::Feed;
 use super::batch::{Batch, SharedBatch};
-use super::client::Client;
 use super::health::Part;
 use super::pages::{self, PageReader};
-use super::standby::Role;
 use super::tail::Tail;
 use crate::db::event_log::{self, LogState, Range};
 use crate::db::{self, Connection, Settings, migrate};
@@ -31,9 +28,8 @@ const STANDBY_POLL: Duration = Duration::from_millis(50);
 const CONFLICT_PATIENCE: Duration = Duration::from_secs(5);
 /// The wait before it is tried again.
 const CONFLICT_RETRY: Duration = Duration::from_millis(20);
-/// Waits between attempts to connect: the first, and the longest.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// The wait between two attempts to connect.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// What is read into the tail at the start: at most this many events, and this many bytes as stored (4 MiB).
 const START_EVENTS: i64 = 10_000;
 const START_BYTES: i64 = 4 * 1024 * 1024;
@@ -42,114 +38,81 @@ const START_BYTES: i64 = 4 * 1024 * 1024;
 pub struct Reader<'a> {
     feed: &'a Feed,
     settings: &'a Settings,
-    wake: Receiver<()>,
     pages: PageReader,
-    connection: Option<Connection>,
     /// The identity of the log in the tail; `None` until the first tail is complete.
     feed_id: Option<String>,
-    /// A copy of the list of clients, so that nothing is locked while the reader writes.
-    clients: Vec<Arc<Client>>,
-    clients_version: u64,
-    told_epoch: u64,
-}
-
-/// Why reading the log failed.
-struct Failure {
-    error: db::Error,
-    /// The error came after the database had accepted the session.
-    in_session: bool,
 }
 
 impl<'a> Reader<'a> {
     /// A reader that has not connected yet.
-    pub fn new(feed: &'a Feed, settings: &'a Settings, wake: Receiver<()>) -> Self {
-        Self {
-            feed,
-            settings,
-            wake,
-            pages: PageReader::default(),
-            connection: None,
-            feed_id: None,
-            clients: Vec::new(),
-            clients_version: 0,
-            told_epoch: 0,
-        }
+    pub fn new(feed: &'a Feed, settings: &'a Settings) -> Self {
+        Self { feed, settings, pages: PageReader::default(), feed_id: None }
     }
 
     /// The thread `reader`: runs until the server stops.
-    pub fn run(mut self) {
+    pub fn run(mut self, wake: &Receiver<()>) {
         let poll = self.feed.options.poll_interval.min(LONGEST_POLL);
-        let mut retry = FIRST_RETRY;
+        let mut connection = None;
         // When the log is next checked, and when it is next read.
         let mut next_check = Instant::now();
         let mut next_read = next_check;
         let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
             self.feed.stats.reader_turns.inc();
-            let is_woken = self.wake.recv_deadline(next_read.min(next_check)).is_ok();
-            self.tell_of_health();
+            let is_woken = wake.recv_deadline(next_read.min(next_check)).is_ok();
             let now = Instant::now();
             let is_check_due = now >= next_check;
             // While the database is away only the timer counts: no notification can come.
-            if !is_check_due && (self.connection.is_none() || !(is_woken || now >= next_read)) {
+            if !is_check_due && (connection.is_none() || !(is_woken || now >= next_read)) {
                 continue;
             }
-            match self.look(is_check_due) {
-                Ok(()) => {
-                    (retry, conflicts_from) = (FIRST_RETRY, None);
-                    let now = Instant::now();
-                    if is_check_due {
-                        next_check = now + poll;
-                    }
-                    next_read = if self.feed.role() == Role::Standby { now + STANDBY_POLL } else { next_check };
+            let Err(error) = self.look(&mut connection, is_check_due) else {
+                conflicts_from = None;
+                let now = Instant::now();
+                if is_check_due {
+                    next_check = now + poll;
                 }
+                next_read = if self.feed.is_standby() { now + STANDBY_POLL } else { next_check };
+                continue;
+            };
+            let was_connected = connection.take().is_some();
+            let retry = if self.is_replay_conflict(&error, was_connected)
+                && conflicts_from.get_or_insert_with(Instant::now).elapsed() < CONFLICT_PATIENCE
+            {
                 // Nothing is lost: the next session continues.
-                Err(Failure { error, in_session })
-                    if self.is_replay_conflict(&error, in_session)
-                        && conflicts_from.get_or_insert_with(Instant::now).elapsed() < CONFLICT_PATIENCE =>
-                {
-                    log::debug!("read the log: {error}");
-                    self.feed.stats.replay_conflicts.inc();
-                    (next_check, next_read) = (Instant::now() + CONFLICT_RETRY, Instant::now() + CONFLICT_RETRY);
-                }
-                Err(Failure { error, .. }) => {
-                    self.feed.health.lost(Part::Log, "read the log", &error);
-                    (next_check, next_read) = (Instant::now() + retry, Instant::now() + retry);
-                    retry = (retry * 2).min(LONGEST_RETRY);
-                }
-            }
-            self.tell_of_health();
-            self.refresh_clients();
+                log::debug!("read the log: {error}");
+                self.feed.stats.replay_conflicts.inc();
+                CONFLICT_RETRY
+            } else {
+                self.feed.lost(Part::Log, "read the log", &error);
+                RETRY_EVERY
+            };
+            (next_check, next_read) = (Instant::now() + retry, Instant::now() + retry);
         }
-        self.wake_all();
     }
 
     /// Whether a standby cancelled a query, or ended the session, because it conflicted with replay. If the session
     /// ends, the reason does not always arrive; a server that is really stopping accepts no other session.
-    fn is_replay_conflict(&self, error: &db::Error, in_session: bool) -> bool {
+    fn is_replay_conflict(&self, error: &db::Error, was_connected: bool) -> bool {
         let is_unexplained = match error {
             db::Error::Closed | db::Error::Postgres(_) => !error.is_statement_error(),
             _ => false,
         };
-        error.is_conflict() || (in_session && is_unexplained && self.feed.role() == Role::Standby)
+        error.is_conflict() || (was_connected && is_unexplained && self.feed.is_standby())
     }
 
-    /// Connects if necessary, checks (if due) that the log is still the same, and broadcasts new events. After a
-    /// failure the connection is closed.
-    fn look(&mut self, check: bool) -> Result<(), Failure> {
-        let (mut connection, is_new) = match self.connection.take() {
-            Some(connection) => (connection, false),
-            None => (self.connect().map_err(|error| Failure { error, in_session: false })?, true),
-        };
-        let look = (|| {
-            if is_new || check || self.feed_id.is_none() {
-                self.check(&mut connection, is_new)?;
-            }
-            self.broadcast_new(&mut connection)
-        })();
-        look.map_err(|error| Failure { error, in_session: true })?;
-        self.connection = Some(connection);
-        self.feed.health.proven(Part::Log);
+    /// Connects if necessary, checks (if due) that the log is still the same, and broadcasts new events.
+    fn look(&mut self, connection: &mut Option<Connection>, is_check_due: bool) -> Result<(), db::Error> {
+        let is_new = connection.is_none();
+        if is_new {
+            *connection = Some(self.connect()?);
+        }
+        let connection = connection.as_mut().ok_or(db::Error::Closed)?;
+        if is_new || is_check_due || self.feed_id.is_none() {
+            self.check(connection, is_new)?;
+        }
+        self.broadcast_new(connection)?;
+        self.feed.proven(Part::Log);
         Ok(())
     }
 
@@ -182,8 +145,19 @@ impl<'a> Reader<'a> {
         };
         let state = event_log::read_state(connection, head)?;
         self.feed.clock.set(state.now);
-        self.feed.replication.found(if state.is_standby { Role::Standby } else { Role::Primary });
-        self.feed.set_log_facts(&state, event_log::read_skipped(connection)?);
+        let skipped = event_log::read_skipped(connection)?;
+        let was_standby = {
+            let mut facts = lock(&self.feed.facts);
+            (facts.counter, facts.log_head, facts.skipped) = (state.counter, state.head, skipped);
+            std::mem::replace(&mut facts.is_standby, state.is_standby)
+        };
+        match (was_standby, state.is_standby) {
+            (false, true) => log::info!("the database is a hot standby: the feed polls it and records nothing"),
+            (true, false) => {
+                log::warn!("the database is a primary now: a standby was promoted, or the feed switched hosts")
+            }
+            _ => {}
+        }
         let feed_id = match (&self.feed_id, is_new) {
             (Some(known), false) => known.clone(),
             _ => event_log::read_feed_id(connection)?,
@@ -204,10 +178,10 @@ impl<'a> Reader<'a> {
                 state.head
             );
         }
-        self.feed.set_feed_id(&feed_id);
+        lock(&self.feed.facts).feed_id.clone_from(&feed_id);
         self.feed_id = Some(feed_id);
         *lock(&self.feed.tail) = tail;
-        self.wake_all();
+        self.feed.clients.wake_all();
         Ok(())
     }
 
@@ -238,7 +212,7 @@ impl<'a> Reader<'a> {
     fn broadcast_new(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         loop {
             self.feed.stats.reader_turns.inc();
-            let began = self.feed.age();
+            let began = Instant::now();
             let (generation, head, head_time) = {
                 let tail = lock(&self.feed.tail);
                 (tail.generation(), tail.head(), tail.head_time())
@@ -274,35 +248,14 @@ impl<'a> Reader<'a> {
         let batch: SharedBatch = Arc::new(batch);
         lock(&self.feed.tail).push(batch.clone());
         stats.events.inc_by(batch.entries().len() as u64);
-        // After the tail: a stream that is not in this copy of the list has yet to read the tail.
-        self.refresh_clients();
+        // After the tail: a stream that is not on this list has yet to read the tail.
+        let clients = self.feed.clients.all();
         let now = Instant::now();
         let written = stats.broadcast_to_written.local();
-        for client in self.clients.iter().filter(|client| client.key.delay.is_zero()) {
+        for client in clients.iter().filter(|client| client.key.delay.is_zero()) {
             if client.offer(&batch, now, stats) {
                 written.observe(batch.age().as_secs_f64());
             }
-        }
-    }
-
-    fn refresh_clients(&mut self) {
-        self.feed.clients.refresh(&mut self.clients, &mut self.clients_version);
-    }
-
-    /// Wakes every stream, so that it checks what has changed.
-    fn wake_all(&mut self) {
-        self.refresh_clients();
-        for client in &self.clients {
-            client.wake();
-        }
-    }
-
-    /// Wakes every stream when the health changes: each then writes `degraded` or `recovered`.
-    fn tell_of_health(&mut self) {
-        let epoch = self.feed.health.epoch();
-        if epoch != self.told_epoch {
-            self.told_epoch = epoch;
-            self.wake_all();
         }
     }
 }

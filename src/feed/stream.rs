@@ -5,23 +5,22 @@
 //! in the log. At the head it waits on its channel. It does not write a batch that does not follow the position, but
 //! looks again. Only the predecessor's number, which every batch carries, proves that nothing is missing.
 
-mod admission;
 mod attend;
 mod begin;
-mod notices;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use self::admission::serve;
+use serde_json::json;
+
 use super::Feed;
-use super::client::Client;
+use super::client::{Client, Full};
 use super::head::Head;
 use super::pages::{self, PageReader};
 use super::reason::End;
 use super::tail::TailRead;
 use super::writer::{Broken, Position};
-use crate::db::event_log::{self, Range, WindowStart};
+use crate::db::event_log::{self, Overflow, Range, WindowStart};
 use crate::db::{self, Watch};
 use crate::event::{FeedSeq, WrittenTime};
 use crate::sync::lock;
@@ -58,6 +57,57 @@ impl From<Broken> for Stop {
 }
 
 type Step<T = ()> = Result<T, Stop>;
+
+/// Admits a stream and runs it to its end: writes the response's `head`, and then blocks. Returns why it ended.
+///
+/// # Errors
+/// The limit that is reached; nothing was written then.
+pub fn serve(feed: &Arc<Feed>, client: Client, head: Vec<u8>, asked: Asked) -> Result<End, Full> {
+    let client = Arc::new(client);
+    feed.clients.add(feed, &client)?;
+    let mut admitted = Admitted { feed, client: &client, end: End::Panicked };
+    // The server may have begun to stop before the stream was on the list: then nothing else would end the stream.
+    if feed.health.is_stopping() {
+        admitted.end = End::Shutdown;
+        return Ok(End::Shutdown);
+    }
+    // The key may have ended after it was checked, and the next refresh may be some time away.
+    feed.keys.tell(&client, feed.clock.now());
+    feed.key_used(&client);
+    let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
+    log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
+    feed.stats.answered("200");
+    lock(&client.writer).push_raw(head);
+    admitted.end = Stream::new(feed, &client, asked).run();
+    Ok(admitted.end)
+}
+
+/// Takes a stream off the list when it ends, also when its thread panics.
+struct Admitted<'a> {
+    feed: &'a Feed,
+    client: &'a Arc<Client>,
+    end: End,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        let Self { feed, client, end } = self;
+        feed.clients.remove(client);
+        // A key's last use is the end of its last stream, not its beginning.
+        feed.key_used(client);
+        feed.stats.ended(*end);
+        let (cursor, delivered, dropped) = {
+            let writer = lock(&client.writer);
+            (writer.position.cursor, writer.delivered, writer.dropped)
+        };
+        log::info!(
+            "stream ended: {}: key {:?} from {}, at event {cursor}, {delivered} delivered, {dropped} dropped",
+            end.name(),
+            client.key.name,
+            client.address,
+        );
+    }
+}
 
 struct Stream<'a> {
     feed: &'a Arc<Feed>,
@@ -108,7 +158,7 @@ impl<'a> Stream<'a> {
         if end.is_told() {
             // Also for an end that came from here, so that a blocked write gives up.
             self.client.end(end);
-            notices::push(self.client, &serde_json::json!({"reason": "closing", "cause": end.name()}));
+            self.push(&json!({"reason": "closing", "cause": end.name()}));
         }
         lock(&self.client.writer).push_end();
         self.flush()
@@ -122,7 +172,7 @@ impl<'a> Stream<'a> {
         loop {
             self.attend()?;
             self.flush()?;
-            let position = self.position();
+            let position = lock(&self.client.writer).position;
             let head = self.head()?;
             self.end_if_overflowed(position, head)?;
             let (generation, read) = {
@@ -150,12 +200,13 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn position(&self) -> Position {
-        lock(&self.client.writer).position().unwrap_or(Position {
-            cursor: self.client.cursor(),
-            time: None,
-            generation: 0,
-        })
+    /// Adds a block about the stream itself.
+    fn push(&self, message: &serde_json::Value) {
+        lock(&self.client.writer).push_notice(message);
+    }
+
+    fn set_position(&self, position: Position) {
+        lock(&self.client.writer).position = position;
     }
 
     /// Reads one page of the log and writes it.
@@ -252,8 +303,45 @@ impl<'a> Stream<'a> {
         }
         let read = |connection: &mut _| event_log::read_overflow(connection, position.cursor, head.seq, capacity);
         let Some(lost) = self.query(read)? else { return Ok(()) };
-        self.dropped(&lost);
+        let Overflow { events, from, to } = lost;
+        log::warn!(
+            "dropped {events} events ({from} to {to}): key {:?} from {} took nothing for a second and its queue overflowed",
+            self.client.key.name,
+            self.client.address
+        );
+        let count = u64::try_from(events).unwrap_or(0);
+        self.feed.stats.dropped.inc_by(count);
+        self.push(&json!({"reason": "dropped", "dropped": events, "from": from, "to": to}));
+        lock(&self.client.writer).dropped += count;
         Err(Stop::Between(End::Dropped))
+    }
+
+    /// Tells the stream that events after `requested` lie before the replay window, and continues from `earliest`.
+    fn truncated(&self, requested: FeedSeq, earliest: WindowStart, generation: u64) {
+        log::warn!(
+            "replay truncated: key {:?} from {} asked for events after {requested}, replay begins at {}",
+            self.client.key.name,
+            self.client.address,
+            earliest.seq
+        );
+        self.feed.stats.truncated.inc();
+        self.push(&json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}));
+        self.set_position(Position { cursor: earliest.prev, time: None, generation });
+    }
+
+    /// Tells the stream that the log does not have its cursor, and continues from the head.
+    fn rewritten(&mut self, cursor: FeedSeq) -> Step {
+        let head = self.head()?;
+        self.feed.stats.rewritten.inc();
+        log::warn!(
+            "history rewritten: key {:?} from {}: cursor {cursor} is not in this log; continuing from {}",
+            self.client.key.name,
+            self.client.address,
+            head.seq
+        );
+        self.push(&json!({"reason": "history_rewritten", "cursor": cursor, "head": head.seq}));
+        self.set_position(head.position());
+        Ok(())
     }
 
     /// Handles a log that was replaced under the running server: continues if the new log has the last event as sent.
@@ -262,12 +350,12 @@ impl<'a> Stream<'a> {
         let now = self.query(|connection| event_log::read_time(connection, cursor))?;
         let is_same = match position.time {
             Some(time) => now == Some(time),
-            None => cursor <= self.head()?.seq || (!self.is_delayed() && cursor <= self.feed.counter()),
+            None => cursor <= self.head()?.seq || (!self.is_delayed() && cursor <= self.feed.facts().counter),
         };
         if !is_same {
             return self.rewritten(cursor);
         }
-        lock(&self.client.writer).set_position(Position { generation, ..position });
+        self.set_position(Position { generation, ..position });
         Ok(())
     }
 

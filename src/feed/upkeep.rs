@@ -5,8 +5,7 @@
 //! a standby it writes nothing: poisoned events wait for a promotion. It receives records and requests for a refresh
 //! over bounded channels, ends the streams whose key has ended, and ends when the server stops.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
@@ -15,15 +14,24 @@ use super::{Feed, keys};
 use crate::db::cluster::{self, Cluster};
 use crate::db::{self, Connection, Settings};
 use crate::event::FeedSeq;
+use crate::sync::lock;
 
-/// The most records that wait to be written; further ones are only in the log.
+/// Least time between the beginnings of two refreshes of the keys.
+const REFRESH_DISTANCE: Duration = Duration::from_millis(100);
+/// The keys are refreshed at least this often, even if nothing asks for it.
+const REFRESH_EVERY: Duration = Duration::from_secs(5);
+/// The same on a standby, which sends no notification when a key is revoked.
+const STANDBY_REFRESH_EVERY: Duration = Duration::from_millis(400);
+/// The wait after a failed refresh.
+const REFRESH_RETRY: Duration = Duration::from_millis(500);
+/// The most records that wait to be received; further ones are only in the log.
 pub const RECORD_SLOTS: usize = 1024;
 /// The most poisoned events that wait while the database is away.
-const UNWRITTEN_EVENTS: usize = 10_000;
-/// How often poisoned events are written, and uses of keys.
-const QUARANTINED_EVERY: Duration = Duration::from_secs(1);
-const USES_EVERY: Duration = Duration::from_secs(10);
-/// How often it checks that capture is on. A fault must be reported within ten seconds, the check included.
+const WAITING_EVENTS: usize = 10_000;
+/// How often poisoned events are written.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// How often uses of keys are written, and capture is checked. A fault must be reported within ten seconds, the check
+/// included.
 const CHECK_EVERY: Duration = Duration::from_secs(8);
 /// Longest wait for a lock: a lock on one table of the feed must not delay the refresh of the keys.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
@@ -32,16 +40,20 @@ const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
 #[derive(Debug)]
 pub enum Record {
     /// An event cannot be delivered.
-    Quarantined {
-        /// Its number.
-        seq: FeedSeq,
-        /// Why.
-        error: String,
-        /// Whether it was written while the server ran.
-        is_new: bool,
-    },
+    Quarantined(Poisoned),
     /// A key was used.
     KeyUsed(i64),
+}
+
+/// An event that cannot be delivered.
+#[derive(Debug)]
+pub struct Poisoned {
+    /// Its number.
+    pub seq: FeedSeq,
+    /// Why.
+    pub error: String,
+    /// Whether it was written while the server ran.
+    pub is_new: bool,
 }
 
 /// The thread's own state.
@@ -49,53 +61,68 @@ struct Upkeep<'a> {
     feed: &'a Feed,
     settings: Settings,
     connection: Option<Connection>,
-    unwritten: Unwritten,
+    /// When the keys are next read, and before when nobody can ask for it.
+    refresh_due: Instant,
+    refresh_soonest: Instant,
     cluster: Option<Cluster>,
-    is_failing: bool,
+    /// Why each kind of work last failed, as it was logged.
+    causes: HashMap<&'static str, String>,
+    /// Poisoned events that may have been recorded by an earlier run.
+    found: Vec<Poisoned>,
+    /// Poisoned events that are logged and not recorded yet.
+    unwritten: BTreeMap<FeedSeq, String>,
+    used: BTreeSet<i64>,
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
 pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Record>) {
-    let mut upkeep =
-        Upkeep { feed, settings, connection: None, unwritten: Unwritten::default(), cluster: None, is_failing: false };
-    let mut keys = keys::Schedule::new();
     let now = Instant::now();
-    let (mut quarantined_due, mut uses_due, mut check_due) = (now + QUARANTINED_EVERY, now, now);
+    let mut upkeep = Upkeep {
+        feed,
+        settings,
+        connection: None,
+        refresh_due: now,
+        refresh_soonest: now,
+        cluster: None,
+        causes: HashMap::new(),
+        found: Vec::new(),
+        unwritten: BTreeMap::new(),
+        used: BTreeSet::new(),
+    };
+    let (mut write_due, mut check_due) = (now + WRITE_EVERY, now);
     while !feed.health.is_stopping() {
         let now = Instant::now();
         // The keys come first, and again between any two other pieces of work.
-        if keys.due() <= now {
-            upkeep.connection = keys.refresh(feed, || upkeep.take_connection()).ok();
+        if upkeep.refresh_due <= now {
+            upkeep.refresh_keys();
         } else if feed.health.outage().is_none() && check_due <= now {
             check_due = now + CHECK_EVERY;
             upkeep.check();
-        } else if feed.health.outage().is_none() && quarantined_due <= now {
-            quarantined_due = now + QUARANTINED_EVERY;
-            let with_uses = uses_due <= now;
-            if with_uses {
-                uses_due = now + USES_EVERY;
-            }
-            upkeep.write(with_uses);
+            upkeep.write_uses();
+        } else if feed.health.outage().is_none() && write_due <= now {
+            write_due = now + WRITE_EVERY;
+            upkeep.write_poisoned();
         } else {
-            let until = keys.due().min(now + QUARANTINED_EVERY);
+            let until = upkeep.refresh_due.min(now + WRITE_EVERY);
             select! {
-                recv(feed.keys.woken) -> _ => keys.ask(),
-                recv(records) -> record => upkeep.unwritten.extend(record),
+                recv(feed.keys.woken) -> _ => upkeep.refresh_due = upkeep.refresh_due.min(upkeep.refresh_soonest),
+                recv(records) -> record => upkeep.receive(record),
                 default(until.saturating_duration_since(now)) => {}
             }
         }
     }
-    upkeep.unwritten.extend(records.try_iter());
+    upkeep.receive(records.try_iter());
     if feed.health.outage().is_none() {
         // The last calls are made although the server stops.
         upkeep.settings = upkeep.settings.with_watch(None);
         upkeep.connection.iter_mut().for_each(|connection| connection.watch(None));
-        upkeep.write(true);
+        upkeep.write_poisoned();
+        upkeep.write_uses();
     }
 }
 
 impl Upkeep<'_> {
-    fn take_connection(&mut self) -> Result<Connection, db::Error> {
+    fn connect(&mut self) -> Result<Connection, db::Error> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
@@ -104,40 +131,62 @@ impl Upkeep<'_> {
         Ok(connection)
     }
 
-    /// Does some work with the connection, and keeps it if it can still be used.
-    fn with<T>(
-        &mut self,
-        work: impl FnOnce(&mut Self, &mut Connection) -> Result<T, db::Error>,
-    ) -> Result<T, db::Error> {
-        let mut connection = self.take_connection()?;
-        let outcome = work(self, &mut connection);
-        if !connection.is_lost() {
-            self.connection = Some(connection);
+    /// Does some work with the connection, and keeps it if it can still be used. Logs each cause of a failure once.
+    fn with(&mut self, doing: &'static str, work: impl FnOnce(&mut Self, &mut Connection) -> Result<(), db::Error>) {
+        let outcome = self.connect().and_then(|mut connection| {
+            let outcome = work(self, &mut connection);
+            if !connection.is_lost() {
+                self.connection = Some(connection);
+            }
+            outcome
+        });
+        match outcome {
+            Ok(()) => drop(self.causes.remove(doing)),
+            Err(error) if error.is_conflict() => self.feed.stats.replay_conflicts.inc(),
+            Err(_) if self.feed.health.is_stopping() => {}
+            Err(error) => {
+                let cause = error.to_string();
+                if self.causes.insert(doing, cause.clone()).as_ref() != Some(&cause) {
+                    log::warn!("{doing}: {cause}");
+                }
+            }
         }
-        outcome
+    }
+
+    fn refresh_keys(&mut self) {
+        let began = Instant::now();
+        self.refresh_due = began + REFRESH_RETRY;
+        self.refresh_soonest = self.refresh_due;
+        self.with("read the keys", |upkeep, connection| {
+            let is_standby = keys::refresh(upkeep.feed, connection)?;
+            upkeep.refresh_due = began + if is_standby { STANDBY_REFRESH_EVERY } else { REFRESH_EVERY };
+            upkeep.refresh_soonest = began + REFRESH_DISTANCE;
+            Ok(())
+        });
     }
 
     /// Checks the installation: nothing else would notice that signals do not reach the log, or that numbers may be
     /// given out twice.
     fn check(&mut self) {
-        let checked = self.with(|upkeep, connection| {
+        self.with("check the installation", |upkeep, connection| {
             upkeep.check_capture(connection)?;
             upkeep.check_cluster(connection)
         });
-        if let Err(error) = checked {
-            log::debug!("check the installation: {error}");
-        }
     }
 
     fn check_capture(&self, connection: &mut Connection) -> Result<(), db::Error> {
-        self.feed.unsettled_events.store(db::quarantine::count_unsettled(connection)?, Ordering::Relaxed);
+        let unsettled = db::quarantine::count_unsettled(connection)?;
         let fault = db::capture::capture_fault(connection)?;
-        let was_on = self.feed.capture_on.swap(fault.is_none(), Ordering::Relaxed);
+        let was_off = {
+            let mut facts = lock(&self.feed.facts);
+            facts.unsettled_events = unsettled;
+            std::mem::replace(&mut facts.is_capture_off, fault.is_some())
+        };
         match fault {
             Some(fault) => {
                 log::error!("capture is off: {fault}; new signals reach no bot: run \"signal-feed migrate\"")
             }
-            None if !was_on => log::warn!("capture is on again"),
+            None if was_off => log::warn!("capture is on again"),
             None => {}
         }
         Ok(())
@@ -146,12 +195,12 @@ impl Upkeep<'_> {
     /// After a restore, or a failover that lost something, numbers are given out again. A standby is not checked: an
     /// operator acknowledges that on its primary.
     fn check_cluster(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
-        if db::standby::is_standby(connection)? {
-            self.feed.another_cluster.store(false, Ordering::Relaxed);
+        if self.feed.is_standby() {
+            lock(&self.feed.facts).is_another_cluster = false;
             return Ok(());
         }
         let cluster = cluster::compare(connection)?;
-        self.feed.another_cluster.store(matches!(cluster, Cluster::Changed(_)), Ordering::Relaxed);
+        lock(&self.feed.facts).is_another_cluster = matches!(cluster, Cluster::Changed(_));
         if let (Cluster::Changed(how), true) = (&cluster, self.cluster.as_ref() != Some(&cluster)) {
             log::warn!(
                 "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" if nothing is lost"
@@ -161,92 +210,69 @@ impl Upkeep<'_> {
         Ok(())
     }
 
-    /// Writes the waiting records: poisoned events, and uses of keys if they are due.
-    fn write(&mut self, with_uses: bool) {
-        if self.unwritten.quarantined.is_empty() && (!with_uses || self.unwritten.used.is_empty()) {
-            return;
-        }
-        let feed = self.feed;
-        let outcome = self.with(|upkeep, connection| upkeep.unwritten.write(feed, connection, with_uses));
-        if let (Err(error), false) = (&outcome, self.is_failing) {
-            log::warn!("record poisoned events and uses of keys: {error}");
-        }
-        self.is_failing = outcome.is_err();
-    }
-}
-
-/// The records that are not written yet.
-#[derive(Debug, Default)]
-struct Unwritten {
-    quarantined: BTreeMap<FeedSeq, Quarantined>,
-    used: BTreeSet<i64>,
-}
-
-#[derive(Debug)]
-struct Quarantined {
-    error: String,
-    is_new: bool,
-    is_announced: bool,
-}
-
-impl Unwritten {
-    fn extend(&mut self, records: impl IntoIterator<Item = Record>) {
+    fn receive(&mut self, records: impl IntoIterator<Item = Record>) {
         for record in records {
             match record {
-                Record::Quarantined { seq, error, is_new } if self.quarantined.len() < UNWRITTEN_EVENTS => {
-                    self.quarantined.insert(seq, Quarantined { error, is_new, is_announced: false });
-                }
-                // It is found again when it is read after a restart.
-                Record::Quarantined { seq, error, .. } => {
-                    log::error!("event {seq} is quarantined but not recorded, because too many wait: {error}");
-                }
                 Record::KeyUsed(id) => {
                     self.used.insert(id);
+                }
+                Record::Quarantined(event) if self.found.len() + self.unwritten.len() < WAITING_EVENTS => {
+                    self.found.push(event);
+                }
+                // It is found again when it is read after a restart.
+                Record::Quarantined(Poisoned { seq, error, .. }) => {
+                    log::error!("event {seq} is quarantined but not recorded, because too many wait: {error}");
                 }
             }
         }
     }
 
-    fn write(&mut self, feed: &Feed, connection: &mut Connection, with_uses: bool) -> Result<(), db::Error> {
-        self.announce(feed, connection)?;
-        if db::standby::is_standby(connection)? {
-            // Poisoned events wait for a promotion. Uses of keys do not: they would be recorded with a wrong time.
-            self.used.clear();
-            return Ok(());
+    /// Records the poisoned events that wait. On a standby they are only logged, and wait for a promotion.
+    fn write_poisoned(&mut self) {
+        if self.found.is_empty() && self.unwritten.is_empty() {
+            return;
         }
-        while let Some((seq, quarantined)) = self.quarantined.first_key_value() {
-            db::quarantine::record(connection, *seq, &quarantined.error)?;
-            self.quarantined.pop_first();
-        }
-        if with_uses {
-            let ids: Vec<i64> = self.used.iter().copied().collect();
-            db::keys::record_use(connection, &ids)?;
-            self.used.clear();
-        }
-        Ok(())
+        self.with("record poisoned events", |upkeep, connection| {
+            upkeep.announce(connection)?;
+            while let Some((seq, error)) = upkeep.unwritten.first_key_value().filter(|_| !upkeep.feed.is_standby()) {
+                db::quarantine::record(connection, *seq, error)?;
+                upkeep.unwritten.pop_first();
+            }
+            Ok(())
+        });
     }
 
     /// Logs newly quarantined events and alerts to them, and drops those that an earlier run recorded. A new one can be
     /// recorded too: `migrate` records the event that says that capture was off.
-    fn announce(&mut self, feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
-        let unannounced: Vec<FeedSeq> =
-            self.quarantined.iter().filter(|(_, event)| !event.is_announced).map(|(seq, _)| *seq).collect();
-        if unannounced.is_empty() {
-            return Ok(());
-        }
-        let recorded = db::quarantine::recorded(connection, &unannounced)?;
-        for seq in unannounced {
-            let Some(event) = self.quarantined.get_mut(&seq) else { continue };
-            if recorded.contains(&seq) && !event.is_new {
-                log::info!("event {seq} is still quarantined: {}", event.error);
-                self.quarantined.remove(&seq);
+    fn announce(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
+        let seqs: Vec<FeedSeq> = self.found.iter().map(|event| event.seq).collect();
+        let recorded = db::quarantine::recorded(connection, &seqs)?;
+        for Poisoned { seq, error, is_new } in self.found.drain(..) {
+            if recorded.contains(&seq) && !is_new {
+                log::info!("event {seq} is still quarantined: {error}");
                 continue;
             }
-            log::error!("event {seq} is quarantined: {}", event.error);
-            event.is_announced = true;
+            log::error!("event {seq} is quarantined: {error}");
             // If the channel is full or unread, there is still the log line.
-            let _ = feed.alerts.try_send((seq, event.error.clone()));
+            let _ = self.feed.alerts.try_send((seq, error.clone()));
+            self.unwritten.insert(seq, error);
         }
         Ok(())
+    }
+
+    fn write_uses(&mut self) {
+        if self.feed.is_standby() {
+            // After a promotion they would be recorded with a wrong time.
+            self.used.clear();
+        }
+        if self.used.is_empty() {
+            return;
+        }
+        self.with("record uses of keys", |upkeep, connection| {
+            let ids: Vec<i64> = upkeep.used.iter().copied().collect();
+            db::keys::record_use(connection, &ids)?;
+            upkeep.used.clear();
+            Ok(())
+        });
     }
 }

@@ -10,16 +10,19 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use prometheus::IntCounter;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::batch::{Batch, SharedBatch};
+use super::stats::Stats;
 use crate::event::{EventTime, FeedSeq};
 use crate::http::socket::unsent_bytes;
 
 /// The largest batch that the reader writes directly, 8 KiB. Beyond it copying costs more than waking a thread.
 const LARGEST_DIRECT_BYTES: usize = 8 * 1024;
+
+/// No [generation](super::tail::Tail): the cursor was not checked yet, and no batch follows it.
+const UNCHECKED: u64 = 0;
 
 /// A stream's position in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,26 +38,6 @@ pub struct Position {
 /// The connection is closed or broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken;
-
-/// The outcome of a write.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Written {
-    /// Events that were written completely.
-    pub events: usize,
-    /// Whether bytes are still pending.
-    pub is_blocked: bool,
-}
-
-/// The outcome of a direct write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direct {
-    /// All of it is written.
-    Written,
-    /// Some of it is; the stream's own thread writes the rest.
-    Partly,
-    /// Nothing.
-    Not,
-}
 
 #[derive(Debug)]
 enum Bytes {
@@ -81,62 +64,48 @@ impl Piece {
     }
 }
 
-/// One stream's socket and position.
+/// One stream's socket, position and figures.
 #[derive(Debug)]
 pub struct SseWriter {
+    /// Where its client is.
+    pub position: Position,
+    /// How many events were written to the socket.
+    pub delivered: u64,
+    /// How many lost events the client has been told of.
+    pub dropped: u64,
+    /// Whether the block `connected` was added, the first block of every stream.
+    pub is_connected: bool,
+    /// The epoch of the [`Health`](super::health::Health) that the client was last told of.
+    pub told_epoch: u64,
     socket: Arc<TcpStream>,
     is_chunked: bool,
-    is_connected: bool,
-    /// `None` until the stream's cursor was checked: until then the reader writes nothing.
-    position: Option<Position>,
     pending: VecDeque<Piece>,
     is_finished: bool,
     last_write: Instant,
     bytes: u64,
-    /// The bytes of every stream, for the metrics.
-    sent: IntCounter,
     acknowledged: u64,
     /// Since when the client has acknowledged none of the bytes in flight; `None` if none were in flight.
     unanswered_since: Option<Instant>,
 }
 
 impl SseWriter {
-    /// Writes to this socket, in chunks for HTTP/1.1, and adds what it writes to `sent`.
-    pub fn new(socket: Arc<TcpStream>, is_chunked: bool, sent: IntCounter) -> Self {
+    /// Writes to this socket, in chunks for HTTP/1.1.
+    pub fn new(socket: Arc<TcpStream>, is_chunked: bool, told_epoch: u64) -> Self {
         Self {
+            position: Position { cursor: FeedSeq(0), time: None, generation: UNCHECKED },
+            delivered: 0,
+            dropped: 0,
+            is_connected: false,
+            told_epoch,
             socket,
             is_chunked,
-            is_connected: false,
-            position: None,
             pending: VecDeque::new(),
             is_finished: false,
             last_write: Instant::now(),
             bytes: 0,
-            sent,
             acknowledged: 0,
             unanswered_since: None,
         }
-    }
-
-    /// Whether the block `connected` was added: it is the first block of every stream.
-    pub fn is_connected(&self) -> bool {
-        self.is_connected
-    }
-
-    /// Adds the block `connected`.
-    pub fn push_connected(&mut self, block: &[u8]) {
-        self.is_connected = true;
-        self.push_blocks(block);
-    }
-
-    /// The position; `None` until the stream's cursor was checked.
-    pub fn position(&self) -> Option<Position> {
-        self.position
-    }
-
-    /// Sets the position.
-    pub fn set_position(&mut self, position: Position) {
-        self.position = Some(position);
     }
 
     /// Whether nothing is pending.
@@ -163,7 +132,7 @@ impl SseWriter {
     /// Adds the events of a batch that lie above the position and not above `upto`. Adds nothing if there are none, or
     /// if the batch leaves a hole or is of another log.
     pub fn push_batch(&mut self, batch: SharedBatch, upto: FeedSeq) {
-        let Some(position) = self.pending_position() else { return };
+        let position = self.pending_position();
         if batch.generation() != position.generation || batch.prev() > position.cursor {
             return;
         }
@@ -176,6 +145,11 @@ impl SseWriter {
             Bytes::Own(self.framed(batch.blocks_between(position.cursor, upto)))
         };
         self.pending.push_back(Piece { bytes, written: 0, then: Some((then, events)) });
+    }
+
+    /// Adds a block about the stream itself. It has no id: a client that reconnects gets what matters of it again.
+    pub fn push_notice(&mut self, message: &serde_json::Value) {
+        self.push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
     }
 
     /// Adds the end of the body. Nothing may be added after it.
@@ -197,16 +171,15 @@ impl SseWriter {
         bytes
     }
 
-    fn pending_position(&self) -> Option<Position> {
-        self.pending.iter().rev().find_map(|piece| piece.then).map(|(position, _)| position).or(self.position)
+    fn pending_position(&self) -> Position {
+        self.pending.iter().rev().find_map(|piece| piece.then).map_or(self.position, |(position, _)| position)
     }
 
-    /// Writes as much of the pending bytes as the socket takes.
+    /// Writes as much of the pending bytes as the socket takes. Returns whether that is all of them.
     ///
     /// # Errors
     /// If the connection is broken.
-    pub fn write_pending(&mut self) -> Result<Written, Broken> {
-        let mut written = Written::default();
+    pub fn write_pending(&mut self, stats: &Stats) -> Result<bool, Broken> {
         while !self.pending.is_empty() {
             let slices: Vec<_> = self.pending.iter().map(|piece| IoSlice::new(piece.left(self.is_chunked))).collect();
             let sent = sendmsg(
@@ -216,24 +189,20 @@ impl SseWriter {
                 SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
             );
             match sent {
-                Ok(count) => {
-                    self.count(count, Instant::now());
-                    written.events += self.take_written(count);
-                }
+                Ok(count) => self.take_written(count, Instant::now(), stats),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    written.is_blocked = true;
-                    break;
-                }
+                Err(Errno::AGAIN) => return Ok(false),
                 Err(_) => return Err(Broken),
             }
         }
-        Ok(written)
+        Ok(true)
     }
 
-    /// Removes `count` pending bytes, and returns how many events that completes.
-    fn take_written(&mut self, mut count: usize) -> usize {
-        let mut events = 0;
+    /// Removes `count` bytes from the pending ones, because they were written.
+    fn take_written(&mut self, mut count: usize, now: Instant, stats: &Stats) {
+        self.bytes += count as u64;
+        stats.bytes.inc_by(count as u64);
+        self.last_write = now;
         while let Some(piece) = self.pending.front_mut() {
             let left = piece.left(self.is_chunked).len();
             if count < left {
@@ -241,45 +210,33 @@ impl SseWriter {
                 break;
             }
             count -= left;
-            if let Some((position, of_piece)) = piece.then {
-                self.position = Some(position);
-                events += of_piece;
+            if let Some((position, events)) = piece.then {
+                self.position = position;
+                self.delivered += events as u64;
+                stats.deliveries.inc_by(events as u64);
             }
             self.pending.pop_front();
         }
-        events
     }
 
-    /// For the reader: writes a batch if it is small, comes next, and nothing else is pending.
-    pub fn write_direct(&mut self, batch: &SharedBatch, now: Instant) -> Direct {
-        let Some(position) = self.position.filter(|position| follows(batch, position)) else { return Direct::Not };
+    /// For the reader: writes a batch if it is small, comes next, and nothing else is pending. Returns whether all of it
+    /// is written. What the socket does not take is pending.
+    pub fn write_direct(&mut self, batch: &SharedBatch, now: Instant, stats: &Stats) -> bool {
         let bytes = batch.whole(self.is_chunked);
-        if !self.pending.is_empty() || self.is_finished || bytes.len() > LARGEST_DIRECT_BYTES {
-            return Direct::Not;
+        let is_next = follows(batch, self.position) && self.pending.is_empty() && !self.is_finished;
+        if !is_next || bytes.len() > LARGEST_DIRECT_BYTES {
+            return false;
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         // If the connection is broken, the stream's own thread finds out by its next write.
         let count = rustix::net::send(&self.socket, bytes, flags).unwrap_or(0);
         if count == 0 {
-            return Direct::Not;
+            return false;
         }
-        let then = Position { cursor: batch.last(), time: batch.entries().last().map(|entry| entry.time), ..position };
-        let is_whole = count == bytes.len();
-        self.count(count, now);
         self.unanswered_since.get_or_insert(now);
-        if is_whole {
-            self.position = Some(then);
-            return Direct::Written;
-        }
-        let then = Some((then, batch.entries().len()));
-        self.pending.push_back(Piece { bytes: Bytes::Batch(batch.clone()), written: count, then });
-        Direct::Partly
-    }
-
-    fn count(&mut self, bytes: usize, now: Instant) {
-        self.bytes += bytes as u64;
-        self.sent.inc_by(bytes as u64);
-        self.last_write = now;
+        self.push_batch(batch.clone(), batch.last());
+        self.take_written(count, now, stats);
+        self.pending.is_empty()
     }
 
     /// How long the client has acknowledged none of the bytes in flight; `None` if none are. This tells a slow link
@@ -299,7 +256,7 @@ impl SseWriter {
 }
 
 /// Whether a batch is what comes next after a position.
-fn follows(batch: &Batch, position: &Position) -> bool {
+fn follows(batch: &Batch, position: Position) -> bool {
     batch.generation() == position.generation && batch.prev() <= position.cursor && position.cursor < batch.first()
 }
 
@@ -315,8 +272,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let socket = Arc::new(listener.accept().unwrap().0);
-        let mut writer = SseWriter::new(socket, false, IntCounter::new("sent", "bytes").unwrap());
-        writer.set_position(Position { cursor: FeedSeq(1), time: None, generation: 1 });
+        let mut writer = SseWriter::new(socket, false, 0);
+        writer.position = Position { cursor: FeedSeq(1), time: None, generation: 1 };
         (writer, client)
     }
 
@@ -334,21 +291,21 @@ mod tests {
     #[test]
     fn the_reader_writes_what_comes_next_and_nothing_else() {
         let (mut writer, mut client) = writer();
-        let now = Instant::now();
+        let (now, stats) = (Instant::now(), Stats::default());
         for (batch, why) in [
             (batch(2, 3, 5), "a hole"),
             (batch(0, 1, 5), "it was written before"),
             (batch(1, 2, LARGEST_DIRECT_BYTES + 1), "too large"),
         ] {
-            assert_eq!(writer.write_direct(&batch, now), Direct::Not, "{why}");
+            assert!(!writer.write_direct(&batch, now, &stats), "{why}");
         }
-        assert_eq!(writer.write_direct(&batch(1, 2, 3), now), Direct::Written);
-        assert_eq!(writer.write_direct(&batch(2, 3, 3), now), Direct::Written);
+        assert!(writer.write_direct(&batch(1, 2, 3), now, &stats));
+        assert!(writer.write_direct(&batch(2, 3, 3), now, &stats));
         writer.push_blocks(b"!");
-        assert_eq!(writer.write_direct(&batch(3, 4, 3), now), Direct::Not, "something is pending");
-        writer.write_pending().unwrap();
-        writer.set_position(Position { generation: 2, ..writer.position().unwrap() });
-        assert_eq!(writer.write_direct(&batch(3, 4, 3), now), Direct::Not, "another log");
+        assert!(!writer.write_direct(&batch(3, 4, 3), now, &stats), "something is pending");
+        writer.write_pending(&stats).unwrap();
+        writer.position.generation = 2;
+        assert!(!writer.write_direct(&batch(3, 4, 3), now, &stats), "another log");
         drop(writer);
         let mut text = String::new();
         client.read_to_string(&mut text).unwrap();
@@ -358,28 +315,28 @@ mod tests {
     #[test]
     fn what_a_full_socket_does_not_take_is_written_next_and_nothing_overtakes_it() {
         let (mut writer, mut client) = writer();
-        let now = Instant::now();
+        let (now, stats) = (Instant::now(), Stats::default());
         let mut seq = 1;
         let mut expected = String::new();
         // A number of bytes that no buffer is a multiple of.
-        while writer.write_direct(&batch(seq, seq + 1, 7_919), now) == Direct::Written {
+        while writer.write_direct(&batch(seq, seq + 1, 7_919), now, &stats) {
             seq += 1;
             expected += &((seq % 10).to_string()).repeat(7_919);
         }
-        assert_eq!(writer.position().unwrap().cursor, FeedSeq(seq));
+        assert_eq!(writer.position.cursor, FeedSeq(seq));
         let was_begun = !writer.is_idle();
         client.read_exact(&mut vec![0; 64 * 1024]).unwrap();
         if was_begun {
-            assert_eq!(writer.write_direct(&batch(seq, seq + 1, 3), now), Direct::Not);
+            assert!(!writer.write_direct(&batch(seq, seq + 1, 3), now, &stats));
         }
         let reader = std::thread::spawn(move || {
             let mut rest = String::new();
             client.read_to_string(&mut rest).unwrap();
             rest
         });
-        while writer.write_pending().unwrap().is_blocked {}
+        while !writer.write_pending(&stats).unwrap() {}
         if was_begun {
-            assert_eq!(writer.position().unwrap().cursor, FeedSeq(seq + 1));
+            assert_eq!(writer.position.cursor, FeedSeq(seq + 1));
             expected += &(((seq + 1) % 10).to_string()).repeat(7_919);
         }
         drop(writer);

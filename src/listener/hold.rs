@@ -28,13 +28,11 @@ impl Request<'_> {
         let feed = self.feed;
         let longest_hold = feed.options.degraded_hold.max(AUTH_DEADLINE);
         loop {
-            let known = credential.as_ref().and_then(|credential| feed.keys.recall(credential, &feed.clock));
-            if let Some(key) = &known
-                && self.head.path == "/session"
-            {
+            let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, self.arrived, &feed.clock));
+            let is_known = matches!(verdict, Some(Ok(_)));
+            if let (Some(Ok(key)), "/session") = (&verdict, self.head.path.as_str()) {
                 return Ok(key.clone());
             }
-            let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, self.arrived, &feed.clock));
             let outage = feed.health.outage();
             let (waited, deadline, late_after) = match (outage, verdict) {
                 // A healthy server that starts answers nobody 503.
@@ -57,7 +55,7 @@ impl Request<'_> {
             if left.is_zero() {
                 return Err(Some(degraded()));
             }
-            if known.is_none() && feed.keys.is_filled() && self.arrived.elapsed() >= late_after {
+            if !is_known && feed.keys.is_filled() && self.arrived.elapsed() >= late_after {
                 self.connection.set_unauthenticated();
             }
             match outage {

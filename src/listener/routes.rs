@@ -72,7 +72,7 @@ impl Request<'_> {
     }
 
     fn readiness(&self) -> Response {
-        match (self.feed.health.is_ready(), self.feed.capture_on()) {
+        match (self.feed.health.is_ready(), !self.feed.facts().is_capture_off) {
             (false, _) => text("503 Service Unavailable", "not ready\n"),
             (true, true) => text("200 OK", "ready\n"),
             // The watch page reads this. The status stays 200: the feed itself works.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::request::Request;
 use crate::db::keys::Key;
-use crate::feed::client::{Full, Opening};
+use crate::feed::client::{Client, Full};
 use crate::feed::reason::End;
 use crate::feed::stream::{self, Asked};
 use crate::http::response::{self, Code, LINGER, Response};
@@ -16,8 +16,8 @@ const LINGER_AT_SHUTDOWN: Duration = Duration::from_millis(2);
 /// Admits a stream and runs it. Blocks for as long as it lasts.
 pub(super) fn run(request: &Request<'_>, key: Arc<Key>, asked: Asked) {
     let is_chunked = request.head.is_http_11;
-    let opening = Opening { key, address: request.address, socket: request.stream.clone(), is_chunked };
-    match stream::serve(request.feed, opening, stream_head(is_chunked).into_bytes(), asked) {
+    let client = Client::new(request.feed, key, request.address, request.stream.clone(), is_chunked);
+    match stream::serve(request.feed, client, stream_head(is_chunked).into_bytes(), asked) {
         // Nobody waits for clients that do not close: what they have sent so far is read, and that has to do.
         Ok(End::Shutdown) => response::close_in_order(request.stream, LINGER_AT_SHUTDOWN),
         Ok(end) if end.is_told() || end == End::Dropped => response::close_in_order(request.stream, LINGER),

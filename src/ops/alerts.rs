@@ -35,13 +35,14 @@ pub fn run(feed: &Feed, program: PathBuf, quarantined: &Receiver<(FeedSeq, Strin
             return;
         }
         let outage = feed.health.outage();
+        let facts = feed.facts();
         let now = Alerted {
             degraded: match alerted.degraded {
                 true => outage.is_some(),
                 false => outage >= Some(OUTAGE_PATIENCE),
             },
-            capture_off: !feed.capture_on(),
-            another_cluster: feed.is_another_cluster(),
+            capture_off: facts.is_capture_off,
+            another_cluster: facts.is_another_cluster,
         };
         for (level, reason, message) in changes(alerted, now) {
             command.run(level, reason, message, None);

@@ -6,10 +6,9 @@ use std::time::Duration;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, GaugeVec, Opts, Registry, TextEncoder};
 
-use super::{Operator, keys, status};
+use super::{Operator, keys};
 use crate::event::EventTime;
 use crate::feed::health::Part;
-use crate::feed::standby::Role;
 use crate::feed::stats::registered;
 use crate::feed::{Feed, seconds};
 
@@ -40,7 +39,7 @@ fn gauges(feed: &Feed, instance: &str) -> Registry {
     build.with_label_values(&[env!("CARGO_PKG_VERSION"), instance]).set(1.0);
     let state = by("signal_feed_state", "1 for the state that the feed is in, 0 for the others", &["state"]);
     for name in STATES {
-        state.with_label_values(&[name]).set(f64::from(name == status::state(feed)));
+        state.with_label_values(&[name]).set(f64::from(name == feed.health.state()));
     }
     let streams = by("signal_feed_clients", "Open streams by their key's delay", &["delay_seconds"]);
     let mut by_delay = BTreeMap::from([(Duration::ZERO, 0.0)]);
@@ -63,22 +62,23 @@ fn gauges(feed: &Feed, instance: &str) -> Registry {
 type Figure = (&'static str, &'static str, f64);
 
 fn feed_gauges(feed: &Feed) -> Vec<Figure> {
+    let facts = feed.facts();
     let log_read = feed.health.proven_for(Part::Log);
     let is_listening = feed.health.proven_for(Part::Listen).is_some();
     let last_event = feed.last_event_at().and_then(EventTime::timestamp);
     vec![
         ("signal_feed_database_up", "Whether the log can be read", f64::from(log_read.is_some())),
         ("signal_feed_listen_up", "Whether notifications arrive", f64::from(is_listening)),
-        ("signal_feed_standby", "Whether the database is a hot standby", f64::from(feed.role() == Role::Standby)),
+        ("signal_feed_standby", "Whether the database is a hot standby", f64::from(facts.is_standby)),
         (
             "signal_feed_standby_lag_seconds",
             "How far a standby is behind its primary; 0 on a primary",
-            feed.standby_lag().unwrap_or_default().as_secs_f64(),
+            if facts.is_standby { facts.standby_lag.as_secs_f64() } else { 0.0 },
         ),
         (
             "signal_feed_log_read_age_seconds",
-            "How long ago the log was last read; before that, since the server's start",
-            log_read.unwrap_or_else(|| feed.age()).as_secs_f64(),
+            "How long ago the log was last read; while it cannot be read, the length of the outage",
+            log_read.or_else(|| feed.health.outage()).unwrap_or_default().as_secs_f64(),
         ),
         ("signal_feed_log_lag_events", "Events in the log that were not broadcast yet", feed.log_lag_events() as f64),
         (
@@ -89,18 +89,18 @@ fn feed_gauges(feed: &Feed) -> Vec<Figure> {
         (
             "signal_feed_capture_on",
             "1 if writes to signal reach the log, 0 if they do not",
-            f64::from(feed.capture_on()),
+            f64::from(!facts.is_capture_off),
         ),
-        ("signal_feed_allocated", "The last number that was given to an event, as last read", feed.counter().0 as f64),
+        ("signal_feed_allocated", "The last number that was given to an event, as last read", facts.counter.0 as f64),
         (
             "signal_feed_allocation_ok",
             "0 if the counter is behind the log, so that commits of signals fail",
-            f64::from(feed.is_counter_ok()),
+            f64::from(facts.counter >= facts.log_head),
         ),
         (
             "signal_feed_another_cluster",
             "1 if the cluster or timeline is not the recorded one, after a restore or a failover",
-            f64::from(feed.is_another_cluster()),
+            f64::from(facts.is_another_cluster),
         ),
         ("signal_feed_head", "The highest number that was broadcast", feed.head().0 as f64),
         ("signal_feed_earliest", "The lowest number that can be replayed, as last read", feed.last_earliest().0 as f64),
@@ -112,7 +112,7 @@ fn feed_gauges(feed: &Feed) -> Vec<Figure> {
         (
             "signal_feed_unsettled_quarantined_events",
             "Quarantined events that are not settled, as last checked",
-            feed.unsettled_events() as f64,
+            facts.unsettled_events as f64,
         ),
         ("signal_feed_replay_connections", "Connections for replay (--replay-connections)", feed.replay.size() as f64),
         ("signal_feed_replay_connections_in_use", "Connections for replay in use", feed.replay.in_use() as f64),

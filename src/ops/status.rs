@@ -11,23 +11,25 @@ use super::{Operator, keys};
 use crate::db::Watch;
 use crate::event::FeedSeq;
 use crate::feed::client::Client;
-use crate::feed::health::{Part, State};
-use crate::feed::{Feed, seconds};
+use crate::feed::health::Part;
+use crate::feed::{Facts, Feed, seconds};
+use crate::sync::lock;
 
 /// The feed's present state. May read the log to find where the window begins, and blocks for one database call at
 /// most. Lag and queued are counted in events; `totals` and `latency` are counted from the start of the server.
 pub fn json(operator: &Operator) -> String {
     let feed = &operator.feed;
     let stats = &feed.stats;
+    let facts = feed.facts();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": operator.instance,
-        "role": feed.role().name(),
-        "standby_lag_seconds": feed.standby_lag().map(|lag| lag.as_secs_f64()),
+        "role": if facts.is_standby { "standby" } else { "primary" },
+        "standby_lag_seconds": facts.is_standby.then_some(facts.standby_lag.as_secs_f64()),
         "started_at": feed.started_at.to_string(),
-        "feed_id": feed.feed_id(),
-        "state": state(feed),
-        "capture": if feed.capture_on() { "on" } else { "off" },
+        "feed_id": facts.feed_id,
+        "state": feed.health.state(),
+        "capture": if facts.is_capture_off { "off" } else { "on" },
         "head": feed.head(),
         "earliest": earliest(feed),
         "last_event_at": feed.last_event_at(),
@@ -42,7 +44,7 @@ pub fn json(operator: &Operator) -> String {
             "truncated": stats.truncated.get(),
             "rewritten": stats.rewritten.get(),
         },
-        "database": database(feed),
+        "database": database(feed, &facts),
         "totals": {
             "events": stats.events.get(),
             "deliveries": stats.deliveries.get(),
@@ -59,16 +61,6 @@ pub fn json(operator: &Operator) -> String {
     .to_string()
 }
 
-/// The state in one word.
-pub fn state(feed: &Feed) -> &'static str {
-    match feed.health.state() {
-        _ if feed.health.is_stopping() => "stopping",
-        State::Starting => "starting",
-        State::Live => "live",
-        State::Degraded => "degraded",
-    }
-}
-
 fn earliest(feed: &Feed) -> FeedSeq {
     let known = feed.last_earliest();
     let (None, Some(head)) = (feed.health.outage(), feed.recall_head(Duration::ZERO)) else { return known };
@@ -77,25 +69,27 @@ fn earliest(feed: &Feed) -> FeedSeq {
 }
 
 fn clients(feed: &Feed) -> Vec<Value> {
-    let mut clients = feed.clients.present();
-    clients.sort_by_key(|client| client.id);
     let figures = |client: &Arc<Client>| {
+        let (position, delivered, dropped) = {
+            let writer = lock(&client.writer);
+            (writer.position, writer.delivered, writer.dropped)
+        };
         json!({
             "key": client.key.name,
             "address": client.address.to_string(),
-            "cursor": client.cursor(),
+            "cursor": position.cursor,
             "lag": feed.lag_events(client),
             "queued": feed.queued_events(client),
-            "delivered": client.delivered_events(),
-            "dropped": client.dropped_events(),
+            "delivered": delivered,
+            "dropped": dropped,
             "since": client.since,
             "delay_seconds": seconds(client.key.delay),
         })
     };
-    clients.iter().map(figures).collect()
+    feed.clients.present().iter().map(figures).collect()
 }
 
-fn database(feed: &Feed) -> Value {
+fn database(feed: &Feed, facts: &Facts) -> Value {
     let (log_read, probed) = (feed.health.proven_for(Part::Log), feed.health.proven_for(Part::Listen));
     json!({
         "log_readable": log_read.is_some(),
@@ -105,9 +99,9 @@ fn database(feed: &Feed) -> Value {
         "listen_probe_age_seconds": probed.map(|age| age.as_secs_f64()),
         "listen_probe_seconds": feed.stats.listen_probe.get(),
         "outage_seconds": feed.health.outage().map(|outage| outage.as_secs_f64()),
-        "counter": feed.counter(),
-        "another_cluster": feed.is_another_cluster(),
-        "unsettled_quarantined_events": feed.unsettled_events(),
+        "counter": facts.counter,
+        "another_cluster": facts.is_another_cluster,
+        "unsettled_quarantined_events": facts.unsettled_events,
     })
 }
 

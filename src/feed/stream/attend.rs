@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{LOOK_AGAIN, Step, Stop, Stream, notices};
+use serde_json::json;
+
+use super::{LOOK_AGAIN, Step, Stop, Stream};
 use crate::db;
 use crate::feed::Feed;
 use crate::feed::client::Client;
@@ -27,23 +29,23 @@ pub(super) fn watch(feed: &Feed, client: &Client) -> bool {
 pub(super) fn is_connected_overdue(feed: &Feed, client: &Client) -> bool {
     let (is_connected, silent) = {
         let writer = lock(&client.writer);
-        (writer.is_connected(), writer.silent_for())
+        (writer.is_connected, writer.silent_for())
     };
     !is_connected && (silent >= feed.options.heartbeat || end(feed, client).is_some())
 }
 
 /// Why the stream should end, if it should.
 fn end(feed: &Feed, client: &Client) -> Option<End> {
-    if let Some(end) = client.ending() {
-        return Some(end);
+    let ending = client.ending();
+    if ending.is_some() {
+        ending
+    } else if feed.health.is_stopping() {
+        Some(End::Shutdown)
+    } else if client.expires_at().is_some_and(|at| at <= feed.clock.now()) {
+        Some(End::KeyExpired)
+    } else {
+        client.ends_at.is_some_and(|at| at <= Instant::now()).then_some(End::MaxAge)
     }
-    if feed.health.is_stopping() {
-        return Some(End::Shutdown);
-    }
-    if client.expires_at().is_some_and(|at| at <= feed.clock.now()) {
-        return Some(End::KeyExpired);
-    }
-    client.ends_at.is_some_and(|at| at <= Instant::now()).then_some(End::MaxAge)
 }
 
 /// Handles requests to end, changes of the database's health, and the heartbeat. Does not block. It must be called
@@ -54,26 +56,24 @@ fn attend(feed: &Feed, client: &Client) -> Step {
         Some(end) => return Err(Stop::Between(end)),
         None => {}
     }
-    if !lock(&client.writer).is_connected() {
-        client.write_pending(&feed.stats)?;
-        return Ok(());
-    }
-    while let Some(epoch) = client.next_epoch(feed.health.epoch()) {
-        let reason = if epoch.is_multiple_of(2) { "degraded" } else { "recovered" };
-        notices::push(client, &serde_json::json!({"reason": reason}));
-    }
-    let is_heartbeat_due = {
-        let writer = lock(&client.writer);
-        writer.is_idle() && writer.silent_for() >= feed.options.heartbeat
-    };
-    if is_heartbeat_due {
-        if socket::is_closed(&client.socket) {
-            return Err(Stop::Within(End::ClientGone));
+    let mut writer = lock(&client.writer);
+    if writer.is_connected {
+        // Two changes restore the same state, so the client hears of the last two at most.
+        let epoch = feed.health.epoch();
+        for epoch in writer.told_epoch.max(epoch.saturating_sub(2)) + 1..=epoch {
+            let reason = if epoch.is_multiple_of(2) { "degraded" } else { "recovered" };
+            writer.push_notice(&json!({"reason": reason}));
         }
-        // No blank line: several clients turn one into an empty event.
-        lock(&client.writer).push_blocks(b":ping\n");
+        writer.told_epoch = epoch;
+        if writer.is_idle() && writer.silent_for() >= feed.options.heartbeat {
+            if socket::is_closed(&client.socket) {
+                return Err(Stop::Within(End::ClientGone));
+            }
+            // No blank line: several clients turn one into an empty event.
+            writer.push_blocks(b":ping\n");
+        }
     }
-    client.write_pending(&feed.stats)?;
+    writer.write_pending(&feed.stats)?;
     Ok(())
 }
 
@@ -96,13 +96,15 @@ impl Stream<'_> {
     pub(super) fn flush(&mut self) -> Step {
         let mut ended_at: Option<Instant> = None;
         loop {
-            let written = self.client.write_pending(&self.feed.stats)?;
-            if !written.is_blocked {
-                return Ok(());
-            }
-            let still = lock(&self.client.writer).unanswered_for().unwrap_or_default();
-            self.is_stalled |= still >= STALLED_AFTER;
-            if still >= self.feed.options.write_timeout {
+            let unanswered = {
+                let mut writer = lock(&self.client.writer);
+                if writer.write_pending(&self.feed.stats)? {
+                    return Ok(());
+                }
+                writer.unanswered_for().unwrap_or_default()
+            };
+            self.is_stalled |= unanswered >= STALLED_AFTER;
+            if unanswered >= self.feed.options.write_timeout {
                 return Err(Stop::Within(End::WriteTimeout));
             }
             let end = end(self.feed, self.client);

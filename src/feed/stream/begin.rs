@@ -2,15 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::attend::is_connected_overdue;
 use super::{LOOK_AGAIN, Position, Step, Stream};
 use crate::db::event_log::{self, WindowStart};
 use crate::event::FeedSeq;
-use crate::feed::standby::Role;
+use crate::feed::seconds;
+use crate::random::random_between;
 use crate::sync::lock;
 
 /// How long a cursor may be ahead of a primary's log before `history_rewritten`: another feed may have read further.
 const AHEAD_GRACE: Duration = Duration::from_secs(5);
+/// Bounds of `retry:`, the time that a client waits before it reconnects.
+const RETRY: (Duration, Duration) = (Duration::from_millis(2000), Duration::from_millis(5000));
 
 impl Stream<'_> {
     /// Tells the stream `connected`, and finds its position.
@@ -24,15 +29,13 @@ impl Stream<'_> {
     fn begin_now(&mut self) -> Step {
         let earliest = self.earliest()?.seq;
         let head = self.head()?;
-        let position = Position { cursor: head.seq, time: head.time, generation: head.generation };
-        self.client.set_cursor(head.seq);
         self.connected(head.seq, head.seq, earliest);
-        lock(&self.client.writer).set_position(position);
+        self.set_position(head.position());
         Ok(())
     }
 
     fn begin_at(&mut self, cursor: FeedSeq) -> Step {
-        self.client.set_cursor(cursor);
+        lock(&self.client.writer).position.cursor = cursor;
         let earliest = self.earliest()?.seq;
         let head = self.head()?;
         self.connected(cursor, head.seq, earliest);
@@ -56,15 +59,33 @@ impl Stream<'_> {
         if earliest.prev > cursor {
             self.truncated(cursor, earliest, position.generation);
         } else {
-            lock(&self.client.writer).set_position(position);
+            self.set_position(position);
         }
         Ok(())
+    }
+
+    fn connected(&self, cursor: FeedSeq, head: FeedSeq, earliest: FeedSeq) {
+        let message = json!({
+            "reason": "connected",
+            "feed_id": self.feed.facts().feed_id,
+            "cursor": cursor,
+            "head": head,
+            "earliest": earliest,
+            "delay_seconds": seconds(self.delay),
+            "heartbeat_seconds": seconds(self.feed.options.heartbeat),
+            "key_expires_at": self.client.expires_at().map(|at| at.to_string()),
+        });
+        let retry = random_between(RETRY.0, RETRY.1).as_millis();
+        let block = format!("id: {cursor}\nevent: system\nretry: {retry}\ndata: {message}\n\n");
+        let mut writer = lock(&self.client.writer);
+        writer.is_connected = true;
+        writer.push_blocks(block.as_bytes());
     }
 
     /// Waits until the reader has read the log once more. Then it knows whether the log was replaced: nothing that memory
     /// holds of an older log is sent.
     fn prove_tail(&mut self) -> Step {
-        let began = self.feed.age();
+        let began = Instant::now();
         self.feed.wake_reader();
         while !self.feed.wait_tail_proven(began, LOOK_AGAIN) {
             self.attend()?;
@@ -77,14 +98,14 @@ impl Stream<'_> {
         let mut until = Instant::now() + AHEAD_GRACE;
         loop {
             // A standby may still receive the event: only a primary can say that a number does not exist.
-            if self.feed.role() == Role::Standby {
+            if self.feed.is_standby() {
                 until = Instant::now() + AHEAD_GRACE;
             }
             if cursor <= self.head()?.seq {
                 return Ok(true);
             }
             // A cursor between the head and the counter counts as the head.
-            let last = if self.is_delayed() { self.read_head(cursor)?.seq } else { self.feed.counter() };
+            let last = if self.is_delayed() { self.read_head(cursor)?.seq } else { self.feed.facts().counter };
             if cursor <= last {
                 return Ok(true);
             }
