@@ -57,7 +57,7 @@
 //! | `Client::writer` | one socket and its pending bytes: to write once, without blocking |
 //! | `Clients::list` | the open streams, and their limits |
 //! | `KeyRing::known` | the keys, as last read |
-//! | `ReplayPool::idle` | the idle replay connections |
+//! | `Feed::facts` | what the database was last found to be and to hold |
 //!
 //! # Invariants
 //!

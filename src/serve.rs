@@ -16,11 +16,12 @@ use crate::error::{Doing, Error};
 use crate::feed::reader::Reader;
 use crate::feed::reason::End;
 use crate::feed::{Feed, listen, upkeep};
-use crate::http::accept::{Acceptor, bind};
+use crate::http;
+use crate::http::accept::bind;
 use crate::http::connections::{BESIDE_CLIENTS, Connections, HttpConnection};
 use crate::listener::routes;
 use crate::logging;
-use crate::ops::{self, Operator};
+use crate::ops;
 use crate::service::{self, ServiceManager};
 
 /// Longest time for a database call of `serve`: it takes this long to notice a silent database.
@@ -59,8 +60,8 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let mut running = Vec::new();
     let mut stop_operator = None;
     if let Some(listener) = operator_listener {
-        let operator = Arc::new(Operator::new(feed.clone(), address));
-        let handler = move |connection: &HttpConnection| ops::routes::serve(&operator, connection);
+        let (shown_feed, instance) = (feed.clone(), ops::instance(address));
+        let handler = move |connection: &HttpConnection| ops::routes::serve(&shown_feed, &instance, connection);
         let connections = Connections::new(ops::MOST_CONNECTIONS, feed.stats.evicted.clone());
         let (thread, stop) = accept(&feed, "ops", vec![listener], connections, handler)?;
         running.push(thread);
@@ -134,21 +135,17 @@ fn start(
 }
 
 /// Starts a thread that accepts connections. It ends when the returned pipe is dropped.
-fn accept<H>(
+fn accept(
     feed: &Arc<Feed>,
     name: &'static str,
     listeners: Vec<TcpListener>,
     connections: Arc<Connections>,
-    handler: H,
-) -> Result<(JoinHandle<()>, OwnedFd), Error>
-where
-    H: Fn(&HttpConnection) + Clone + Send + 'static,
-{
+    handler: impl Fn(&HttpConnection) + Clone + Send + 'static,
+) -> Result<(JoinHandle<()>, OwnedFd), Error> {
     let (stop, stopper) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from).doing("make a pipe")?;
     let thread = start(feed, name, move |feed| {
-        let errors = &feed.stats.accept_errors;
-        Acceptor { listeners, stop, connections, errors, handler }.run();
+        http::accept::run(listeners, stop, &connections, &feed.stats.accept_errors, handler);
     })?;
     Ok((thread, stopper))
 }

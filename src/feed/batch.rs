@@ -20,17 +20,19 @@ pub struct Entry {
     end: u32,
 }
 
-/// Consecutive events of the log, rendered as Server-Sent Events blocks. Immutable, shared by every client.
+/// Consecutive events of the log, rendered as Server-Sent Events blocks. Once finished it does not change, and every
+/// client shares it.
 #[derive(Debug)]
 pub struct Batch {
     /// The number of the log row before the first event.
-    prev: FeedSeq,
+    pub(super) prev: FeedSeq,
     /// `<hex>CRLF blocks CRLF`, right-aligned behind the unused part of [`CHUNK_HEAD_ROOM`].
     framed: Vec<u8>,
     framed_from: usize,
-    entries: Vec<Entry>,
+    /// The events, ascending.
+    pub(super) entries: Vec<Entry>,
     /// The generation of the log that it was read from; see [`super::tail::Tail`].
-    generation: u64,
+    pub(super) generation: u64,
     finished: Instant,
 }
 
@@ -38,102 +40,10 @@ pub struct Batch {
 pub type SharedBatch = Arc<Batch>;
 
 impl Batch {
-    /// The number of the log row before the first event.
-    pub fn prev(&self) -> FeedSeq {
-        self.prev
-    }
-
-    /// The number of the first event.
-    pub fn first(&self) -> FeedSeq {
-        self.entries.first().map_or(self.prev, |entry| entry.seq)
-    }
-
-    /// The number of the last event.
-    pub fn last(&self) -> FeedSeq {
-        self.entries.last().map_or(self.prev, |entry| entry.seq)
-    }
-
-    /// The events, ascending; never empty.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    /// The generation of the log that it was read from.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// How long ago it was finished, just before the reader broadcast it.
-    pub fn age(&self) -> Duration {
-        self.finished.elapsed()
-    }
-
-    /// Bytes that this batch holds in memory, roughly.
-    pub fn memory_bytes(&self) -> usize {
-        self.framed.capacity() + self.entries.capacity() * size_of::<Entry>() + size_of::<Self>()
-    }
-
-    /// The bytes of the whole batch, as one HTTP chunk or without framing.
-    pub fn whole(&self, is_chunked: bool) -> &[u8] {
-        if is_chunked { &self.framed[self.framed_from..] } else { self.blocks_between(self.prev, self.last()) }
-    }
-
-    /// The blocks of the events above `after` and not above `upto`, without HTTP framing.
-    pub fn blocks_between(&self, after: FeedSeq, upto: FeedSeq) -> &[u8] {
-        let (from, to) = (self.end_of_blocks(after), self.end_of_blocks(upto));
-        &self.framed[CHUNK_HEAD_ROOM + from..CHUNK_HEAD_ROOM + to.max(from)]
-    }
-
-    /// Where the block of the last event at or below `seq` ends.
-    fn end_of_blocks(&self, seq: FeedSeq) -> usize {
-        let count = self.count_through(seq);
-        if count == 0 { 0 } else { self.entries[count - 1].end as usize }
-    }
-
-    /// How many events lie at or below `seq`.
-    pub fn count_through(&self, seq: FeedSeq) -> usize {
-        self.entries.partition_point(|entry| entry.seq <= seq)
-    }
-
-    /// The last event at or below `seq`.
-    pub fn last_through(&self, seq: FeedSeq) -> Option<&Entry> {
-        self.entries[..self.count_through(seq)].last()
-    }
-}
-
-/// Collects blocks into a batch.
-#[derive(Debug)]
-pub struct BatchBuilder {
-    prev: FeedSeq,
-    generation: u64,
-    framed: Vec<u8>,
-    entries: Vec<Entry>,
-}
-
-impl BatchBuilder {
     /// Begins a batch whose first event follows the log row `prev`.
     pub fn new(prev: FeedSeq, generation: u64) -> Self {
-        Self { prev, generation, framed: vec![0; CHUNK_HEAD_ROOM], entries: Vec::new() }
-    }
-
-    /// The number of the last event so far, or of the row before the first.
-    pub fn last(&self) -> FeedSeq {
-        self.entries.last().map_or(self.prev, |entry| entry.seq)
-    }
-
-    /// How many events it has.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether it has none yet.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// How many bytes of blocks it has.
-    pub fn bytes(&self) -> usize {
-        self.framed.len() - CHUNK_HEAD_ROOM
+        let framed = vec![0; CHUNK_HEAD_ROOM];
+        Self { prev, framed, framed_from: 0, entries: Vec::new(), generation, finished: Instant::now() }
     }
 
     /// Adds the event `seq`: `write` appends its block to the bytes. If `write` fails, its bytes are removed;
@@ -148,37 +58,78 @@ impl BatchBuilder {
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
         // A panic in an earlier write may have left half a block: only what has an entry counts.
-        let before = CHUNK_HEAD_ROOM + self.entries.last().map_or(0, |entry| entry.end as usize);
+        let before = CHUNK_HEAD_ROOM + self.bytes();
         self.framed.truncate(before);
         if let Err(error) = write(&mut self.framed) {
             self.framed.truncate(before);
             return Err(error);
         }
-        let end = u32::try_from(self.bytes()).unwrap_or(u32::MAX);
+        let end = u32::try_from(self.framed.len() - CHUNK_HEAD_ROOM).unwrap_or(u32::MAX);
         self.entries.push(Entry { seq, time, end });
         Ok(())
     }
 
-    /// The finished batch.
-    pub fn finish(mut self) -> Batch {
+    /// The finished batch, to which nothing is added any more.
+    pub fn finish(mut self) -> Self {
         let mut head = [0_u8; CHUNK_HEAD_ROOM];
         let mut rest = &mut head[..];
         // A batch is smaller than 4 GiB (BATCH_BYTES and one event), so eight digits suffice.
         let _ = write!(rest, "{:x}\r\n", self.bytes());
         let length = CHUNK_HEAD_ROOM - rest.len();
-        let framed_from = CHUNK_HEAD_ROOM - length;
-        self.framed[framed_from..CHUNK_HEAD_ROOM].copy_from_slice(&head[..length]);
+        self.framed_from = CHUNK_HEAD_ROOM - length;
+        self.framed[self.framed_from..CHUNK_HEAD_ROOM].copy_from_slice(&head[..length]);
         self.framed.extend_from_slice(b"\r\n");
         self.framed.shrink_to_fit();
         self.entries.shrink_to_fit();
-        Batch {
-            prev: self.prev,
-            framed: self.framed,
-            framed_from,
-            entries: self.entries,
-            generation: self.generation,
-            finished: Instant::now(),
-        }
+        self.finished = Instant::now();
+        self
+    }
+
+    /// The number of the first event.
+    pub fn first(&self) -> FeedSeq {
+        self.entries.first().map_or(self.prev, |entry| entry.seq)
+    }
+
+    /// The number of the last event, or of the row before the first.
+    pub fn last(&self) -> FeedSeq {
+        self.entries.last().map_or(self.prev, |entry| entry.seq)
+    }
+
+    /// How long ago it was finished, just before the reader broadcast it.
+    pub fn age(&self) -> Duration {
+        self.finished.elapsed()
+    }
+
+    /// How many bytes of blocks it has.
+    pub fn bytes(&self) -> usize {
+        self.entries.last().map_or(0, |entry| entry.end as usize)
+    }
+
+    /// Bytes that this batch holds in memory, roughly.
+    pub fn memory_bytes(&self) -> usize {
+        self.framed.capacity() + self.entries.capacity() * size_of::<Entry>() + size_of::<Self>()
+    }
+
+    /// The bytes of the whole batch, as one HTTP chunk or without framing.
+    pub fn whole(&self, is_chunked: bool) -> &[u8] {
+        if is_chunked { &self.framed[self.framed_from..] } else { self.blocks_between(self.prev, self.last()) }
+    }
+
+    /// The blocks of the events above `after` and not above `upto`, without HTTP framing.
+    pub fn blocks_between(&self, after: FeedSeq, upto: FeedSeq) -> &[u8] {
+        let end = |seq| self.last_through(seq).map_or(0, |entry| entry.end as usize);
+        let (from, to) = (end(after), end(upto));
+        &self.framed[CHUNK_HEAD_ROOM + from..CHUNK_HEAD_ROOM + to.max(from)]
+    }
+
+    /// How many events lie at or below `seq`.
+    pub fn count_through(&self, seq: FeedSeq) -> usize {
+        self.entries.partition_point(|entry| entry.seq <= seq)
+    }
+
+    /// The last event at or below `seq`.
+    pub fn last_through(&self, seq: FeedSeq) -> Option<&Entry> {
+        self.entries[..self.count_through(seq)].last()
     }
 }
 
@@ -189,7 +140,7 @@ mod tests {
     use super::*;
 
     fn batch(prev: i64, seqs: &[i64]) -> Batch {
-        let mut builder = BatchBuilder::new(FeedSeq(prev), 0);
+        let mut builder = Batch::new(FeedSeq(prev), 0);
         for &seq in seqs {
             let write = |bytes: &mut Vec<u8>| {
                 bytes.extend_from_slice(format!("id: {seq}\n\n").as_bytes());
@@ -215,17 +166,17 @@ mod tests {
         assert_eq!(between(4, 7), b"id: 5\n\nid: 7\n\n");
         assert_eq!(between(5, 8), b"id: 7\n\n");
         assert_eq!(between(4, 4), b"");
-        assert_eq!((batch.prev(), batch.last()), (FeedSeq(4), FeedSeq(9)));
+        assert_eq!((batch.prev, batch.last()), (FeedSeq(4), FeedSeq(9)));
     }
 
     #[test]
     fn an_event_that_cannot_be_written_leaves_nothing_behind() {
-        let mut builder = BatchBuilder::new(FeedSeq(0), 0);
+        let mut builder = Batch::new(FeedSeq(0), 0);
         let outcome = builder.push(FeedSeq(1), EventTime(0), |bytes| {
             bytes.extend_from_slice(b"half");
             Err("no")
         });
-        assert_eq!((outcome, builder.bytes(), builder.len()), (Err("no"), 0, 0));
+        assert_eq!((outcome, builder.bytes(), builder.entries.len()), (Err("no"), 0, 0));
     }
 
     proptest! {
@@ -240,7 +191,7 @@ mod tests {
             let expected: String =
                 seqs.iter().filter(|&&seq| seq > after && seq <= upto).map(|seq| format!("id: {seq}\n\n")).collect();
             prop_assert_eq!(batch.blocks_between(FeedSeq(after), FeedSeq(upto)), expected.as_bytes());
-            prop_assert_eq!(batch.whole(false), batch.blocks_between(batch.prev(), batch.last()));
+            prop_assert_eq!(batch.whole(false), batch.blocks_between(batch.prev, batch.last()));
         }
     }
 }

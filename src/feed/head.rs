@@ -49,10 +49,10 @@ impl Feed {
         let read = lock(&self.delayed_heads).get(&delay).copied();
         let due = self.due(delay);
         let tail = lock(&self.tail);
-        let generation = tail.generation();
+        let generation = tail.generation;
         let head = |(seq, time), next_due| Head { seq, time, generation, due, next_due };
         if delay.is_zero() {
-            return Some(head((tail.head(), tail.head_time()), None));
+            return Some(head((tail.head, tail.head_time), None));
         }
         let (newest, next) = tail.due(due);
         if let Some((seq, time)) = newest {
@@ -78,7 +78,7 @@ impl Feed {
             if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
                 return Ok(head);
             }
-            let (generation, due) = (lock(&self.tail).generation(), self.due(delay));
+            let (generation, due) = (lock(&self.tail).generation, self.due(delay));
             let read = event_log::read_due_head(connection, due, known)?;
             let head = Head { seq: read.seq, time: read.time, generation, due, next_due: read.next_due };
             lock(&self.delayed_heads).insert(delay, head);

@@ -80,9 +80,10 @@ impl Default for Health {
 }
 
 impl Feed {
-    /// Reports that a part of delivery has just been proven to work.
-    pub(super) fn proven(&self, part: Part) {
-        self.report(part, Known::Works(Instant::now()));
+    /// Reports that a part of delivery was proven to work by something that began `at` this time.
+    pub(super) fn proven(&self, part: Part, at: Instant) {
+        self.report(part, Known::Works(at));
+        self.health.changed.notify_all();
     }
 
     /// Reports that `doing` something failed, without which a part does not work. Logs each cause once: they change while a
@@ -143,6 +144,14 @@ impl Health {
         }
     }
 
+    /// Waits, at most `patience`, until a part was proven to work by something that began later than `then`. Returns
+    /// whether it was.
+    pub(super) fn wait_proven(&self, part: Part, then: Instant, patience: Duration) -> bool {
+        let is_old = |inner: &mut Inner| inner.parts[part as usize].proven() < Some(then);
+        let waited = self.changed.wait_timeout_while(lock(&self.inner), patience, is_old);
+        waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
+    }
+
     /// How long ago a part was last proven to work; `None` while it does not.
     pub fn proven_for(&self, part: Part) -> Option<Duration> {
         lock(&self.inner).parts[part as usize].proven().map(|at| at.elapsed())
@@ -165,7 +174,7 @@ impl Health {
         self.epoch().is_multiple_of(2).then(|| inner.since.elapsed())
     }
 
-    /// Waits for the next change of state, or for `patience`. Returns at once while stopping.
+    /// Waits for the next report, or for `patience`. Returns at once while stopping.
     pub fn wait_change(&self, patience: Duration) {
         let inner = lock(&self.inner);
         if !self.is_stopping() {

@@ -44,6 +44,7 @@ struct Known {
 /// All keys, as the newest refresh found them.
 #[derive(Debug)]
 pub struct KeyRing {
+    /// Locked to look up one credential, to list the keys, or to replace them all.
     known: Mutex<Known>,
     refreshed: Condvar,
     wake: Sender<()>,
@@ -109,8 +110,9 @@ impl KeyRing {
     /// Why it is not accepted. If memory does not accept it, it is pending until a refresh that began after `arrived` has
     /// completed.
     pub fn check(&self, credential: &Credential, arrived: Instant, clock: &DatabaseClock) -> Result<Arc<Key>, Denied> {
+        let now = clock.now();
         let known = lock(&self.known);
-        known.look(credential, clock.now()).map_err(|why| {
+        known.look(credential, now).map_err(|why| {
             let is_fresh = known.fresh_from.is_some_and(|from| from >= arrived);
             if is_fresh { why } else { Denied::Pending }
         })
@@ -132,8 +134,8 @@ impl KeyRing {
 
     /// A session token for a key, valid for [`SESSION_LASTS`]; `None` before the keys were first read.
     pub fn session_token(&self, key: &Key, clock: &DatabaseClock) -> Option<String> {
-        let known = lock(&self.known);
-        make_token(&key.hash, clock.now().plus(SESSION_LASTS), known.secret.as_ref()?)
+        let end = clock.now().plus(SESSION_LASTS);
+        make_token(&key.hash, end, lock(&self.known).secret.as_ref()?)
     }
 
     fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant, is_standby: bool) {

@@ -60,7 +60,7 @@ fn watch(feed: &Feed, connection: &mut Connection) -> Result<(), db::Error> {
             return Err(db::Error::Unreachable(why.into()));
         }
         lock(&feed.facts).standby_lag = standby.lag;
-        feed.proven(Part::Listen);
+        feed.proven(Part::Listen, Instant::now());
         feed.health.pause(WATCH_EVERY);
     }
     Ok(())
@@ -92,7 +92,7 @@ fn listen(feed: &Feed, settings: &Settings, mut connection: Connection) -> Resul
                     feed.stats.listen_probe.set(sent.elapsed().as_secs_f64());
                 }
                 next_probe = Instant::now() + PROBE_EVERY;
-                feed.proven(Part::Listen);
+                feed.proven(Part::Listen, Instant::now());
             }
         }
     }

@@ -21,8 +21,8 @@ pub mod upkeep;
 pub mod writer;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
@@ -35,7 +35,7 @@ use self::keys::KeyRing;
 use self::pool::ReplayPool;
 use self::stats::Stats;
 use self::tail::Tail;
-use self::upkeep::{Poisoned, Record};
+use self::upkeep::Poisoned;
 use crate::config::ServeOptions;
 use crate::db::Settings;
 use crate::event::{EventTime, FeedSeq, LogRow, Poison};
@@ -47,38 +47,30 @@ const REMEMBERED_POISON: usize = 10_000;
 /// What all threads of the server share.
 #[derive(Debug)]
 pub struct Feed {
-    /// Its options.
-    pub options: ServeOptions,
-    /// The database's clock.
-    pub clock: DatabaseClock,
-    /// Whether delivery works.
-    pub health: Health,
-    /// API keys.
-    pub keys: KeyRing,
-    /// All streams.
-    pub clients: Clients,
+    pub(crate) options: ServeOptions,
+    pub(crate) clock: DatabaseClock,
+    pub(crate) health: Health,
+    pub(crate) keys: KeyRing,
+    pub(crate) clients: Clients,
     /// The newest part of the log. Locked to read or add batches, never during a write or a query.
-    pub tail: Mutex<Tail>,
+    tail: Mutex<Tail>,
     /// The heads of delayed keys that memory alone could not tell, by delay. Locked to copy one in or out.
     delayed_heads: Mutex<HashMap<Duration, Head>>,
     /// Where the replay window begins, by delay. Locked to copy one in or out.
     windows: Mutex<HashMap<Duration, Window>>,
-    /// Connections for replay.
-    pub replay: ReplayPool,
-    /// Counters and histograms.
-    pub stats: Stats,
+    pub(crate) replay: ReplayPool,
+    pub(crate) stats: Stats,
     /// When the server started, by this machine's clock.
-    pub started_at: Timestamp,
+    pub(crate) started_at: Timestamp,
     /// Locked to read or note facts.
     facts: Mutex<Facts>,
-    /// When the newest read of the log began that found the tail's newest event in it. Locked to copy it.
-    tail_proven: Mutex<Instant>,
-    /// Notified when that changes.
-    tail_proven_again: Condvar,
     fatal: Sender<String>,
     /// Wakes the reader.
     wake: Sender<()>,
-    records: Sender<Record>,
+    /// Quarantined events, for `upkeep` to record.
+    records: Sender<Poisoned>,
+    /// The ids of keys that were used and not recorded yet. Locked to add, list or remove ids.
+    used_keys: Mutex<BTreeSet<i64>>,
     /// Newly quarantined events, for the thread that alerts the operator.
     alerts: Sender<(FeedSeq, String)>,
     /// Locked to note one number.
@@ -113,8 +105,8 @@ pub struct Facts {
 pub struct Inlets {
     /// For `reader`: there may be something new.
     pub woken: Receiver<()>,
-    /// For `upkeep`: records to write.
-    pub records: Receiver<Record>,
+    /// For `upkeep`: quarantined events to record.
+    pub records: Receiver<Poisoned>,
     /// For `alerts`: newly quarantined events. It may remain unread.
     pub alerts: Receiver<(FeedSeq, String)>,
 }
@@ -137,11 +129,10 @@ impl Feed {
             stats: Stats::default(),
             started_at: Timestamp::now(),
             facts: Mutex::default(),
-            tail_proven: Mutex::new(Instant::now()),
-            tail_proven_again: Condvar::new(),
             fatal,
             wake,
             records: records_sender,
+            used_keys: Mutex::default(),
             alerts: alerts_sender,
             poisoned: Mutex::default(),
             options,
@@ -170,7 +161,7 @@ impl Feed {
 
     /// The time of the newest event; `None` before the first one, and if it has no usable time.
     pub fn last_event_at(&self) -> Option<EventTime> {
-        lock(&self.tail).head_time().filter(|time| time.is_usable())
+        lock(&self.tail).head_time.filter(|time| time.is_usable())
     }
 
     /// How many numbers of the log, as last read, have not been broadcast yet.
@@ -181,7 +172,7 @@ impl Feed {
 
     /// The highest number that was broadcast.
     pub fn head(&self) -> FeedSeq {
-        lock(&self.tail).head()
+        lock(&self.tail).head
     }
 
     /// How many events a client has still to get.
@@ -199,20 +190,6 @@ impl Feed {
     /// Ends the server with an error that it cannot repair itself.
     pub fn fail(&self, why: impl Into<String>) {
         let _ = self.fatal.try_send(why.into());
-    }
-
-    /// Notes that a read of the log that began then found the tail's newest event in it.
-    fn set_tail_proven(&self, began: Instant) {
-        *lock(&self.tail_proven) = began;
-        self.tail_proven_again.notify_all();
-    }
-
-    /// Waits, at most `patience`, until the tail was found to be the log's by a read that began later than `then`: nothing
-    /// in it is of a log that was replaced before. Returns whether it was.
-    fn wait_tail_proven(&self, then: Instant, patience: Duration) -> bool {
-        let proven = lock(&self.tail_proven);
-        let waited = self.tail_proven_again.wait_timeout_while(proven, patience, |proven| *proven < then);
-        waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
     }
 
     /// Asks the reader to look at the log; returns at once.
@@ -240,7 +217,7 @@ impl Feed {
         drop(poisoned);
         self.stats.quarantined.inc();
         let event = Poisoned { seq: row.seq, error: poison.to_string(), is_new };
-        if self.records.try_send(Record::Quarantined(event)).is_err() {
+        if self.records.try_send(event).is_err() {
             // Too many at once: this one is recorded when it is next read.
             lock(&self.poisoned).remove(&row.seq);
         }
@@ -248,7 +225,7 @@ impl Feed {
 
     /// Records that a key was used.
     pub fn key_used(&self, client: &Client) {
-        let _ = self.records.try_send(Record::KeyUsed(client.key.id));
+        lock(&self.used_keys).insert(client.key.id);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading the log page by page. If a page cannot be read, halving it finds the row at fault.
 
-use super::batch::{Batch, BatchBuilder};
+use super::batch::Batch;
 use super::render;
 use crate::db::event_log::{self, Page, Range};
 use crate::db::{Connection, Error};
@@ -67,14 +67,14 @@ pub fn render(
     let mut rows = rows.into_iter();
     let mut prev = prev;
     std::iter::from_fn(move || {
-        let mut builder = BatchBuilder::new(prev, generation);
-        while builder.len() < BATCH_EVENTS && builder.bytes() < BATCH_BYTES {
+        let mut builder = Batch::new(prev, generation);
+        while builder.entries.len() < BATCH_EVENTS && builder.bytes() < BATCH_BYTES {
             let Some(row) = rows.next() else { break };
             if let Some(poison) = render::push_row(&mut builder, &row) {
                 poisoned(&row, &poison);
             }
         }
         prev = builder.last();
-        (!builder.is_empty()).then(|| builder.finish())
+        (!builder.entries.is_empty()).then(|| builder.finish())
     })
 }

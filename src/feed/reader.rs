@@ -111,9 +111,7 @@ impl<'a> Reader<'a> {
         if is_new || is_check_due || self.feed_id.is_none() {
             self.check(connection, is_new)?;
         }
-        self.broadcast_new(connection)?;
-        self.feed.proven(Part::Log);
-        Ok(())
+        self.broadcast_new(connection)
     }
 
     /// Connects to the database. A start ends here if the schema is not the one that this program knows, or is not for this
@@ -141,7 +139,7 @@ impl<'a> Reader<'a> {
     fn check(&mut self, connection: &mut Connection, is_new: bool) -> Result<(), db::Error> {
         let (generation, head, head_time) = {
             let tail = lock(&self.feed.tail);
-            (tail.generation(), tail.head(), tail.head_time())
+            (tail.generation, tail.head, tail.head_time)
         };
         let state = event_log::read_state(connection, head)?;
         self.feed.clock.set(state.now);
@@ -203,7 +201,7 @@ impl<'a> Reader<'a> {
             prev = last;
         }
         // If every row was pruned, the head is a number without a row.
-        if tail.head() < state.head {
+        if tail.head < state.head {
             return Ok(Tail::new(generation, state.head, state.head_time));
         }
         Ok(tail)
@@ -215,14 +213,14 @@ impl<'a> Reader<'a> {
             let began = Instant::now();
             let (generation, head, head_time) = {
                 let tail = lock(&self.feed.tail);
-                (tail.generation(), tail.head(), tail.head_time())
+                (tail.generation, tail.head, tail.head_time)
             };
             let page = self.pages.read(connection, Range::after(head))?;
             let is_replaced = head > page.pruned_through && head_time.is_some() && page.time_after != head_time;
             if is_replaced {
                 self.check(connection, false)?;
             }
-            self.feed.set_tail_proven(began);
+            self.feed.proven(Part::Log, began);
             if is_replaced || page.rows.is_empty() {
                 return Ok(());
             }
@@ -242,12 +240,12 @@ impl<'a> Reader<'a> {
         let stats = &self.feed.stats;
         let now = self.feed.clock.now();
         let latency = stats.commit_to_broadcast.local();
-        for entry in batch.entries().iter().filter(|entry| entry.time.is_usable()) {
+        for entry in batch.entries.iter().filter(|entry| entry.time.is_usable()) {
             latency.observe(now.since(entry.time).as_secs_f64());
         }
         let batch: SharedBatch = Arc::new(batch);
         lock(&self.feed.tail).push(batch.clone());
-        stats.events.inc_by(batch.entries().len() as u64);
+        stats.events.inc_by(batch.entries.len() as u64);
         // After the tail: a stream that is not on this list has yet to read the tail.
         let clients = self.feed.clients.all();
         let now = Instant::now();

@@ -2,10 +2,9 @@
 
 /// Why a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum End {
     /// The server stops.
-    Shutdown = 1,
+    Shutdown,
     /// The stream has lived for `--max-stream-age`.
     MaxAge,
     /// Its key was revoked.
@@ -23,7 +22,7 @@ pub enum End {
 }
 
 impl End {
-    /// Every reason, in the order of their numbers.
+    /// Every reason: each is counted from zero.
     pub const ALL: [Self; 8] = [
         Self::Shutdown,
         Self::MaxAge,
@@ -52,10 +51,5 @@ impl End {
     /// Whether the client gets a last block `closing` with this cause.
     pub fn is_told(self) -> bool {
         matches!(self, Self::Shutdown | Self::MaxAge | Self::KeyRevoked | Self::KeyExpired)
-    }
-
-    /// The reason with this number.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|end| *end as u8 == number)
     }
 }

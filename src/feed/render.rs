@@ -3,16 +3,16 @@
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::batch::BatchBuilder;
+use super::batch::Batch;
 use crate::event::{FeedSeq, LARGEST_BLOCK_BYTES, LogRow, Poison};
 
 /// Adds one row to a batch: its event, or the notice that it is quarantined. Returns why it is quarantined.
-pub fn push_row(batch: &mut BatchBuilder, row: &LogRow) -> Option<Poison> {
+pub fn push_row(batch: &mut Batch, row: &LogRow) -> Option<Poison> {
     push_written_by(batch, row, write_signal)
 }
 
 fn push_written_by(
-    batch: &mut BatchBuilder,
+    batch: &mut Batch,
     row: &LogRow,
     write: impl FnOnce(&mut Vec<u8>, FeedSeq, &LogRow) -> Result<(), Poison>,
 ) -> Option<Poison> {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     fn rendered(row: &LogRow) -> (String, Option<Poison>) {
-        let mut batch = BatchBuilder::new(FeedSeq(5), 0);
+        let mut batch = Batch::new(FeedSeq(5), 0);
         let poison = push_row(&mut batch, row);
         (String::from_utf8(batch.finish().whole(false).to_vec()).unwrap(), poison)
     }
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_panic_while_an_event_is_rendered_is_its_poison_and_leaves_nothing_else() {
-        let mut batch = BatchBuilder::new(FeedSeq(5), 0);
+        let mut batch = Batch::new(FeedSeq(5), 0);
         let poison = push_written_by(&mut batch, &row(Ok(b"{}".to_vec())), |bytes, _, _| {
             bytes.extend_from_slice(b"half a block");
             panic!("as if by a fault of its own")

@@ -10,43 +10,27 @@ use super::reason::End;
 const LATENCY_BUCKETS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Counters and histograms since the start of the server.
+/// Counters and histograms since the start of the server. Their help texts below say what each counts.
 #[derive(Debug)]
 pub struct Stats {
     registry: Registry,
-    /// Events read from the log and broadcast.
-    pub events: IntCounter,
-    /// Events written to sockets, one for each client.
-    pub deliveries: IntCounter,
-    /// Bytes written to streams.
-    pub bytes: IntCounter,
-    /// Events dropped from clients' queues.
-    pub dropped: IntCounter,
-    /// `replay_truncated` notices sent.
-    pub truncated: IntCounter,
-    /// `history_rewritten` notices sent.
-    pub rewritten: IntCounter,
-    /// Events quarantined.
-    pub quarantined: IntCounter,
-    /// Queries that a standby cancelled because they conflicted with replay; each was retried.
-    pub replay_conflicts: IntCounter,
-    /// Times that a stream was brought up to date from the log or from memory.
-    pub catch_ups: IntCounter,
-    /// Pages read from the log for them.
-    pub replay_pages: IntCounter,
-    /// Connections closed to make room.
-    pub evicted: IntCounter,
-    /// Connections that could not be accepted.
-    pub accept_errors: IntCounter,
+    pub(crate) events: IntCounter,
+    pub(crate) deliveries: IntCounter,
+    pub(crate) bytes: IntCounter,
+    pub(crate) dropped: IntCounter,
+    pub(crate) truncated: IntCounter,
+    pub(crate) rewritten: IntCounter,
+    pub(crate) quarantined: IntCounter,
+    pub(crate) replay_conflicts: IntCounter,
+    pub(crate) evicted: IntCounter,
+    pub(crate) accept_errors: IntCounter,
     /// From an event's time, taken under the feed's lock just before its commit, to its broadcast. The two clocks agree
     /// to within one database round trip.
-    pub commit_to_broadcast: Histogram,
+    pub(crate) commit_to_broadcast: Histogram,
     /// From the broadcast of a batch to the end of the system call that gave it to a client's socket.
-    pub broadcast_to_written: Histogram,
-    /// How long the last notification took from one session to another.
-    pub listen_probe: Gauge,
-    /// Turns of the reader's loop: they rise as long as the reader runs.
-    pub reader_turns: IntCounter,
+    pub(crate) broadcast_to_written: Histogram,
+    pub(crate) listen_probe: Gauge,
+    pub(crate) reader_turns: IntCounter,
     requests: IntCounterVec,
     ends: IntCounterVec,
 }
@@ -78,8 +62,6 @@ impl Default for Stats {
                 "signal_feed_replay_conflicts_total",
                 "Queries that a standby cancelled because they conflicted with replay; each was retried",
             ),
-            catch_ups: counter("signal_feed_catch_ups_total", "Times that a stream caught up"),
-            replay_pages: counter("signal_feed_replay_pages_total", "Pages read from the log to catch up"),
             evicted: counter("signal_feed_connections_evicted_total", "Connections closed to make room"),
             accept_errors: counter("signal_feed_accept_errors_total", "Connections that could not be accepted"),
             commit_to_broadcast: latencies.with_label_values(&["commit_to_broadcast"]),

@@ -119,8 +119,6 @@ struct Stream<'a> {
     pages: PageReader,
     /// The client took nothing for a second since the stream last checked its queue for an overflow.
     is_stalled: bool,
-    /// The stream is reading the log to catch up.
-    is_replaying: bool,
     /// At the last check more events waited than the queue holds. An overflow while the client took bytes is no loss:
     /// the stream catches up from the log.
     was_overflowed: bool,
@@ -137,7 +135,6 @@ impl<'a> Stream<'a> {
             watch: Arc::new(move || attend::watch(&watched_feed, &watched_client)),
             pages: PageReader::default(),
             is_stalled: false,
-            is_replaying: false,
             was_overflowed: true,
         }
     }
@@ -177,7 +174,7 @@ impl<'a> Stream<'a> {
             self.end_if_overflowed(position, head)?;
             let (generation, read) = {
                 let tail = lock(&self.feed.tail);
-                (tail.generation(), tail.read(position.cursor, head.seq, WRITE_BYTES))
+                (tail.generation, tail.read(position.cursor, head.seq, WRITE_BYTES))
             };
             if position.generation != generation {
                 self.check_generation(position, generation)?;
@@ -192,10 +189,7 @@ impl<'a> Stream<'a> {
                     }
                 }
                 TailRead::TooOld => self.write_page(position, head)?,
-                TailRead::AtHead => {
-                    self.is_replaying = false;
-                    self.wait(position, head)?;
-                }
+                TailRead::AtHead => self.wait(position, head)?,
             }
         }
     }
@@ -211,15 +205,11 @@ impl<'a> Stream<'a> {
 
     /// Reads one page of the log and writes it.
     fn write_page(&mut self, position: Position, head: Head) -> Step {
-        if !std::mem::replace(&mut self.is_replaying, true) {
-            self.feed.stats.catch_ups.inc();
-        }
         let range = Range { after: position.cursor, upto: head.seq, due: head.due };
         let mut pages = self.pages;
         let page = self.query(|connection| pages.read(connection, range));
         self.pages = pages;
         let page = page?;
-        self.feed.stats.replay_pages.inc();
         if self.is_delayed() && !page.is_due && head.time.is_some() {
             // The log no longer has this head: the log was replaced, or the head was pruned.
             self.feed.forget_head(self.delay);
@@ -279,7 +269,7 @@ impl<'a> Stream<'a> {
         let until = Instant::now() + patience + Duration::from_millis(1);
         while let Some(batch) = self.client.wait(until.saturating_duration_since(Instant::now())) {
             // The stream may have read it from the tail, or the reader may have written it, before.
-            if batch.last() <= position.cursor && batch.generation() == position.generation {
+            if batch.last() <= position.cursor && batch.generation == position.generation {
                 continue;
             }
             if !self.is_delayed() {

@@ -14,9 +14,11 @@ const TAIL_BYTES: usize = 16 * 1024 * 1024;
 /// replaces the one before as a whole, so its head, its times and its batches always belong together.
 #[derive(Debug)]
 pub struct Tail {
-    generation: u64,
-    head: FeedSeq,
-    head_time: Option<EventTime>,
+    pub(super) generation: u64,
+    /// The number of the newest event, or the head of the log when the tail was made.
+    pub(super) head: FeedSeq,
+    /// The time of the event with that number, if the log has it.
+    pub(super) head_time: Option<EventTime>,
     batches: VecDeque<SharedBatch>,
     bytes: usize,
     /// The events such that every later event has a later time. Numbers and times both ascend.
@@ -40,26 +42,11 @@ impl Tail {
         Self { generation, head, head_time, batches: VecDeque::new(), bytes: 0, due: VecDeque::new() }
     }
 
-    /// The generation of the log.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// The number of the newest event, or the head of the log when the tail was made.
-    pub fn head(&self) -> FeedSeq {
-        self.head
-    }
-
-    /// The time of the event with that number, if the log has it.
-    pub fn head_time(&self) -> Option<EventTime> {
-        self.head_time
-    }
-
     /// Adds the newest batch, and drops the oldest ones that do not fit any more.
     pub fn push(&mut self, batch: SharedBatch) {
         self.head = batch.last();
-        self.head_time = batch.entries().last().map(|entry| entry.time);
-        for entry in batch.entries().iter().filter(|entry| entry.time.is_usable()) {
+        self.head_time = batch.entries.last().map(|entry| entry.time);
+        for entry in batch.entries.iter().filter(|entry| entry.time.is_usable()) {
             while self.due.back().is_some_and(|&(_, time)| time >= entry.time) {
                 self.due.pop_back();
             }
@@ -96,7 +83,7 @@ impl Tail {
 
     /// Whether everything above the cursor is here.
     pub fn covers(&self, cursor: FeedSeq) -> bool {
-        cursor >= self.batches.front().map_or(self.head, |oldest| oldest.prev())
+        cursor >= self.batches.front().map_or(self.head, |oldest| oldest.prev)
     }
 
     /// The time of an event, if the tail has it.
@@ -105,8 +92,8 @@ impl Tail {
             return self.head_time;
         }
         let batch = self.batches.get(self.batches.partition_point(|batch| batch.last() < seq))?;
-        let at = batch.entries().binary_search_by_key(&seq, |entry| entry.seq).ok()?;
-        Some(batch.entries()[at].time)
+        let at = batch.entries.binary_search_by_key(&seq, |entry| entry.seq).ok()?;
+        Some(batch.entries[at].time)
     }
 
     /// How many events lie above a cursor and not above `upto`. If the tail begins later, how many numbers do.
@@ -140,14 +127,13 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::batch::BatchBuilder;
     use super::*;
 
     fn tail(times: &[i64], events_in_a_batch: usize) -> Tail {
         let mut tail = Tail::new(1, FeedSeq(0), None);
         let mut seq = 0;
         for times in times.chunks(events_in_a_batch) {
-            let mut builder = BatchBuilder::new(FeedSeq(seq), 1);
+            let mut builder = Batch::new(FeedSeq(seq), 1);
             for &time in times {
                 seq += 1;
                 builder.push(FeedSeq(seq), EventTime(time), |_| Ok::<_, ()>(())).unwrap();
@@ -185,8 +171,8 @@ mod tests {
                 TailRead::AtHead => prop_assert!(cursor >= upto.min(events as i64)),
                 TailRead::TooOld => prop_assert!(false, "nothing was dropped"),
                 TailRead::Batches(batches) => {
-                    prop_assert!(batches[0].prev().0 <= cursor && cursor < batches[0].last().0);
-                    prop_assert!(batches.windows(2).all(|two| two[1].prev() == two[0].last()));
+                    prop_assert!(batches[0].prev.0 <= cursor && cursor < batches[0].last().0);
+                    prop_assert!(batches.windows(2).all(|two| two[1].prev == two[0].last()));
                     prop_assert!(batches.last().unwrap().last().0 >= upto.min(events as i64));
                 }
             }

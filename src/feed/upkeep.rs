@@ -5,7 +5,7 @@
 //! a standby it writes nothing: poisoned events wait for a promotion. It receives records and requests for a refresh
 //! over bounded channels, ends the streams whose key has ended, and ends when the server stops.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
@@ -24,7 +24,7 @@ const REFRESH_EVERY: Duration = Duration::from_secs(5);
 const STANDBY_REFRESH_EVERY: Duration = Duration::from_millis(400);
 /// The wait after a failed refresh.
 const REFRESH_RETRY: Duration = Duration::from_millis(500);
-/// The most records that wait to be received; further ones are only in the log.
+/// The most poisoned events that wait to be received; further ones are found again when they are next read.
 pub const RECORD_SLOTS: usize = 1024;
 /// The most poisoned events that wait while the database is away.
 const WAITING_EVENTS: usize = 10_000;
@@ -35,15 +35,6 @@ const WRITE_EVERY: Duration = Duration::from_secs(1);
 const CHECK_EVERY: Duration = Duration::from_secs(8);
 /// Longest wait for a lock: a lock on one table of the feed must not delay the refresh of the keys.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
-
-/// A record to write.
-#[derive(Debug)]
-pub enum Record {
-    /// An event cannot be delivered.
-    Quarantined(Poisoned),
-    /// A key was used.
-    KeyUsed(i64),
-}
 
 /// An event that cannot be delivered.
 #[derive(Debug)]
@@ -71,11 +62,10 @@ struct Upkeep<'a> {
     found: Vec<Poisoned>,
     /// Poisoned events that are logged and not recorded yet.
     unwritten: BTreeMap<FeedSeq, String>,
-    used: BTreeSet<i64>,
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
-pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Record>) {
+pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Poisoned>) {
     let now = Instant::now();
     let mut upkeep = Upkeep {
         feed,
@@ -87,7 +77,6 @@ pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Record>) {
         causes: HashMap::new(),
         found: Vec::new(),
         unwritten: BTreeMap::new(),
-        used: BTreeSet::new(),
     };
     let (mut write_due, mut check_due) = (now + WRITE_EVERY, now);
     while !feed.health.is_stopping() {
@@ -210,19 +199,14 @@ impl Upkeep<'_> {
         Ok(())
     }
 
-    fn receive(&mut self, records: impl IntoIterator<Item = Record>) {
-        for record in records {
-            match record {
-                Record::KeyUsed(id) => {
-                    self.used.insert(id);
-                }
-                Record::Quarantined(event) if self.found.len() + self.unwritten.len() < WAITING_EVENTS => {
-                    self.found.push(event);
-                }
+    fn receive(&mut self, events: impl IntoIterator<Item = Poisoned>) {
+        for event in events {
+            if self.found.len() + self.unwritten.len() < WAITING_EVENTS {
+                self.found.push(event);
+            } else {
                 // It is found again when it is read after a restart.
-                Record::Quarantined(Poisoned { seq, error, .. }) => {
-                    log::error!("event {seq} is quarantined but not recorded, because too many wait: {error}");
-                }
+                let Poisoned { seq, error, .. } = event;
+                log::error!("event {seq} is quarantined but not recorded, because too many wait: {error}");
             }
         }
     }
@@ -263,15 +247,15 @@ impl Upkeep<'_> {
     fn write_uses(&mut self) {
         if self.feed.is_standby() {
             // After a promotion they would be recorded with a wrong time.
-            self.used.clear();
+            lock(&self.feed.used_keys).clear();
         }
-        if self.used.is_empty() {
+        let used: Vec<i64> = lock(&self.feed.used_keys).iter().copied().collect();
+        if used.is_empty() {
             return;
         }
         self.with("record uses of keys", |upkeep, connection| {
-            let ids: Vec<i64> = upkeep.used.iter().copied().collect();
-            db::keys::record_use(connection, &ids)?;
-            upkeep.used.clear();
+            db::keys::record_use(connection, &used)?;
+            lock(&upkeep.feed.used_keys).retain(|id| !used.contains(id));
             Ok(())
         });
     }

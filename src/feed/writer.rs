@@ -133,13 +133,13 @@ impl SseWriter {
     /// if the batch leaves a hole or is of another log.
     pub fn push_batch(&mut self, batch: SharedBatch, upto: FeedSeq) {
         let position = self.pending_position();
-        if batch.generation() != position.generation || batch.prev() > position.cursor {
+        if batch.generation != position.generation || batch.prev > position.cursor {
             return;
         }
         let events = batch.count_through(upto).saturating_sub(batch.count_through(position.cursor));
         let Some(last) = batch.last_through(upto).filter(|_| events > 0) else { return };
         let then = Position { cursor: last.seq, time: Some(last.time), ..position };
-        let bytes = if events == batch.entries().len() {
+        let bytes = if events == batch.entries.len() {
             Bytes::Batch(batch)
         } else {
             Bytes::Own(self.framed(batch.blocks_between(position.cursor, upto)))
@@ -257,7 +257,7 @@ impl SseWriter {
 
 /// Whether a batch is what comes next after a position.
 fn follows(batch: &Batch, position: Position) -> bool {
-    batch.generation() == position.generation && batch.prev() <= position.cursor && position.cursor < batch.first()
+    batch.generation == position.generation && batch.prev <= position.cursor && position.cursor < batch.first()
 }
 
 #[cfg(test)]
@@ -265,7 +265,6 @@ mod tests {
     use std::io::Read;
     use std::net::TcpListener;
 
-    use super::super::batch::BatchBuilder;
     use super::*;
 
     fn writer() -> (SseWriter, TcpStream) {
@@ -279,7 +278,7 @@ mod tests {
 
     /// One event whose block has this many bytes.
     fn batch(prev: i64, seq: i64, bytes: usize) -> SharedBatch {
-        let mut builder = BatchBuilder::new(FeedSeq(prev), 1);
+        let mut builder = Batch::new(FeedSeq(prev), 1);
         let write = |into: &mut Vec<u8>| {
             into.resize(into.len() + bytes, b'0' + u8::try_from(seq % 10).unwrap());
             Ok::<_, ()>(())

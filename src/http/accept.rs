@@ -47,81 +47,70 @@ pub fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, Erro
     attempt().doing(format!("listen on {address}"))
 }
 
-/// What accepts, and what it hands connections to.
-pub struct Acceptor<'a, H> {
-    /// The sockets.
-    pub listeners: Vec<TcpListener>,
-    /// Readable, or closed at the other end, when the server stops.
-    pub stop: OwnedFd,
-    /// All open connections.
-    pub connections: Arc<Connections>,
-    /// Counts connections that could not be accepted.
-    pub errors: &'a IntCounter,
-    /// Serves one connection, on its own thread.
-    pub handler: H,
+/// Accepts connections and serves each with `handler`, on its own thread, until `stop` is readable or closed at its
+/// other end. Then it closes the listening sockets. `errors` counts connections that could not be accepted.
+pub fn run(
+    listeners: Vec<TcpListener>,
+    stop: OwnedFd,
+    connections: &Arc<Connections>,
+    errors: &IntCounter,
+    handler: impl Fn(&HttpConnection) + Clone + Send + 'static,
+) {
+    for listener in &listeners {
+        if let Err(error) = listener.set_nonblocking(true) {
+            log::error!("set up the listening socket: {error}");
+        }
+    }
+    while !wait(&listeners, &stop) {
+        for listener in &listeners {
+            while let Some(accepted) = accept(listener).transpose() {
+                if let Err(error) = accepted.and_then(|accepted| serve(accepted, connections, &handler)) {
+                    errors.inc();
+                    log::error!(target: LIMITED, "accept a connection: {error}");
+                    std::thread::sleep(ERROR_PAUSE);
+                    break;
+                }
+            }
+        }
+    }
 }
 
-impl<H> Acceptor<'_, H>
-where
-    H: Fn(&HttpConnection) + Clone + Send + 'static,
-{
-    /// Runs until the server stops, then closes the listening sockets.
-    pub fn run(self) {
-        for listener in &self.listeners {
-            if let Err(error) = listener.set_nonblocking(true) {
-                log::error!("set up the listening socket: {error}");
-            }
-        }
-        while !self.wait() {
-            for listener in &self.listeners {
-                self.accept_all(listener);
-            }
-        }
-    }
+/// Waits for a connection. Returns whether the server stops instead.
+fn wait(listeners: &[TcpListener], stop: &OwnedFd) -> bool {
+    let mut watched: Vec<PollFd<'_>> = vec![PollFd::new(stop, PollFlags::IN)];
+    watched.extend(listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+    poll(&mut watched, None).is_ok() && !watched[0].revents().is_empty()
+}
 
-    /// Waits for a connection. Returns whether the server stops instead.
-    fn wait(&self) -> bool {
-        let mut watched: Vec<PollFd<'_>> = vec![PollFd::new(&self.stop, PollFlags::IN)];
-        watched.extend(self.listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
-        match poll(&mut watched, None) {
-            Ok(_) => !watched[0].revents().is_empty(),
-            Err(_) => false,
+/// The next connection that waits; `None` if none does.
+fn accept(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+    loop {
+        match listener.accept() {
+            Ok(accepted) => return Ok(Some(accepted)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(None),
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                _ => return Err(error),
+            },
         }
     }
+}
 
-    fn accept_all(&self, listener: &TcpListener) {
-        loop {
-            match listener.accept() {
-                Ok((stream, address)) => self.hand_on(stream, address),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return,
-                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
-                    _ => {
-                        self.errors.inc();
-                        log::error!(target: LIMITED, "accept a connection: {error}");
-                        std::thread::sleep(ERROR_PAUSE);
-                        return;
-                    }
-                },
-            }
-        }
+/// Starts the thread of a connection, unless there are too many.
+fn serve(
+    (stream, address): (TcpStream, SocketAddr),
+    connections: &Arc<Connections>,
+    handler: &(impl Fn(&HttpConnection) + Clone + Send + 'static),
+) -> io::Result<()> {
+    if let Err(error) = prepare(&stream) {
+        log::debug!("set up the connection from {address}: {error}");
+        return Ok(());
     }
-
-    fn hand_on(&self, stream: TcpStream, address: SocketAddr) {
-        if let Err(error) = prepare(&stream) {
-            log::debug!("set up the connection from {address}: {error}");
-            return;
-        }
-        let Some(connection) = self.connections.add(stream, address) else { return };
-        let handler = self.handler.clone();
-        let serve = move || handler(&connection);
-        let thread = std::thread::Builder::new().name("client".into()).stack_size(STACK_BYTES).spawn(serve);
-        if let Err(error) = thread {
-            self.errors.inc();
-            log::error!(target: LIMITED, "start a thread for the connection from {address}: {error}");
-            std::thread::sleep(ERROR_PAUSE);
-        }
-    }
+    let Some(connection) = connections.add(stream, address) else { return Ok(()) };
+    let handler = handler.clone();
+    let serve = move || handler(&connection);
+    std::thread::Builder::new().name("client".into()).stack_size(STACK_BYTES).spawn(serve)?;
+    Ok(())
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {

@@ -1,8 +1,7 @@
 //! All open connections of a listener, and which of them is closed when there are too many.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -22,20 +21,28 @@ pub struct Connections {
     limit: usize,
     /// Counts connections that were closed because there were too many.
     evicted: IntCounter,
-    last_id: AtomicU64,
-    /// Held for a few map operations and for closing a socket, which does not block.
+    /// Held to go through the connections and to close a socket, which does not block.
     open: Mutex<Open>,
     closed_one: Condvar,
 }
 
-/// Newer connections have higher ids.
 #[derive(Debug, Default)]
 struct Open {
-    sockets: HashMap<u64, Arc<TcpStream>>,
-    /// Those that have no complete head yet, and the unauthenticated ones.
-    idle: BTreeSet<u64>,
-    unauthenticated: BTreeSet<u64>,
+    /// By id. Newer connections have higher ids.
+    sockets: BTreeMap<u64, (Arc<TcpStream>, Standing)>,
+    last_id: u64,
     is_stopped: bool,
+}
+
+/// Whether a connection may be closed to make room for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It may: its head is not complete.
+    Idle,
+    /// It may, and there is a limit for these alone.
+    Unauthenticated,
+    /// It may not: its head is complete, or its key is known.
+    Busy,
 }
 
 /// An accepted connection. Dropping it makes room for another one.
@@ -52,13 +59,7 @@ pub struct HttpConnection {
 impl Connections {
     /// Room for `limit` connections. `evicted` counts those that are closed because there are too many.
     pub fn new(limit: usize, evicted: IntCounter) -> Arc<Self> {
-        Arc::new(Self {
-            limit,
-            evicted,
-            last_id: AtomicU64::new(0),
-            open: Mutex::default(),
-            closed_one: Condvar::new(),
-        })
+        Arc::new(Self { limit, evicted, open: Mutex::default(), closed_one: Condvar::new() })
     }
 
     /// Adds a connection. If there are too many, the oldest idle one is closed. `None` if there is none, or after
@@ -71,11 +72,11 @@ impl Connections {
         }
         // The thread of a closed connection notices it at once: the limit is exceeded only for a moment.
         let is_full = open.sockets.len() >= self.limit;
-        let has_room = !is_full || open.close_first(|open| &open.idle);
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let has_room = !is_full || open.close_oldest(|standing| standing != Standing::Busy);
+        open.last_id += 1;
+        let id = open.last_id;
         if has_room {
-            open.sockets.insert(id, socket.clone());
-            open.idle.insert(id);
+            open.sockets.insert(id, (socket.clone(), Standing::Idle));
         }
         drop(open);
         if is_full {
@@ -98,10 +99,8 @@ impl Connections {
     pub fn stop(&self) {
         let mut open = lock(&self.open);
         open.is_stopped = true;
-        for id in &open.idle {
-            if let Some(socket) = open.sockets.get(id) {
-                let _ = socket.shutdown(Shutdown::Both);
-            }
+        for (socket, _) in open.sockets.values().filter(|(_, standing)| *standing != Standing::Busy) {
+            let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
@@ -113,23 +112,12 @@ impl Connections {
 }
 
 impl Open {
-    /// Closes the oldest of a set. Returns whether there was one.
-    fn close_first(&mut self, set: impl Fn(&Self) -> &BTreeSet<u64>) -> bool {
-        let Some(id) = set(self).first().copied() else { return false };
-        if let Some(socket) = self.remove(id) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+    /// Closes the oldest connection that is meant. Returns whether there was one.
+    fn close_oldest(&mut self, is_meant: impl Fn(Standing) -> bool) -> bool {
+        let oldest = self.sockets.iter().find(|(_, (_, standing))| is_meant(*standing)).map(|(id, _)| *id);
+        let Some((socket, _)) = oldest.and_then(|id| self.sockets.remove(&id)) else { return false };
+        let _ = socket.shutdown(Shutdown::Both);
         true
-    }
-
-    fn remove(&mut self, id: u64) -> Option<Arc<TcpStream>> {
-        self.set_busy(id);
-        self.sockets.remove(&id)
-    }
-
-    fn set_busy(&mut self, id: u64) {
-        self.idle.remove(&id);
-        self.unauthenticated.remove(&id);
     }
 }
 
@@ -138,13 +126,11 @@ impl HttpConnection {
     pub fn set_unauthenticated(&self) {
         let mut open = lock(&self.all.open);
         // This connection may have been closed too.
-        if !open.sockets.contains_key(&self.id) {
-            return;
-        }
-        open.idle.insert(self.id);
-        open.unauthenticated.insert(self.id);
-        if open.unauthenticated.len() > MOST_UNAUTHENTICATED {
-            open.close_first(|open| &open.unauthenticated);
+        let Some((_, standing)) = open.sockets.get_mut(&self.id) else { return };
+        *standing = Standing::Unauthenticated;
+        let is_unauthenticated = |standing| standing == Standing::Unauthenticated;
+        if open.sockets.values().filter(|(_, standing)| is_unauthenticated(*standing)).count() > MOST_UNAUTHENTICATED {
+            open.close_oldest(is_unauthenticated);
             drop(open);
             self.all.evicted.inc();
             log::warn!(
@@ -157,14 +143,16 @@ impl HttpConnection {
 
     /// Its head is complete, or its key is known: it is not closed to make room for others.
     pub fn set_busy(&self) {
-        lock(&self.all.open).set_busy(self.id);
+        if let Some((_, standing)) = lock(&self.all.open).sockets.get_mut(&self.id) {
+            *standing = Standing::Busy;
+        }
     }
 }
 
 impl Drop for HttpConnection {
     fn drop(&mut self) {
         let mut open = lock(&self.all.open);
-        open.remove(self.id);
+        open.sockets.remove(&self.id);
         if open.sockets.is_empty() {
             self.all.closed_one.notify_all();
         }

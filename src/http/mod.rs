@@ -4,7 +4,6 @@
 pub mod accept;
 pub mod connections;
 pub mod head;
-pub mod page;
 pub mod proxy;
 pub mod response;
 pub mod socket;

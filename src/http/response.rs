@@ -4,6 +4,10 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
 use super::head::HeadError;
 use crate::random::random_u64;
 
@@ -12,69 +16,11 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the rest of a request is read after its answer, so that a reset does not overtake the answer.
 pub const LINGER: Duration = Duration::from_millis(500);
 
-/// The error codes of the contract's table, each with its status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// 400: the cursor, or its time, is invalid.
-    BadCursor,
-    /// 400: the request is unreadable.
-    BadRequest,
-    /// 401: there is no key.
-    MissingKey,
-    /// 401: there is no such key.
-    UnknownKey,
-    /// 401: the key, or the session, has ended.
-    ExpiredKey,
-    /// 403: the key was revoked.
-    RevokedKey,
-    /// 403: on a loopback address of the operator's port, a request whose `Host` is not a loopback name.
-    ForeignHost,
-    /// 404.
-    NotFound,
-    /// 405.
-    MethodNotAllowed,
-    /// 408: the head was not complete in time.
-    RequestTimeout,
-    /// 429: the stream limit of the key is reached.
-    TooManyStreams,
-    /// 431: the head is too large.
-    HeadTooLarge,
-    /// 503: the database is unavailable.
-    Degraded,
-    /// 503: the stream limit of the server is reached.
-    AtCapacity,
-    /// 505: not HTTP/1.x.
-    HttpVersion,
-}
-
-impl Code {
-    /// Its status line, and its name in the body.
-    pub fn status_and_name(self) -> (&'static str, &'static str) {
-        match self {
-            Self::BadCursor => ("400 Bad Request", "bad_cursor"),
-            Self::BadRequest => ("400 Bad Request", "bad_request"),
-            Self::MissingKey => ("401 Unauthorized", "missing_key"),
-            Self::UnknownKey => ("401 Unauthorized", "unknown_key"),
-            Self::ExpiredKey => ("401 Unauthorized", "expired_key"),
-            Self::RevokedKey => ("403 Forbidden", "revoked_key"),
-            Self::ForeignHost => ("403 Forbidden", "foreign_host"),
-            Self::NotFound => ("404 Not Found", "not_found"),
-            Self::MethodNotAllowed => ("405 Method Not Allowed", "method_not_allowed"),
-            Self::RequestTimeout => ("408 Request Timeout", "request_timeout"),
-            Self::TooManyStreams => ("429 Too Many Requests", "too_many_streams"),
-            Self::HeadTooLarge => ("431 Request Header Fields Too Large", "head_too_large"),
-            Self::Degraded => ("503 Service Unavailable", "degraded"),
-            Self::AtCapacity => ("503 Service Unavailable", "at_capacity"),
-            Self::HttpVersion => ("505 HTTP Version Not Supported", "http_version"),
-        }
-    }
-}
-
 /// A short answer.
 #[derive(Debug)]
 pub struct Response {
     status: &'static str,
-    code: Option<Code>,
+    code: Option<&'static str>,
     fields: Vec<(&'static str, String)>,
     body: Vec<u8>,
 }
@@ -91,33 +37,59 @@ impl Response {
     }
 
     /// The code of an error.
-    pub fn code(&self) -> Option<Code> {
+    pub fn code(&self) -> Option<&'static str> {
         self.code
     }
 
-    /// The error `code` with a message for people.
-    pub fn error(code: Code, message: &str) -> Self {
-        let (status, name) = code.status_and_name();
-        let body = serde_json::json!({"error": name, "message": message}).to_string();
-        let mut response = Self { code: Some(code), ..Self::with_body(status, "application/json", body) };
-        match code {
-            Code::MissingKey | Code::UnknownKey | Code::ExpiredKey => response.add("WWW-Authenticate", "Bearer"),
+    /// A page in one file with one `<script>` and one `<style>` element without attributes. The Content-Security-Policy
+    /// lets these run and nothing else.
+    pub fn page(html: &'static str) -> Self {
+        let policy = format!(
+            "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; img-src data:; base-uri 'none'; \
+             form-action 'none'; frame-ancestors 'none'",
+            hash_source(html, "script"),
+            hash_source(html, "style")
+        );
+        Self::with_body("200 OK", "text/html; charset=utf-8", html)
+            .with("Content-Security-Policy", policy)
+            .with("Referrer-Policy", "no-referrer")
+            .with("Cache-Control", "no-cache")
+    }
+
+    /// An error: its code for programs, and a message for people.
+    pub fn error(status: &'static str, code: &'static str, message: &str) -> Self {
+        let body = serde_json::json!({"error": code, "message": message}).to_string();
+        let response = Self { code: Some(code), ..Self::with_body(status, "application/json", body) };
+        match response.status() {
+            "401" => response.with("WWW-Authenticate", "Bearer"),
             // Jittered, so that clients that were refused together do not return together.
-            Code::TooManyStreams => response.add("Retry-After", (5 + random_u64() % 26).to_string()),
-            Code::Degraded | Code::AtCapacity => response.add("Retry-After", (1 + random_u64() % 10).to_string()),
-            _ => {}
+            "429" => response.with("Retry-After", (5 + random_u64() % 26).to_string()),
+            "503" => response.with("Retry-After", (1 + random_u64() % 10).to_string()),
+            _ => response,
         }
-        response
+    }
+
+    /// The answer to a method that a path does not take.
+    pub fn method_not_allowed(allowed: &str) -> Self {
+        let message = format!("this path takes {allowed}");
+        Self::error("405 Method Not Allowed", "method_not_allowed", &message).with("Allow", allowed)
     }
 
     /// The answer to a request whose head cannot be read.
     pub fn head_error(error: HeadError) -> Self {
-        match error {
-            HeadError::Version => Self::error(Code::HttpVersion, "this server speaks HTTP/1.1 and HTTP/1.0"),
-            HeadError::TooLarge => Self::error(Code::HeadTooLarge, "the request head is larger than 16 KiB"),
-            HeadError::TimedOut => Self::error(Code::RequestTimeout, "the request head was not complete within 10 s"),
-            HeadError::Unreadable | HeadError::Gone => Self::error(Code::BadRequest, "the request cannot be read"),
-        }
+        let (status, code, message) = match error {
+            HeadError::Version => {
+                ("505 HTTP Version Not Supported", "http_version", "this server speaks HTTP/1.1 and HTTP/1.0")
+            }
+            HeadError::TooLarge => {
+                ("431 Request Header Fields Too Large", "head_too_large", "the request head is larger than 16 KiB")
+            }
+            HeadError::TimedOut => {
+                ("408 Request Timeout", "request_timeout", "the request head was not complete within 10 s")
+            }
+            HeadError::Unreadable | HeadError::Gone => ("400 Bad Request", "bad_request", "the request cannot be read"),
+        };
+        Self::error(status, code, message)
     }
 
     /// Its status code: three digits.
@@ -125,14 +97,9 @@ impl Response {
         &self.status[..3]
     }
 
-    /// Adds a header field.
-    pub fn add(&mut self, name: &'static str, value: impl Into<String>) {
-        self.fields.push((name, value.into()));
-    }
-
     /// The same with one more header field.
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.add(name, value);
+        self.fields.push((name, value.into()));
         self
     }
 
@@ -160,6 +127,15 @@ impl Response {
 pub fn common_fields() -> String {
     let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
     format!("Date: {date}\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n")
+}
+
+/// The source expression of an element's content (Content Security Policy Level 3, section 2.3.1, hash-source).
+fn hash_source(html: &str, element: &str) -> String {
+    let content = html
+        .split_once(&format!("<{element}>"))
+        .and_then(|(_, rest)| rest.split_once(&format!("</{element}>")))
+        .map_or("", |(content, _)| content);
+    format!("sha256-{}", STANDARD.encode(Sha256::digest(content)))
 }
 
 /// Closes our side, then reads what the other side still sends until it closes, at most for `linger`: closing a socket with

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::request::Request;
+use super::routes::Request;
 use crate::db::keys::Key;
 use crate::feed::keys::{Credential, Denied};
-use crate::http::response::{Code, Response};
+use crate::http::response::Response;
 use crate::http::socket;
 
 /// How often a waiting request checks whether its client has disconnected.
@@ -42,14 +42,21 @@ impl Request<'_> {
                     self.connection.set_busy();
                     return Ok(key);
                 }
-                (None, None) => return Err(Some(refused(Code::MissingKey))),
-                (None, Some(Err(Denied::Unknown))) => return Err(Some(refused(Code::UnknownKey))),
-                (None, Some(Err(Denied::Expired))) => return Err(Some(refused(Code::ExpiredKey))),
-                (None, Some(Err(Denied::Revoked))) => return Err(Some(refused(Code::RevokedKey))),
+                (None, None) => {
+                    return Err(Some(refused(
+                        "missing_key",
+                        "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+                    )));
+                }
+                (None, Some(Err(Denied::Unknown))) => return Err(Some(refused("unknown_key", "this key is unknown"))),
+                (None, Some(Err(Denied::Expired))) => return Err(Some(refused("expired_key", "this key has expired"))),
+                (None, Some(Err(Denied::Revoked))) => {
+                    return Err(Some(Response::error("403 Forbidden", "revoked_key", "this key was revoked")));
+                }
                 (None, Some(Err(Denied::Pending))) => (self.arrived.elapsed(), longest_hold, AUTH_LATE_AFTER),
             };
             let left = deadline.saturating_sub(waited);
-            if feed.health.is_stopping() || socket::is_closed(self.stream) {
+            if feed.health.is_stopping() || socket::is_closed(&self.connection.socket) {
                 return Err(None);
             }
             if left.is_zero() {
@@ -67,15 +74,10 @@ impl Request<'_> {
 }
 
 pub(super) fn degraded() -> Response {
-    Response::error(Code::Degraded, "the database is unavailable; no event is lost: retry with the same cursor")
+    let message = "the database is unavailable; no event is lost: retry with the same cursor";
+    Response::error("503 Service Unavailable", "degraded", message)
 }
 
-fn refused(code: Code) -> Response {
-    let message = match code {
-        Code::MissingKey => "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
-        Code::ExpiredKey => "this key has expired",
-        Code::RevokedKey => "this key was revoked",
-        _ => "this key is unknown",
-    };
-    Response::error(code, message)
+fn refused(code: &'static str, message: &str) -> Response {
+    Response::error("401 Unauthorized", code, message)
 }

@@ -1,11 +1,8 @@
 //! The feed port: its routes, the page that watches signals arrive, its sessions, and the hold. A connection comes from
-//! [`crate::http::accept`]; `routes` answers its request (with `credential`, `cursor`, `session`, `hold`), and `stream`
-//! passes it on to the feed.
+//! [`crate::http::accept`]; `routes` answers its request (with `credential`, `cursor`, `hold`), or passes it on to the
+//! feed.
 
 mod credential;
 mod cursor;
 mod hold;
-mod request;
 pub mod routes;
-mod session;
-mod stream;

@@ -1,34 +1,79 @@
 //! The routes of the feed port, and the order in which a request can fail.
 
-use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::credential::credential;
-use super::request::{Request, send};
-use super::{cursor, stream};
+use super::credential::{COOKIE, credential, key};
+use super::cursor;
+use super::hold::degraded;
 use crate::feed::Feed;
+use crate::feed::client::{Client, Full};
+use crate::feed::keys::SESSION_LASTS;
+use crate::feed::reason::End;
+use crate::feed::stream;
 use crate::http::connections::HttpConnection;
-use crate::http::head::{self, HeadError};
-use crate::http::page::Page;
+use crate::http::head::{self, Head, HeadError};
 use crate::http::proxy;
-use crate::http::response::{Code, Response};
+use crate::http::response::{self, LINGER, Response};
+use crate::logging::LIMITED;
 
-static WATCH_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("watch.html")));
+/// How long a client's bytes are read after its last block when the server stops.
+const LINGER_AT_SHUTDOWN: Duration = Duration::from_millis(2);
+
+/// A request whose head is complete.
+pub(super) struct Request<'a> {
+    pub(super) feed: &'a Arc<Feed>,
+    pub(super) connection: &'a HttpConnection,
+    /// The client's address, taken from a trusted proxy's header if there is one.
+    address: SocketAddr,
+    pub(super) head: Head,
+    pub(super) arrived: Instant,
+}
 
 /// Serves one connection. Blocks for as long as it lasts.
 pub fn serve(feed: &Arc<Feed>, connection: &HttpConnection) {
     match head::read(connection) {
         Ok(head) => {
             let address = proxy::client_address(&feed.options.trusted_proxies, connection.peer, &head);
-            let stream = &connection.socket;
-            let request = Request { feed, connection, stream, address, head, arrived: Instant::now() };
+            let request = Request { feed, connection, address, head, arrived: Instant::now() };
             if let Some(response) = request.route() {
-                request.answer(response);
+                let name = credential(&request.head).and_then(|credential| feed.keys.name_of(&credential));
+                send(feed, connection, address, name.as_deref(), response, request.head.method == "HEAD");
             }
         }
         Err(HeadError::Gone) => {}
         Err(error) => send(feed, connection, connection.peer, None, Response::head_error(error), false),
     }
+}
+
+/// Logs, counts and sends a short answer. After SIGTERM it sends none: every client retries a closed connection, but
+/// many give up after a status.
+fn send(
+    feed: &Feed,
+    connection: &HttpConnection,
+    address: SocketAddr,
+    key: Option<&str>,
+    response: Response,
+    is_head: bool,
+) {
+    if feed.health.is_stopping() {
+        return;
+    }
+    let key = key.map(|key| format!("key {key:?} from ")).unwrap_or_default();
+    // Three places in the program, so that a flood of one kind does not hide another kind.
+    match response.code() {
+        None => {}
+        Some(code @ ("unknown_key" | "expired_key" | "revoked_key")) => {
+            log::warn!(target: LIMITED, "refused: {code}: {key}{address}")
+        }
+        Some(code @ ("too_many_streams" | "degraded" | "at_capacity")) => {
+            log::warn!(target: LIMITED, "refused: {code}: {key}{address}")
+        }
+        Some(code) => log::info!(target: LIMITED, "refused: {code}: {key}{address}"),
+    }
+    feed.stats.answered(response.status());
+    response.send(&connection.socket, is_head);
 }
 
 impl Request<'_> {
@@ -38,47 +83,89 @@ impl Request<'_> {
             "/feed" => &["GET"],
             "/session" => &["POST", "DELETE"],
             "/" | "/healthz" | "/readyz" => &["GET", "HEAD"],
-            _ => return Some(Response::error(Code::NotFound, "no such path: the stream is at /feed")),
+            _ => return Some(Response::error("404 Not Found", "not_found", "no such path: the stream is at /feed")),
         };
         if !allowed.contains(&self.head.method.as_str()) {
-            let allowed = allowed.join(", ");
-            let message = format!("this path allows {allowed}");
-            return Some(Response::error(Code::MethodNotAllowed, &message).with("Allow", allowed));
+            return Some(Response::method_not_allowed(&allowed.join(", ")));
         }
         if let Err(message) = self.head.check() {
-            return Some(Response::error(Code::BadRequest, message));
+            return Some(Response::error("400 Bad Request", "bad_request", message));
         }
         match self.head.path.as_str() {
             "/feed" => self.feed(),
             "/session" => self.session(),
-            "/" => Some(WATCH_PAGE.response()),
+            "/" => Some(Response::page(include_str!("watch.html"))),
             "/healthz" => Some(text("200 OK", "alive\n")),
             _ => Some(self.readiness()),
         }
     }
 
+    /// Runs the stream, and blocks for as long as it lasts. Returns the answer if there is none.
     fn feed(&self) -> Option<Response> {
         let asked = match cursor::asked(&self.head) {
             Ok(asked) => asked,
-            Err(message) => return Some(Response::error(Code::BadCursor, message)),
+            Err(message) => return Some(Response::error("400 Bad Request", "bad_cursor", message)),
         };
-        match self.authenticate(credential(&self.head)) {
-            Ok(key) => {
-                stream::run(self, key, asked);
-                None
+        let key = match self.authenticate(credential(&self.head)) {
+            Ok(key) => key,
+            Err(response) => return response,
+        };
+        let (socket, is_chunked) = (&self.connection.socket, self.head.is_http_11);
+        let client = Client::new(self.feed, key, self.address, socket.clone(), is_chunked);
+        match stream::serve(self.feed, client, stream_head(is_chunked).into_bytes(), asked) {
+            // Nobody waits for clients that do not close: what they have sent so far is read, and that has to do.
+            Ok(End::Shutdown) => response::close_in_order(socket, LINGER_AT_SHUTDOWN),
+            Ok(end) if end.is_told() || end == End::Dropped => response::close_in_order(socket, LINGER),
+            Ok(_) => {}
+            Err(Full::Key) => {
+                let message = "stream limit for this key reached";
+                return Some(Response::error("429 Too Many Requests", "too_many_streams", message));
             }
+            Err(Full::Server) => {
+                let message = "stream limit of this server reached";
+                return Some(Response::error("503 Service Unavailable", "at_capacity", message));
+            }
+        }
+        None
+    }
+
+    /// `POST /session` sets the session cookie for a valid key, `DELETE /session` clears it.
+    fn session(&self) -> Option<Response> {
+        let is_https = proxy::is_https(&self.feed.options.trusted_proxies, self.connection.peer, &self.head);
+        let cookie = |token: &str, seconds: u64| {
+            let secure = if is_https { "; Secure" } else { "" };
+            let cookie = format!("{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={seconds}{secure}");
+            Response::empty("204 No Content").with("Set-Cookie", cookie)
+        };
+        if self.head.method == "DELETE" {
+            return Some(cookie("", 0));
+        }
+        match self.authenticate(key(&self.head)) {
             Err(response) => response,
+            Ok(key) => match self.feed.keys.session_token(&key, &self.feed.clock) {
+                Some(token) => Some(cookie(&token, SESSION_LASTS.as_secs())),
+                None => Some(degraded()),
+            },
         }
     }
 
     fn readiness(&self) -> Response {
-        match (self.feed.health.is_ready(), !self.feed.facts().is_capture_off) {
+        match (self.feed.health.is_ready(), self.feed.facts().is_capture_off) {
             (false, _) => text("503 Service Unavailable", "not ready\n"),
-            (true, true) => text("200 OK", "ready\n"),
+            (true, false) => text("200 OK", "ready\n"),
             // The watch page reads this. The status stays 200: the feed itself works.
-            (true, false) => text("200 OK", "ready, but capture is off\n"),
+            (true, true) => text("200 OK", "ready, but capture is off\n"),
         }
     }
+}
+
+fn stream_head(is_http_11: bool) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n\
+         X-Accel-Buffering: no\r\n{}{}\r\n",
+        response::common_fields(),
+        if is_http_11 { "Transfer-Encoding: chunked\r\n" } else { "" }
+    )
 }
 
 fn text(status: &'static str, body: &'static str) -> Response {

@@ -17,34 +17,46 @@ const TURN_EVERY: Duration = Duration::from_secs(1);
 /// An outage shorter than this, 30 s, raises no alert: it may be a restart of the database.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The conditions that an alert was raised for and that still hold.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Alerted {
-    degraded: bool,
-    capture_off: bool,
-    another_cluster: bool,
-}
+/// The reason and the message of an alert.
+type Alert = (&'static str, &'static str);
+
+/// Conditions that last: the alert when one begins, and when it ends. Their order is that of [`run`].
+const CONDITIONS: [(Alert, Option<Alert>); 3] = [
+    (
+        ("degraded", "no database connection for 30 s; open streams stay, new requests get 503; check PostgreSQL"),
+        Some(("recovered", "connected to the database again; no stream missed anything")),
+    ),
+    (
+        (
+            "capture_off",
+            "capture is off: new signals reach no bot; run \"signal-feed doctor\", then \"signal-feed migrate\"",
+        ),
+        Some(("capture_on", "capture is on again; bots missed the signals written meanwhile")),
+    ),
+    (
+        (
+            "another_cluster",
+            "the database was restored or failed over; run \"signal-feed restored\", or \"signal-feed restored \
+             --nothing-lost\" if it lost no commit",
+        ),
+        None,
+    ),
+];
 
 /// The thread `alerts`: runs until the server stops.
 pub fn run(feed: &Feed, program: PathBuf, quarantined: &Receiver<(FeedSeq, String)>) {
     let mut command = AlertCommand::new(Some(program));
-    let mut alerted = Alerted::default();
+    let mut alerted = [false; 3];
     loop {
         feed.health.pause(TURN_EVERY);
         if feed.health.is_stopping() {
             return;
         }
         let outage = feed.health.outage();
+        let is_degraded = if alerted[0] { outage.is_some() } else { outage >= Some(OUTAGE_PATIENCE) };
         let facts = feed.facts();
-        let now = Alerted {
-            degraded: match alerted.degraded {
-                true => outage.is_some(),
-                false => outage >= Some(OUTAGE_PATIENCE),
-            },
-            capture_off: facts.is_capture_off,
-            another_cluster: facts.is_another_cluster,
-        };
-        for (level, reason, message) in changes(alerted, now) {
+        let now = [is_degraded, facts.is_capture_off, facts.is_another_cluster];
+        for (level, (reason, message)) in changes(alerted, now) {
             command.run(level, reason, message, None);
         }
         alerted = now;
@@ -55,41 +67,12 @@ pub fn run(feed: &Feed, program: PathBuf, quarantined: &Receiver<(FeedSeq, Strin
     }
 }
 
-fn changes(before: Alerted, now: Alerted) -> Vec<(Level, &'static str, &'static str)> {
-    let mut changes = Vec::new();
-    match (before.degraded, now.degraded) {
-        (false, true) => changes.push((
-            Level::Critical,
-            "degraded",
-            "no database connection for 30 s; open streams stay, new requests get 503; check PostgreSQL",
-        )),
-        (true, false) => {
-            changes.push((Level::Warning, "recovered", "connected to the database again; no stream missed anything"))
-        }
-        _ => {}
-    }
-    match (before.capture_off, now.capture_off) {
-        (false, true) => changes.push((
-            Level::Critical,
-            "capture_off",
-            "capture is off: new signals reach no bot; run \"signal-feed doctor\", then \"signal-feed migrate\"",
-        )),
-        (true, false) => changes.push((
-            Level::Warning,
-            "capture_on",
-            "capture is on again; bots missed the signals written meanwhile",
-        )),
-        _ => {}
-    }
-    if now.another_cluster && !before.another_cluster {
-        changes.push((
-            Level::Critical,
-            "another_cluster",
-            "the database was restored or failed over; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" \
-             if it lost no commit",
-        ));
-    }
-    changes
+fn changes(before: [bool; 3], now: [bool; 3]) -> impl Iterator<Item = (Level, Alert)> {
+    CONDITIONS.into_iter().zip(before.into_iter().zip(now)).filter_map(|((begins, ends), change)| match change {
+        (false, true) => Some((Level::Critical, begins)),
+        (true, false) => ends.map(|ends| (Level::Warning, ends)),
+        _ => None,
+    })
 }
 
 fn quarantined_message(quarantined: &[(FeedSeq, String)]) -> Option<String> {
@@ -107,9 +90,8 @@ mod tests {
 
     #[test]
     fn each_change_is_one_alert_and_no_change_is_none() {
-        let quiet = Alerted::default();
-        let all = Alerted { degraded: true, capture_off: true, another_cluster: true };
-        let reasons = |before, now| changes(before, now).into_iter().map(|(_, reason, _)| reason).collect::<Vec<_>>();
+        let (quiet, all) = ([false; 3], [true; 3]);
+        let reasons = |before, now| changes(before, now).map(|(_, (reason, _))| reason).collect::<Vec<_>>();
         assert_eq!(reasons(quiet, all), ["degraded", "capture_off", "another_cluster"]);
         assert_eq!(reasons(all, quiet), ["recovered", "capture_on"]);
         assert!(reasons(all, all).is_empty() && reasons(quiet, quiet).is_empty());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, GaugeVec, Opts, Registry, TextEncoder};
 
-use super::{Operator, keys};
+use super::status;
 use crate::event::EventTime;
 use crate::feed::health::Part;
 use crate::feed::stats::registered;
@@ -16,10 +16,9 @@ use crate::feed::{Feed, seconds};
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
 
 /// The present metrics.
-pub fn text(operator: &Operator) -> String {
-    let feed = &operator.feed;
+pub fn text(feed: &Feed, instance: &str) -> String {
     let mut families = feed.stats.registry().gather();
-    families.extend(gauges(feed, &operator.instance).gather());
+    families.extend(gauges(feed, instance).gather());
     TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
         log::error!("write the metrics: {error}");
         String::new()
@@ -29,7 +28,7 @@ pub fn text(operator: &Operator) -> String {
 /// Gauges are made at each scrape, with their values, so that none outlives what it is about.
 fn gauges(feed: &Feed, instance: &str) -> Registry {
     let registry = Registry::new();
-    for (name, help, value) in [feed_gauges(feed), client_gauges(feed)].concat() {
+    for (name, help, value) in figures(feed) {
         registered(&registry, Gauge::new(name, help)).set(value);
     }
     let by =
@@ -51,7 +50,7 @@ fn gauges(feed: &Feed, instance: &str) -> Registry {
     }
     let help = "Open streams of every live key; 0 means that its bot is away";
     let streams = by("signal_feed_key_streams", help, &["key"]);
-    for key in keys::live(feed) {
+    for key in status::keys(feed) {
         streams.with_label_values(&[&key.name]).set(key.streams as f64);
     }
     let _ = registry.register(Box::new(ProcessCollector::for_self()));
@@ -61,31 +60,22 @@ fn gauges(feed: &Feed, instance: &str) -> Registry {
 /// Name, help and value of a gauge without labels.
 type Figure = (&'static str, &'static str, f64);
 
-fn feed_gauges(feed: &Feed) -> Vec<Figure> {
+fn figures(feed: &Feed) -> Vec<Figure> {
     let facts = feed.facts();
-    let log_read = feed.health.proven_for(Part::Log);
-    let is_listening = feed.health.proven_for(Part::Listen).is_some();
+    let is_up = |part| f64::from(feed.health.proven_for(part).is_some());
+    let standby_lag = if facts.is_standby { facts.standby_lag } else { Duration::ZERO };
     let last_event = feed.last_event_at().and_then(EventTime::timestamp);
+    let lag = feed.clients.present().iter().map(|client| feed.lag_events(client)).max();
     vec![
-        ("signal_feed_database_up", "Whether the log can be read", f64::from(log_read.is_some())),
-        ("signal_feed_listen_up", "Whether notifications arrive", f64::from(is_listening)),
+        ("signal_feed_database_up", "Whether the log can be read", is_up(Part::Log)),
+        ("signal_feed_listen_up", "Whether notifications arrive", is_up(Part::Listen)),
         ("signal_feed_standby", "Whether the database is a hot standby", f64::from(facts.is_standby)),
         (
             "signal_feed_standby_lag_seconds",
             "How far a standby is behind its primary; 0 on a primary",
-            if facts.is_standby { facts.standby_lag.as_secs_f64() } else { 0.0 },
-        ),
-        (
-            "signal_feed_log_read_age_seconds",
-            "How long ago the log was last read; while it cannot be read, the length of the outage",
-            log_read.or_else(|| feed.health.outage()).unwrap_or_default().as_secs_f64(),
+            standby_lag.as_secs_f64(),
         ),
         ("signal_feed_log_lag_events", "Events in the log that were not broadcast yet", feed.log_lag_events() as f64),
-        (
-            "signal_feed_outage_seconds",
-            "How long the feed has not been live; 0 while it is",
-            feed.health.outage().unwrap_or_default().as_secs_f64(),
-        ),
         (
             "signal_feed_capture_on",
             "1 if writes to signal reach the log, 0 if they do not",
@@ -103,7 +93,6 @@ fn feed_gauges(feed: &Feed) -> Vec<Figure> {
             f64::from(facts.is_another_cluster),
         ),
         ("signal_feed_head", "The highest number that was broadcast", feed.head().0 as f64),
-        ("signal_feed_earliest", "The lowest number that can be replayed, as last read", feed.last_earliest().0 as f64),
         (
             "signal_feed_last_event_timestamp_seconds",
             "When the newest event was written, in seconds since 1970; 0 before the first",
@@ -114,23 +103,12 @@ fn feed_gauges(feed: &Feed) -> Vec<Figure> {
             "Quarantined events that are not settled, as last checked",
             facts.unsettled_events as f64,
         ),
-        ("signal_feed_replay_connections", "Connections for replay (--replay-connections)", feed.replay.size() as f64),
-        ("signal_feed_replay_connections_in_use", "Connections for replay in use", feed.replay.in_use() as f64),
         ("signal_feed_replays_waiting", "Replays that wait for a connection", feed.replay.waiting() as f64),
-    ]
-}
-
-fn client_gauges(feed: &Feed) -> Vec<Figure> {
-    let clients = feed.clients.present();
-    let queued: u64 = clients.iter().map(|client| feed.queued_events(client)).sum();
-    let lag = clients.iter().map(|client| feed.lag_events(client)).max();
-    vec![
         ("signal_feed_clients_limit", "The most streams (--max-clients)", feed.options.max_clients as f64),
         (
             "signal_feed_client_lag_max_events",
             "Events that the client furthest behind has still to get",
             lag.unwrap_or_default() as f64,
         ),
-        ("signal_feed_queued_events", "Events in all clients' queues", queued as f64),
     ]
 }

@@ -2,20 +2,18 @@
 //! page.
 
 use std::net::IpAddr;
-use std::sync::LazyLock;
 
-use super::{Operator, metrics, status};
+use super::{metrics, status};
+use crate::feed::Feed;
 use crate::http::connections::HttpConnection;
 use crate::http::head::{self, Head, HeadError};
-use crate::http::page::Page;
-use crate::http::response::{Code, Response};
+use crate::http::response::Response;
 
-static STATUS_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("status.html")));
 /// Prometheus' text format, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves one connection. Blocks for as long as it lasts, some seconds at most.
-pub fn serve(operator: &Operator, connection: &HttpConnection) {
+pub fn serve(feed: &Feed, instance: &str, connection: &HttpConnection) {
     let stream = &*connection.socket;
     let head = match head::read(connection) {
         Ok(head) => head,
@@ -23,28 +21,28 @@ pub fn serve(operator: &Operator, connection: &HttpConnection) {
         Err(error) => return Response::head_error(error).send(stream, false),
     };
     let is_loopback = stream.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
-    answer(operator, &head, is_loopback).send(stream, head.method == "HEAD");
+    answer(feed, instance, &head, is_loopback).send(stream, head.method == "HEAD");
 }
 
-fn answer(operator: &Operator, head: &Head, is_loopback: bool) -> Response {
+fn answer(feed: &Feed, instance: &str, head: &Head, is_loopback: bool) -> Response {
     // A web page that points its own name at this host (DNS rebinding) still sends that name.
     if is_loopback && !head.fields("host").all(is_loopback_host) {
-        return Response::error(Code::ForeignHost, "this address answers only to a loopback name such as localhost");
+        let message = "this address answers only to a loopback name such as localhost";
+        return Response::error("403 Forbidden", "foreign_host", message);
     }
     if !matches!(head.path.as_str(), "/" | "/metrics" | "/status") {
-        return Response::error(Code::NotFound, "no such path; see /, /status and /metrics");
+        return Response::error("404 Not Found", "not_found", "no such path; see /, /status and /metrics");
     }
     if !matches!(head.method.as_str(), "GET" | "HEAD") {
-        let refusal = Response::error(Code::MethodNotAllowed, "this path takes GET, HEAD");
-        return refusal.with("Allow", "GET, HEAD");
+        return Response::method_not_allowed("GET, HEAD");
     }
     if let Err(message) = head.check() {
-        return Response::error(Code::BadRequest, message);
+        return Response::error("400 Bad Request", "bad_request", message);
     }
     match head.path.as_str() {
-        "/metrics" => plain(METRICS_TYPE, metrics::text(operator)),
-        "/status" => plain("application/json", status::json(operator)),
-        _ => STATUS_PAGE.response(),
+        "/metrics" => plain(METRICS_TYPE, metrics::text(feed, instance)),
+        "/status" => plain("application/json", status::json(feed, instance)),
+        _ => Response::page(include_str!("status.html")),
     }
 }
 

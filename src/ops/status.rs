@@ -1,15 +1,16 @@
 //! `/status`: the feed's present state, as JSON.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Histogram;
 use prometheus::core::Metric;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Operator, keys};
 use crate::db::Watch;
-use crate::event::FeedSeq;
+use crate::event::{EventTime, FeedSeq};
 use crate::feed::client::Client;
 use crate::feed::health::Part;
 use crate::feed::{Facts, Feed, seconds};
@@ -17,13 +18,12 @@ use crate::sync::lock;
 
 /// The feed's present state. May read the log to find where the window begins, and blocks for one database call at
 /// most. Lag and queued are counted in events; `totals` and `latency` are counted from the start of the server.
-pub fn json(operator: &Operator) -> String {
-    let feed = &operator.feed;
+pub fn json(feed: &Feed, instance: &str) -> String {
     let stats = &feed.stats;
     let facts = feed.facts();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "instance": operator.instance,
+        "instance": instance,
         "role": if facts.is_standby { "standby" } else { "primary" },
         "standby_lag_seconds": facts.is_standby.then_some(facts.standby_lag.as_secs_f64()),
         "started_at": feed.started_at.to_string(),
@@ -33,14 +33,12 @@ pub fn json(operator: &Operator) -> String {
         "head": feed.head(),
         "earliest": earliest(feed),
         "last_event_at": feed.last_event_at(),
-        "keys": keys::live(feed),
+        "keys": keys(feed),
         "clients": clients(feed),
         "replay": {
             "connections": feed.replay.size(),
             "in_use": feed.replay.in_use(),
             "waiting": feed.replay.waiting(),
-            "catch_ups": stats.catch_ups.get(),
-            "pages": stats.replay_pages.get(),
             "truncated": stats.truncated.get(),
             "rewritten": stats.rewritten.get(),
         },
@@ -66,6 +64,44 @@ fn earliest(feed: &Feed) -> FeedSeq {
     let (None, Some(head)) = (feed.health.outage(), feed.recall_head(Duration::ZERO)) else { return known };
     let watch: Watch = Arc::new(|| true);
     feed.earliest(Duration::ZERO, head, &watch).map_or(known, |earliest| earliest.seq)
+}
+
+/// A live key, so that an operator sees whether each bot is connected. During a rotation both keys of a name are one
+/// entry, because they belong to the same bot.
+#[derive(Debug, Serialize)]
+pub(super) struct KeyStatus {
+    /// The name it was minted under.
+    pub(super) name: String,
+    /// Its open streams.
+    pub(super) streams: usize,
+    /// When one of its streams last began or ended, as recorded in the database.
+    last_used_at: Option<EventTime>,
+    /// When it expires; `None` for never.
+    expires_at: Option<EventTime>,
+    delay_seconds: Value,
+}
+
+/// Every live key by name, as last read. Never asks the database.
+pub(super) fn keys(feed: &Feed) -> Vec<KeyStatus> {
+    let mut by_name: BTreeMap<String, KeyStatus> = BTreeMap::new();
+    for key in feed.keys.live(feed.clock.now()) {
+        let status = by_name.entry(key.name.clone()).or_insert_with(|| KeyStatus {
+            name: key.name.clone(),
+            streams: 0,
+            last_used_at: key.last_used_at,
+            expires_at: key.expires_at,
+            delay_seconds: seconds(key.delay),
+        });
+        status.last_used_at = status.last_used_at.max(key.last_used_at);
+        // The later expiry counts, and `None` is the latest.
+        status.expires_at = status.expires_at.and_then(|at| key.expires_at.map(|other| at.max(other)));
+    }
+    for client in feed.clients.present() {
+        if let Some(status) = by_name.get_mut(&client.key.name) {
+            status.streams += 1;
+        }
+    }
+    by_name.into_values().collect()
 }
 
 fn clients(feed: &Feed) -> Vec<Value> {

@@ -8,6 +8,7 @@ use super::attend::is_connected_overdue;
 use super::{LOOK_AGAIN, Position, Step, Stream};
 use crate::db::event_log::{self, WindowStart};
 use crate::event::FeedSeq;
+use crate::feed::health::Part;
 use crate::feed::seconds;
 use crate::random::random_between;
 use crate::sync::lock;
@@ -54,7 +55,6 @@ impl Stream<'_> {
         {
             return self.rewritten(cursor);
         }
-        self.feed.stats.catch_ups.inc();
         let earliest = self.earliest()?;
         if earliest.prev > cursor {
             self.truncated(cursor, earliest, position.generation);
@@ -87,7 +87,7 @@ impl Stream<'_> {
     fn prove_tail(&mut self) -> Step {
         let began = Instant::now();
         self.feed.wake_reader();
-        while !self.feed.wait_tail_proven(began, LOOK_AGAIN) {
+        while !self.feed.health.wait_proven(Part::Log, began, LOOK_AGAIN) {
             self.attend()?;
         }
         Ok(())
@@ -120,7 +120,7 @@ impl Stream<'_> {
     fn find(&mut self, cursor: FeedSeq) -> Step<Position> {
         let (generation, known, is_in_tail) = {
             let tail = lock(&self.feed.tail);
-            (tail.generation(), tail.time_of(cursor), cursor >= tail.head())
+            (tail.generation, tail.time_of(cursor), cursor >= tail.head)
         };
         let time = if known.is_some() || is_in_tail {
             known
