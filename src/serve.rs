@@ -50,8 +50,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let operator_listener = operator_listener(options.ops_listen)?;
     let address = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (fatal, died) = bounded(1);
-    let (feed, inlets) = Feed::new(options, &settings, fatal);
-    let feed = Arc::new(feed);
+    let feed = Arc::new(Feed::new(options, &settings, fatal));
     // A thread that waits for the database gives up when the server stops.
     let watched_feed = feed.clone();
     let settings = settings.with_watch(Some(Arc::new(move || !watched_feed.health.is_stopping())));
@@ -69,13 +68,12 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     }
 
     let database = settings.clone();
-    running.push(start(&feed, "reader", move |feed| Reader::new(feed, &database).run(&inlets.woken))?);
+    running.push(start(&feed, "reader", move |feed| Reader::new(feed, &database).run())?);
     let database = settings.clone();
     running.push(start(&feed, "listen", move |feed| listen::run(feed, &database))?);
-    running.push(start(&feed, "upkeep", move |feed| upkeep::run(feed, settings, &inlets.records))?);
+    running.push(start(&feed, "upkeep", move |feed| upkeep::run(feed, settings))?);
     if let Some(program) = feed.options.alert_command.clone() {
-        let quarantined = inlets.alerts;
-        running.push(start(&feed, "alerts", move |feed| ops::alerts::run(feed, program, &quarantined))?);
+        running.push(start(&feed, "alerts", move |feed| ops::alerts::run(feed, program))?);
     }
     let limit = feed.options.max_clients.saturating_add(BESIDE_CLIENTS);
     let connections = Connections::new(limit, feed.stats.evicted.clone());
@@ -104,9 +102,9 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     for client in feed.clients.all().iter() {
         client.end(End::Shutdown);
     }
-    connections.wait_empty(feed.options.shutdown_grace);
-    if connections.count() > 0 {
-        log::warn!("{} connections did not take their last block within --shutdown-grace", connections.count());
+    let left = connections.wait_empty(feed.options.shutdown_grace);
+    if left > 0 {
+        log::warn!("{left} connections did not take their last block within --shutdown-grace");
     }
     drop(stop_operator);
     join(running);
@@ -239,8 +237,7 @@ mod tests {
         };
         let settings: Settings = "postgres://nobody@localhost/none".parse().unwrap();
         let (fatal, died) = bounded(1);
-        let (feed, _inlets) = Feed::new(options, &settings, fatal);
-        let feed = Arc::new(feed);
+        let feed = Arc::new(Feed::new(options, &settings, fatal));
         start(&feed, "reader", |_| panic!("as if by a fault of its own")).unwrap().join().unwrap();
         assert_eq!(died.try_recv().unwrap(), "run the thread reader: it panicked");
         start(&feed, "keys", |_| ()).unwrap().join().unwrap();

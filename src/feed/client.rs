@@ -61,7 +61,7 @@ impl Client {
             expires_at: AtomicI64::new(key.expires_at.map_or(NEVER, |at| at.0)),
             key,
             address,
-            since: feed.clock.now(),
+            since: feed.now(),
             ends_at: age.and_then(|age| Instant::now().checked_add(age)),
             writer: Mutex::new(SseWriter::new(socket.clone(), is_chunked, feed.health.epoch())),
             socket,

@@ -126,6 +126,6 @@ impl Feed {
 
     /// Events are due for keys with this delay if they are not later than this: the database's time less the delay.
     pub(super) fn due(&self, delay: Duration) -> EventTime {
-        self.clock.now().minus(delay)
+        self.now().minus(delay)
     }
 }

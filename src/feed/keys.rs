@@ -17,7 +17,6 @@ use sha2::{Digest, Sha256};
 
 use super::Feed;
 use super::client::Client;
-use super::clock::DatabaseClock;
 use super::reason::End;
 use crate::db::keys::{Key, KeyHash, KeyState};
 use crate::db::{self, Connection};
@@ -109,8 +108,7 @@ impl KeyRing {
     /// # Errors
     /// Why it is not accepted. If memory does not accept it, it is pending until a refresh that began after `arrived` has
     /// completed.
-    pub fn check(&self, credential: &Credential, arrived: Instant, clock: &DatabaseClock) -> Result<Arc<Key>, Denied> {
-        let now = clock.now();
+    pub fn check(&self, credential: &Credential, arrived: Instant, now: EventTime) -> Result<Arc<Key>, Denied> {
         let known = lock(&self.known);
         known.look(credential, now).map_err(|why| {
             let is_fresh = known.fresh_from.is_some_and(|from| from >= arrived);
@@ -133,9 +131,8 @@ impl KeyRing {
     }
 
     /// A session token for a key, valid for [`SESSION_LASTS`]; `None` before the keys were first read.
-    pub fn session_token(&self, key: &Key, clock: &DatabaseClock) -> Option<String> {
-        let end = clock.now().plus(SESSION_LASTS);
-        make_token(&key.hash, end, lock(&self.known).secret.as_ref()?)
+    pub fn session_token(&self, key: &Key, now: EventTime) -> Option<String> {
+        make_token(&key.hash, now.plus(SESSION_LASTS), lock(&self.known).secret.as_ref()?)
     }
 
     fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant, is_standby: bool) {
@@ -196,7 +193,7 @@ impl Known {
 pub(super) fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> {
     let began = Instant::now();
     let reading = db::standby::read(connection)?;
-    feed.clock.set(reading.now);
+    feed.set_clock(reading.now);
     let is_standby = reading.standby.is_some();
     let (keys, _) = db::keys::read_all(connection)?;
     let secret = db::keys::read_session_secret(connection)?;

@@ -1,10 +1,9 @@
 //! The live path, in the order of an event's way: `listen` → `reader` (`pages`, `render`, `batch`) → `tail` and the
 //! channels of the `client`s → `stream`, which writes with its `writer` to one client's socket. Beside it what they
-//! share: `head`, `pool`, `health`, `clock`, `keys`, `upkeep`, `stats`.
+//! share: `head`, `pool`, `health`, `keys`, `upkeep`, `stats`.
 
 pub mod batch;
 pub mod client;
-pub mod clock;
 pub mod head;
 pub mod health;
 pub mod keys;
@@ -22,13 +21,12 @@ pub mod writer;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
 
 use self::client::{Client, Clients};
-use self::clock::DatabaseClock;
 use self::head::{Head, Window};
 use self::health::Health;
 use self::keys::KeyRing;
@@ -48,7 +46,8 @@ const REMEMBERED_POISON: usize = 10_000;
 #[derive(Debug)]
 pub struct Feed {
     pub(crate) options: ServeOptions,
-    pub(crate) clock: DatabaseClock,
+    /// The database's clock as it was last read, and when that answer arrived. Locked to copy it in or out.
+    clock: Mutex<(EventTime, Instant)>,
     pub(crate) health: Health,
     pub(crate) keys: KeyRing,
     pub(crate) clients: Clients,
@@ -65,16 +64,16 @@ pub struct Feed {
     /// Locked to read or note facts.
     facts: Mutex<Facts>,
     fatal: Sender<String>,
-    /// Wakes the reader.
-    wake: Sender<()>,
+    /// Wakes `reader`: there may be something new.
+    wakes: (Sender<()>, Receiver<()>),
     /// Quarantined events, for `upkeep` to record.
-    records: Sender<Poisoned>,
+    poisoned: (Sender<Poisoned>, Receiver<Poisoned>),
+    /// Newly quarantined events, for the thread that alerts the operator. Without one they remain unread.
+    pub(crate) alerts: (Sender<Poisoned>, Receiver<Poisoned>),
+    /// The numbers of quarantined events. Locked to add or remove one.
+    known_poison: Mutex<BTreeSet<FeedSeq>>,
     /// The ids of keys that were used and not recorded yet. Locked to add, list or remove ids.
     used_keys: Mutex<BTreeSet<i64>>,
-    /// Newly quarantined events, for the thread that alerts the operator.
-    alerts: Sender<(FeedSeq, String)>,
-    /// Locked to note one number.
-    poisoned: Mutex<BTreeSet<FeedSeq>>,
 }
 
 /// What the database was last found to be and to hold.
@@ -100,25 +99,12 @@ pub struct Facts {
     pub unsettled_events: u64,
 }
 
-/// The receiving ends of the feed's channels, for the threads that own them.
-#[derive(Debug)]
-pub struct Inlets {
-    /// For `reader`: there may be something new.
-    pub woken: Receiver<()>,
-    /// For `upkeep`: quarantined events to record.
-    pub records: Receiver<Poisoned>,
-    /// For `alerts`: newly quarantined events. It may remain unread.
-    pub alerts: Receiver<(FeedSeq, String)>,
-}
-
 impl Feed {
     /// A feed that has not started.
-    pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> (Self, Inlets) {
-        let (wake, woken) = bounded(1);
-        let (records_sender, records) = bounded(upkeep::RECORD_SLOTS);
-        let (alerts_sender, alerts) = bounded(upkeep::RECORD_SLOTS);
-        let feed = Self {
-            clock: DatabaseClock::default(),
+    pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> Self {
+        Self {
+            // Until it is first read, so early that no key has expired and no event is due.
+            clock: Mutex::new((EventTime(i64::MIN / 2), Instant::now())),
             health: Health::default(),
             keys: KeyRing::default(),
             clients: Clients::default(),
@@ -130,14 +116,25 @@ impl Feed {
             started_at: Timestamp::now(),
             facts: Mutex::default(),
             fatal,
-            wake,
-            records: records_sender,
+            wakes: bounded(1),
+            poisoned: bounded(upkeep::POISONED_SLOTS),
             used_keys: Mutex::default(),
-            alerts: alerts_sender,
-            poisoned: Mutex::default(),
+            alerts: bounded(upkeep::POISONED_SLOTS),
+            known_poison: Mutex::default(),
             options,
-        };
-        (feed, Inlets { woken, records, alerts })
+        }
+    }
+
+    /// Sets the database's clock to a reading whose answer has just arrived.
+    fn set_clock(&self, time: EventTime) {
+        *lock(&self.clock) = (time, Instant::now());
+    }
+
+    /// The database's time, carried on by this machine's monotonic clock. It is never ahead of the database's: a reading
+    /// counts from when its answer arrived.
+    pub fn now(&self) -> EventTime {
+        let (time, at) = *lock(&self.clock);
+        time.plus(at.elapsed())
     }
 
     /// What the database was last found to be and to hold.
@@ -182,11 +179,6 @@ impl Feed {
         lock(&self.tail).count_between(cursor, head.seq)
     }
 
-    /// How many of them its queue holds, which has room for `--queue-capacity` events.
-    pub fn queued_events(&self, client: &Client) -> u64 {
-        self.lag_events(client).min(self.options.queue_capacity as u64)
-    }
-
     /// Ends the server with an error that it cannot repair itself.
     pub fn fail(&self, why: impl Into<String>) {
         let _ = self.fatal.try_send(why.into());
@@ -194,7 +186,7 @@ impl Feed {
 
     /// Asks the reader to look at the log; returns at once.
     pub fn wake_reader(&self) {
-        let _ = self.wake.try_send(());
+        let _ = self.wakes.0.try_send(());
     }
 
     /// Tells every thread that the server ends.
@@ -207,19 +199,19 @@ impl Feed {
     /// Counts a row that cannot be delivered, once; `upkeep` logs and records it. `is_new`: it was written while the
     /// server ran.
     pub fn quarantine(&self, row: &LogRow, poison: &Poison, is_new: bool) {
-        let mut poisoned = lock(&self.poisoned);
-        if !poisoned.insert(row.seq) {
+        let mut known = lock(&self.known_poison);
+        if !known.insert(row.seq) {
             return;
         }
-        if poisoned.len() > REMEMBERED_POISON {
-            poisoned.pop_first();
+        if known.len() > REMEMBERED_POISON {
+            known.pop_first();
         }
-        drop(poisoned);
+        drop(known);
         self.stats.quarantined.inc();
         let event = Poisoned { seq: row.seq, error: poison.to_string(), is_new };
-        if self.records.try_send(event).is_err() {
+        if self.poisoned.0.try_send(event).is_err() {
             // Too many at once: this one is recorded when it is next read.
-            lock(&self.poisoned).remove(&row.seq);
+            lock(&self.known_poison).remove(&row.seq);
         }
     }
 

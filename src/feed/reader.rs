@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use tokio_postgres::error::SqlState;
 
 use super::Feed;
@@ -50,7 +49,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The thread `reader`: runs until the server stops.
-    pub fn run(mut self, wake: &Receiver<()>) {
+    pub fn run(mut self) {
         let poll = self.feed.options.poll_interval.min(LONGEST_POLL);
         let mut connection = None;
         // When the log is next checked, and when it is next read.
@@ -59,7 +58,7 @@ impl<'a> Reader<'a> {
         let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
             self.feed.stats.reader_turns.inc();
-            let is_woken = wake.recv_deadline(next_read.min(next_check)).is_ok();
+            let is_woken = self.feed.wakes.1.recv_deadline(next_read.min(next_check)).is_ok();
             let now = Instant::now();
             let is_check_due = now >= next_check;
             // While the database is away only the timer counts: no notification can come.
@@ -142,7 +141,7 @@ impl<'a> Reader<'a> {
             (tail.generation, tail.head, tail.head_time)
         };
         let state = event_log::read_state(connection, head)?;
-        self.feed.clock.set(state.now);
+        self.feed.set_clock(state.now);
         let skipped = event_log::read_skipped(connection)?;
         let was_standby = {
             let mut facts = lock(&self.feed.facts);
@@ -238,7 +237,7 @@ impl<'a> Reader<'a> {
     /// Adds a batch to the tail, and then offers it to every stream.
     fn broadcast(&mut self, batch: Batch) {
         let stats = &self.feed.stats;
-        let now = self.feed.clock.now();
+        let now = self.feed.now();
         let latency = stats.commit_to_broadcast.local();
         for entry in batch.entries.iter().filter(|entry| entry.time.is_usable()) {
             latency.observe(now.since(entry.time).as_secs_f64());

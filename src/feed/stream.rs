@@ -11,6 +11,7 @@ mod begin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use serde_json::json;
 
 use super::Feed;
@@ -18,8 +19,7 @@ use super::client::{Client, Full};
 use super::head::Head;
 use super::pages::{self, PageReader};
 use super::reason::End;
-use super::tail::TailRead;
-use super::writer::{Broken, Position};
+use super::writer::Position;
 use crate::db::event_log::{self, Overflow, Range, WindowStart};
 use crate::db::{self, Watch};
 use crate::event::{FeedSeq, WrittenTime};
@@ -50,8 +50,8 @@ enum Stop {
     Within(End),
 }
 
-impl From<Broken> for Stop {
-    fn from(_: Broken) -> Self {
+impl From<Errno> for Stop {
+    fn from(_: Errno) -> Self {
         Self::Within(End::ClientGone)
     }
 }
@@ -72,7 +72,7 @@ pub fn serve(feed: &Arc<Feed>, client: Client, head: Vec<u8>, asked: Asked) -> R
         return Ok(End::Shutdown);
     }
     // The key may have ended after it was checked, and the next refresh may be some time away.
-    feed.keys.tell(&client, feed.clock.now());
+    feed.keys.tell(&client, feed.now());
     feed.key_used(&client);
     let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
     log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
@@ -182,14 +182,14 @@ impl<'a> Stream<'a> {
             }
             match read {
                 _ if head.generation != generation => {}
-                TailRead::Batches(batches) => {
+                None => self.write_page(position, head)?,
+                Some(batches) if batches.is_empty() => self.wait(position, head)?,
+                Some(batches) => {
                     let mut writer = lock(&self.client.writer);
                     for batch in batches {
                         writer.push_batch(batch, head.seq);
                     }
                 }
-                TailRead::TooOld => self.write_page(position, head)?,
-                TailRead::AtHead => self.wait(position, head)?,
             }
         }
     }
@@ -258,7 +258,7 @@ impl<'a> Stream<'a> {
             patience = patience.min(at.saturating_duration_since(Instant::now()));
         }
         if let Some(at) = self.client.expires_at() {
-            patience = patience.min(at.since(self.feed.clock.now()));
+            patience = patience.min(at.since(self.feed.now()));
         }
         if self.is_delayed() {
             let (least, longest) = DELAYED_SLEEP;

@@ -25,17 +25,6 @@ pub struct Tail {
     due: VecDeque<(FeedSeq, EventTime)>,
 }
 
-/// What the tail has above a cursor.
-#[derive(Debug)]
-pub enum TailRead {
-    /// Some batches; the first reaches above the cursor.
-    Batches(Vec<SharedBatch>),
-    /// Nothing: the cursor is at the head, or ahead of it.
-    AtHead,
-    /// The tail begins later: the log has what is missing.
-    TooOld,
-}
-
 impl Tail {
     /// An empty tail behind a log whose highest number is `head`.
     pub fn new(generation: u64, head: FeedSeq, head_time: Option<EventTime>) -> Self {
@@ -63,13 +52,14 @@ impl Tail {
         }
     }
 
-    /// The batches above a cursor, up to about `limit_bytes` of them, none of which begins above `upto`.
-    pub fn read(&self, cursor: FeedSeq, upto: FeedSeq, limit_bytes: usize) -> TailRead {
+    /// The batches above a cursor, up to about `limit_bytes` of them, none of which begins above `upto`. They are none if
+    /// the cursor is there or beyond. `None` if the tail begins later: the log has what is missing.
+    pub fn read(&self, cursor: FeedSeq, upto: FeedSeq, limit_bytes: usize) -> Option<Vec<SharedBatch>> {
         if cursor >= upto {
-            return TailRead::AtHead;
+            return Some(Vec::new());
         }
         if !self.covers(cursor) {
-            return TailRead::TooOld;
+            return None;
         }
         let mut bytes = 0;
         let fits = |batch: &&SharedBatch| {
@@ -77,8 +67,7 @@ impl Tail {
             bytes += batch.memory_bytes();
             is_room && batch.first() <= upto
         };
-        let batches: Vec<_> = self.batches_above(cursor).take_while(fits).cloned().collect();
-        if batches.is_empty() { TailRead::AtHead } else { TailRead::Batches(batches) }
+        Some(self.batches_above(cursor).take_while(fits).cloned().collect())
     }
 
     /// Whether everything above the cursor is here.
@@ -167,14 +156,12 @@ mod tests {
         ) {
             let tail = tail(&vec![0; events], events_in_a_batch);
             let read = tail.read(FeedSeq(cursor), FeedSeq(upto.min(events as i64)), usize::MAX);
-            match read {
-                TailRead::AtHead => prop_assert!(cursor >= upto.min(events as i64)),
-                TailRead::TooOld => prop_assert!(false, "nothing was dropped"),
-                TailRead::Batches(batches) => {
-                    prop_assert!(batches[0].prev.0 <= cursor && cursor < batches[0].last().0);
-                    prop_assert!(batches.windows(2).all(|two| two[1].prev == two[0].last()));
-                    prop_assert!(batches.last().unwrap().last().0 >= upto.min(events as i64));
-                }
+            let batches = read.expect("nothing was dropped");
+            prop_assert_eq!(batches.is_empty(), cursor >= upto.min(events as i64));
+            if let (Some(first), Some(last)) = (batches.first(), batches.last()) {
+                prop_assert!(first.prev.0 <= cursor && cursor < first.last().0);
+                prop_assert!(batches.windows(2).all(|two| two[1].prev == two[0].last()));
+                prop_assert!(last.last().0 >= upto.min(events as i64));
             }
             let expected = (upto.min(events as i64) - cursor).max(0);
             prop_assert_eq!(tail.count_between(FeedSeq(cursor), FeedSeq(upto.min(events as i64))), expected as u64);

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::select;
 
 use super::{Feed, keys};
 use crate::db::cluster::{self, Cluster};
@@ -25,13 +25,13 @@ const STANDBY_REFRESH_EVERY: Duration = Duration::from_millis(400);
 /// The wait after a failed refresh.
 const REFRESH_RETRY: Duration = Duration::from_millis(500);
 /// The most poisoned events that wait to be received; further ones are found again when they are next read.
-pub const RECORD_SLOTS: usize = 1024;
+pub const POISONED_SLOTS: usize = 1024;
 /// The most poisoned events that wait while the database is away.
 const WAITING_EVENTS: usize = 10_000;
-/// How often poisoned events are written.
+/// How often poisoned events are written, and uses of keys.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
-/// How often uses of keys are written, and capture is checked. A fault must be reported within ten seconds, the check
-/// included.
+const USES_EVERY: Duration = Duration::from_secs(10);
+/// How often it checks that capture is on. A fault must be reported within ten seconds, the check included.
 const CHECK_EVERY: Duration = Duration::from_secs(8);
 /// Longest wait for a lock: a lock on one table of the feed must not delay the refresh of the keys.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
@@ -52,7 +52,7 @@ struct Upkeep<'a> {
     feed: &'a Feed,
     settings: Settings,
     connection: Option<Connection>,
-    /// When the keys are next read, and before when nobody can ask for it.
+    /// When the keys are next read, and the earliest time that a request for it can change this to.
     refresh_due: Instant,
     refresh_soonest: Instant,
     cluster: Option<Cluster>,
@@ -65,7 +65,7 @@ struct Upkeep<'a> {
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
-pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Poisoned>) {
+pub fn run(feed: &Feed, settings: Settings) {
     let now = Instant::now();
     let mut upkeep = Upkeep {
         feed,
@@ -78,7 +78,7 @@ pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Poisoned>) {
         found: Vec::new(),
         unwritten: BTreeMap::new(),
     };
-    let (mut write_due, mut check_due) = (now + WRITE_EVERY, now);
+    let (mut write_due, mut uses_due, mut check_due) = (now + WRITE_EVERY, now, now);
     while !feed.health.is_stopping() {
         let now = Instant::now();
         // The keys come first, and again between any two other pieces of work.
@@ -87,20 +87,23 @@ pub fn run(feed: &Feed, settings: Settings, records: &Receiver<Poisoned>) {
         } else if feed.health.outage().is_none() && check_due <= now {
             check_due = now + CHECK_EVERY;
             upkeep.check();
-            upkeep.write_uses();
         } else if feed.health.outage().is_none() && write_due <= now {
             write_due = now + WRITE_EVERY;
             upkeep.write_poisoned();
+            if uses_due <= now {
+                uses_due = now + USES_EVERY;
+                upkeep.write_uses();
+            }
         } else {
             let until = upkeep.refresh_due.min(now + WRITE_EVERY);
             select! {
                 recv(feed.keys.woken) -> _ => upkeep.refresh_due = upkeep.refresh_due.min(upkeep.refresh_soonest),
-                recv(records) -> record => upkeep.receive(record),
+                recv(feed.poisoned.1) -> event => upkeep.receive(event),
                 default(until.saturating_duration_since(now)) => {}
             }
         }
     }
-    upkeep.receive(records.try_iter());
+    upkeep.receive(feed.poisoned.1.try_iter());
     if feed.health.outage().is_none() {
         // The last calls are made although the server stops.
         upkeep.settings = upkeep.settings.with_watch(None);
@@ -231,15 +234,16 @@ impl Upkeep<'_> {
     fn announce(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
         let seqs: Vec<FeedSeq> = self.found.iter().map(|event| event.seq).collect();
         let recorded = db::quarantine::recorded(connection, &seqs)?;
-        for Poisoned { seq, error, is_new } in self.found.drain(..) {
-            if recorded.contains(&seq) && !is_new {
+        for event in self.found.drain(..) {
+            let Poisoned { seq, error, is_new } = &event;
+            if recorded.contains(seq) && !is_new {
                 log::info!("event {seq} is still quarantined: {error}");
                 continue;
             }
             log::error!("event {seq} is quarantined: {error}");
+            self.unwritten.insert(*seq, error.clone());
             // If the channel is full or unread, there is still the log line.
-            let _ = self.feed.alerts.try_send((seq, error.clone()));
-            self.unwritten.insert(seq, error);
+            let _ = self.feed.alerts.0.try_send(event);
         }
         Ok(())
     }

@@ -35,10 +35,6 @@ pub struct Position {
     pub generation: u64,
 }
 
-/// The connection is closed or broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Broken;
-
 #[derive(Debug)]
 enum Bytes {
     Batch(SharedBatch),
@@ -179,7 +175,7 @@ impl SseWriter {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub fn write_pending(&mut self, stats: &Stats) -> Result<bool, Broken> {
+    pub fn write_pending(&mut self, stats: &Stats) -> Result<bool, Errno> {
         while !self.pending.is_empty() {
             let slices: Vec<_> = self.pending.iter().map(|piece| IoSlice::new(piece.left(self.is_chunked))).collect();
             let sent = sendmsg(
@@ -192,7 +188,7 @@ impl SseWriter {
                 Ok(count) => self.take_written(count, Instant::now(), stats),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(false),
-                Err(_) => return Err(Broken),
+                Err(error) => return Err(error),
             }
         }
         Ok(true)

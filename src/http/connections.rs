@@ -90,11 +90,6 @@ impl Connections {
         has_room.then(|| HttpConnection { socket, peer, id, all: self.clone() })
     }
 
-    /// How many are open.
-    pub fn count(&self) -> usize {
-        lock(&self.open).sockets.len()
-    }
-
     /// Accepts no more connections, and closes the idle ones: the server will not answer them.
     pub fn stop(&self) {
         let mut open = lock(&self.open);
@@ -104,10 +99,11 @@ impl Connections {
         }
     }
 
-    /// Waits until none is open, at most `patience`.
-    pub fn wait_empty(&self, patience: Duration) {
-        let open = lock(&self.open);
-        let _unused = self.closed_one.wait_timeout_while(open, patience, |open| !open.sockets.is_empty());
+    /// Waits until none is open, at most `patience`. Returns how many still are.
+    pub fn wait_empty(&self, patience: Duration) -> usize {
+        let is_open = |open: &mut Open| !open.sockets.is_empty();
+        let waited = self.closed_one.wait_timeout_while(lock(&self.open), patience, is_open);
+        waited.map_or(0, |(open, _)| open.sockets.len())
     }
 }
 

@@ -88,7 +88,7 @@ impl Head {
         let mut hosts = self.fields("host");
         match (hosts.next(), hosts.next()) {
             (None, _) if !self.is_http_11 => {}
-            (Some(host), None) if is_host(host) => {}
+            (Some(host), None) if host_name(host).is_some() => {}
             _ => return Err("HTTP/1.1 needs exactly one valid Host header field"),
         }
         let mut lengths = self.fields("content-length");
@@ -194,18 +194,19 @@ fn without_authority(target: &str) -> &str {
     }
 }
 
-/// Whether a `Host` is valid (RFC 9110 §7.2): a name or an address, and perhaps a port. An empty name is not (§4.2.1).
-fn is_host(value: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(value) else { return false };
+/// The name or address in a `Host` (RFC 9110 §7.2), without brackets and without the port that may follow; `None` if it
+/// is not valid. An empty name is not (§4.2.1).
+pub fn host_name(value: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(value).ok()?;
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, port),
         _ => (text, ""),
     };
-    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || NAME_SIGNS.contains(&byte)),
+    let (name, is_valid) = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => (address, address.parse::<Ipv6Addr>().is_ok()),
+        None => (host, host.bytes().all(|byte| byte.is_ascii_alphanumeric() || NAME_SIGNS.contains(&byte))),
     };
-    is_host && port.bytes().all(|byte| byte.is_ascii_digit())
+    (is_valid && !name.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
 }
 
 #[cfg(test)]

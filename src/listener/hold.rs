@@ -28,7 +28,7 @@ impl Request<'_> {
         let feed = self.feed;
         let longest_hold = feed.options.degraded_hold.max(AUTH_DEADLINE);
         loop {
-            let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, self.arrived, &feed.clock));
+            let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, self.arrived, feed.now()));
             let is_known = matches!(verdict, Some(Ok(_)));
             if let (Some(Ok(key)), "/session") = (&verdict, self.head.path.as_str()) {
                 return Ok(key.clone());

@@ -142,7 +142,7 @@ impl Request<'_> {
         }
         match self.authenticate(key(&self.head)) {
             Err(response) => response,
-            Ok(key) => match self.feed.keys.session_token(&key, &self.feed.clock) {
+            Ok(key) => match self.feed.keys.session_token(&key, self.feed.now()) {
                 Some(token) => Some(cookie(&token, SESSION_LASTS.as_secs())),
                 None => Some(degraded()),
             },

@@ -6,11 +6,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-
 use crate::alert::{AlertCommand, Level};
-use crate::event::FeedSeq;
 use crate::feed::Feed;
+use crate::feed::upkeep::Poisoned;
 
 /// How often it checks the state.
 const TURN_EVERY: Duration = Duration::from_secs(1);
@@ -44,7 +42,7 @@ const CONDITIONS: [(Alert, Option<Alert>); 3] = [
 ];
 
 /// The thread `alerts`: runs until the server stops.
-pub fn run(feed: &Feed, program: PathBuf, quarantined: &Receiver<(FeedSeq, String)>) {
+pub fn run(feed: &Feed, program: PathBuf) {
     let mut command = AlertCommand::new(Some(program));
     let mut alerted = [false; 3];
     loop {
@@ -61,7 +59,7 @@ pub fn run(feed: &Feed, program: PathBuf, quarantined: &Receiver<(FeedSeq, Strin
         }
         alerted = now;
         // Any number of events at once is one alert.
-        if let Some(message) = quarantined_message(&quarantined.try_iter().collect::<Vec<_>>()) {
+        if let Some(message) = quarantined_message(&feed.alerts.1.try_iter().collect::<Vec<_>>()) {
             command.run(Level::Critical, "quarantined", &message, None);
         }
     }
@@ -75,8 +73,8 @@ fn changes(before: [bool; 3], now: [bool; 3]) -> impl Iterator<Item = (Level, Al
     })
 }
 
-fn quarantined_message(quarantined: &[(FeedSeq, String)]) -> Option<String> {
-    let (seq, error) = quarantined.last()?;
+fn quarantined_message(quarantined: &[Poisoned]) -> Option<String> {
+    let Poisoned { seq, error, .. } = quarantined.last()?;
     let which = match quarantined.len() {
         1 => format!("event {seq} cannot be delivered"),
         count => format!("{count} events cannot be delivered, the last is {seq}"),
@@ -87,6 +85,7 @@ fn quarantined_message(quarantined: &[(FeedSeq, String)]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::FeedSeq;
 
     #[test]
     fn each_change_is_one_alert_and_no_change_is_none() {
@@ -99,7 +98,7 @@ mod tests {
 
     #[test]
     fn many_quarantined_events_are_one_message() {
-        let event = |seq| (FeedSeq(seq), "too large".to_owned());
+        let event = |seq| Poisoned { seq: FeedSeq(seq), error: "too large".to_owned(), is_new: true };
         assert_eq!(quarantined_message(&[]), None);
         assert!(quarantined_message(&[event(7)]).unwrap().starts_with("event 7 cannot be delivered: too large"));
         assert!(

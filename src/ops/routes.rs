@@ -52,14 +52,7 @@ fn plain(content_type: &'static str, body: String) -> Response {
 
 /// Whether a `Host` is a loopback name or address: `localhost` and names under it (RFC 6761 §6.3), or an address.
 fn is_loopback_host(host: &[u8]) -> bool {
-    let Ok(host) = std::str::from_utf8(host) else { return false };
-    let name = match host.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, port)) if port.is_empty() || port.starts_with(':') => address,
-            _ => return false,
-        },
-        None => host.split_once(':').map_or(host, |(name, _)| name),
-    };
+    let Some(name) = head::host_name(host) else { return false };
     if let Ok(address) = name.parse::<IpAddr>() {
         return address.to_canonical().is_loopback();
     }

@@ -84,7 +84,7 @@ pub(super) struct KeyStatus {
 /// Every live key by name, as last read. Never asks the database.
 pub(super) fn keys(feed: &Feed) -> Vec<KeyStatus> {
     let mut by_name: BTreeMap<String, KeyStatus> = BTreeMap::new();
-    for key in feed.keys.live(feed.clock.now()) {
+    for key in feed.keys.live(feed.now()) {
         let status = by_name.entry(key.name.clone()).or_insert_with(|| KeyStatus {
             name: key.name.clone(),
             streams: 0,
@@ -110,12 +110,14 @@ fn clients(feed: &Feed) -> Vec<Value> {
             let writer = lock(&client.writer);
             (writer.position, writer.delivered, writer.dropped)
         };
+        let lag = feed.lag_events(client);
         json!({
             "key": client.key.name,
             "address": client.address.to_string(),
             "cursor": position.cursor,
-            "lag": feed.lag_events(client),
-            "queued": feed.queued_events(client),
+            "lag": lag,
+            // A client's queue has room for this many.
+            "queued": lag.min(feed.options.queue_capacity as u64),
             "delivered": delivered,
             "dropped": dropped,
             "since": client.since,

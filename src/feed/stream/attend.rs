@@ -41,7 +41,7 @@ fn end(feed: &Feed, client: &Client) -> Option<End> {
         ending
     } else if feed.health.is_stopping() {
         Some(End::Shutdown)
-    } else if client.expires_at().is_some_and(|at| at <= feed.clock.now()) {
+    } else if client.expires_at().is_some_and(|at| at <= feed.now()) {
         Some(End::KeyExpired)
     } else {
         client.ends_at.is_some_and(|at| at <= Instant::now()).then_some(End::MaxAge)
