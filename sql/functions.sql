@@ -1,7 +1,7 @@
 -- The functions: capture at once, number at commit; immutability; prune; what `restored` and the server need.
 --
--- Each belongs to a role that can do what the function does and no more (wanted.sql says which). None can be used as a
--- trigger of somebody else's table, because install.sql takes EXECUTE from PUBLIC. Every name in them is found in
+-- Each belongs to a role that can do what the function does and no more (wanted.sql says which). Nobody else can use
+-- one as a trigger function, because install.sql revokes EXECUTE from PUBLIC. Every name in them is found in
 -- pg_catalog or is written with its schema.
 
 -- A column's type can have a cast to json, and that cast is the writer's own code. So the owner of this function has no

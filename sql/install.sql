@@ -99,7 +99,7 @@ begin
     if not exists (select from stock_market.signal_feed_cluster) then
         perform stock_market.signal_feed_nothing_lost();
     end if;
-    -- Migration 5 records it for the first time.
+    -- Migrations 1 to 4 did not record it.
     update stock_market.signal_feed_cluster as c
     set database_oid = (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database())
     where c.database_oid is null;
@@ -136,14 +136,13 @@ begin
 end
 $grants$;
 
--- Makes each trigger that is missing or differs. All fire under every setting of session_replication_role.
+-- Creates each trigger that is missing or differs from wanted.sql. All are ENABLE ALWAYS, so that they fire under every
+-- setting of session_replication_role.
 do $triggers$
 declare
     wanted record;
     part record;
     tells_inserts boolean;
-    is_constraint boolean;
-    arguments text;
 begin
     select h.signal_inserted = 'on' or h.signal_inserted = 'auto' and not exists (
         select from pg_catalog.pg_trigger as t
@@ -156,7 +155,7 @@ begin
     for wanted in {wanted}
         select w.*, pg_catalog.format('%I.%I', w.schema, w.tab)::regclass as rel,
             case when w.tab = 'signal' and tells_inserts then '''signal_inserted''' else '' end as arguments,
-            -- A foreign table, as a partition, can have no constraint trigger.
+            -- PostgreSQL allows no constraint trigger on a table with a foreign table as a partition.
             w.deferred or w.tab = 'signal' and not exists (
                 select from pg_catalog.pg_partition_tree('stock_market.signal') as r
                 join pg_catalog.pg_class as c on c.oid = r.relid where c.relkind = 'f') as is_constraint
@@ -194,7 +193,7 @@ begin
             execute pg_catalog.format('alter table %s enable always trigger %I', part.rel, wanted.name);
         end loop;
     end loop;
-    -- Only a signal table that migrate made has this trigger.
+    -- Only a signal table that migrate created has this trigger.
     if exists (
             select from pg_catalog.pg_class as c join pg_catalog.pg_attribute as a on a.attrelid = c.oid
             where c.oid = 'stock_market.signal'::regclass and c.relowner = 'signal_feed_signal'::regrole

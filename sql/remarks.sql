@@ -26,14 +26,14 @@
     select t.relid from tree as t
 ), remark (danger, text) as (
     select not (g.privilege = 'SELECT' and g.name not in ('signal_feed_session_secret', 'signal_feed_api_key')),
-        pg_catalog.format('%s has %s%s on %s, which the feed did not give', coalesce(r.rolname, 'PUBLIC'), g.privilege,
+        pg_catalog.format('%s has %s%s on %s, which the feed did not grant', coalesce(r.rolname, 'PUBLIC'), g.privilege,
             case when g.columns = '' then '' else pg_catalog.format('(%s)', g.columns) end, g.full_name)
     from granted as g left join pg_catalog.pg_roles as r on r.oid = g.grantee
     where not exists (select from wanted_grant as w
         where w.schema = g.schema and w.name = g.name and w.privilege = g.privilege and w.columns = g.columns
             and r.rolname = any (w.roles))
     union all
-    select true, pg_catalog.format('%s has EXECUTE on stock_market.%s, which the feed did not give', r.rolname, w.signature)
+    select true, pg_catalog.format('%s has EXECUTE on stock_market.%s, which the feed did not grant', r.rolname, w.signature)
     from wanted_function as w
     join pg_catalog.pg_namespace as n on n.nspname = 'stock_market'
     join pg_catalog.pg_proc as p on p.pronamespace = n.oid
@@ -62,8 +62,8 @@
             where f.rolname = 'signal_feed_owner' and pg_catalog.pg_has_role(r.oid, f.oid, 'member'))
     union all
     select true, pg_catalog.format('%s has %s on stock_market.signal: %s; revoke it', coalesce(r.rolname, 'PUBLIC'), a.privilege_type,
-        case a.privilege_type when 'REFERENCES' then 'a foreign key that the role makes can run its code with the rights of the owner of signal'
-            else 'a trigger that the role makes runs with the rights of every role that writes signals' end)
+        case a.privilege_type when 'REFERENCES' then 'the role can create a foreign key that runs the role''s code with the rights of the owner of signal'
+            else 'the role can create a trigger, which runs with the rights of every role that writes signals' end)
     from signal as s cross join lateral (
         select b.grantee, b.privilege_type from pg_catalog.aclexplode(s.relacl) as b
         union
@@ -72,12 +72,12 @@
     ) as a left join pg_catalog.pg_roles as r on r.oid = a.grantee
     where a.privilege_type in ('REFERENCES', 'TRIGGER') and a.grantee <> s.relowner and not coalesce(r.rolsuper, false)
     union all
-    select true, pg_catalog.format('the role %s can log in or has attributes that the feed did not give: alter role %1$I nologin nosuperuser nocreaterole nobypassrls', r.rolname)
+    select true, pg_catalog.format('the role %s can log in or has attributes that it should not have: alter role %1$I nologin nosuperuser nocreaterole nobypassrls', r.rolname)
     from pg_catalog.pg_roles as r join wanted_role as w on w.role = r.rolname
     where r.rolcanlogin or r.rolsuper or r.rolcreaterole or r.rolbypassrls
     union all
     -- Code that once ran as one of the feed's roles may have left an object that still has that role's rights.
-    select true, pg_catalog.format('%s belongs to %s and the feed did not make it: drop it, unless you know why it is there',
+    select true, pg_catalog.format('%s belongs to %s, but the feed did not create it: drop it unless you know what it is for',
         pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), f.rolname)
     from pg_catalog.pg_shdepend as d join feed_role as f on f.oid = d.refobjid
     where d.refclassid = 'pg_catalog.pg_authid'::regclass and d.deptype = 'o'
@@ -101,7 +101,7 @@
     where not t.tgisinternal and t.tgtype & 3 = 1 and t.tgtype & 20 <> 0
         and t.tgname::text collate "C" < '!signal_feed_capture'
     union all
-    -- The feed has no CHECK constraint on the log. One on op is usual and allows what the feed writes.
+    -- The feed makes no CHECK constraint on the log. Operators often add one on op, which allows what the feed writes.
     select false, pg_catalog.format('the CHECK constraint %I on stock_market.signal_feed_event is not the feed''s: a write of signal fails if the constraint refuses its event', k.conname)
     from relation as r join pg_catalog.pg_constraint as k on k.conrelid = r.oid and k.contype = 'c'
     where r.full_name = 'stock_market.signal_feed_event' and not coalesce(k.conkey <@ array(

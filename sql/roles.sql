@@ -13,7 +13,7 @@ begin
             begin
                 execute pg_catalog.format('create role %I nologin', wanted);
             exception
-                -- The migrate of another database made it in the meantime.
+                -- The migrate of another database has just created it.
                 when duplicate_object or unique_violation then null;
             end;
         end if;
@@ -21,7 +21,7 @@ begin
 end
 $roles$;
 
--- A role that is not a superuser may not be allowed to grant these. The feed works without them but sees less.
+-- A role that is not a superuser may lack the right to grant these. The feed works without them but sees less.
 do $watch$
 declare
     wanted record;
@@ -40,7 +40,7 @@ begin
             when insufficient_privilege then
                 raise notice '% is not a member of %: %', wanted.member, wanted.granted, wanted.without;
             when others then
-                -- The migrate of another database granted it at the same moment.
+                -- The migrate of another database may have just granted it.
                 if not pg_catalog.pg_has_role(wanted.member, wanted.granted, 'member') then
                     raise;
                 end if;
@@ -49,8 +49,8 @@ begin
 end
 $watch$;
 
--- A role that runs migrate and is not a superuser must be able to give objects to the feed's own roles. Here this is the
--- owner of the database in which this runs. For another role add a grant of your own:
+-- A role that runs migrate and is not a superuser must be able to make the feed's own roles the owners of objects.
+-- These statements allow that to the owner of the present database. For another role add:
 --   grant signal_feed_owner, signal_feed_capture, signal_feed_render, signal_feed_signal to "the role that runs migrate";
 do $owner$
 declare

@@ -1,8 +1,8 @@
--- Objects that have the feed's names and are not the feed's own, one line each. migrate refuses to run while there are any:
--- it often runs as a superuser, and must not execute, read or write somebody else's objects. Reads only the catalog.
+-- Objects that have a name of the feed and belong to somebody else, one line each. migrate refuses to run while there are
+-- any: it often runs as a superuser, and must not execute, read or write somebody else's objects. Reads only the catalog.
 --
--- Trusted owners could do all that migrate does: superusers, the role that runs it, and the feed's own roles. The log of
--- the sequence era may also belong to the owner of signal, of the schema or of the database, if it is sound: a plain
+-- Trusted owners are superusers, the role that runs migrate, and the feed's own roles. The log of the sequence era may
+-- also belong to the owner of signal, of the schema or of the database, if it is sound: a plain
 -- table without rules, triggers, policies, inheritance, and without a default or constraint that runs foreign code.
 {wanted}, trusted as (
     select r.oid from pg_catalog.pg_roles as r
@@ -30,7 +30,7 @@
     select c.oid, c.relname::text as name, n.nspname::text as schema, c.relkind::text as kind, c.relowner as owner
     from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname in ('stock_market', 'signal_feed_private') and pg_catalog.starts_with(c.relname::text, 'signal_feed_')
-        -- Indexes of the feed's tables are no strangers. Any other index with such a name blocks a name that migrate needs.
+        -- Leaves out the indexes of the feed's tables. Any other index with such a name takes a name that migrate needs.
         and not exists (select from pg_catalog.pg_index as i join pg_catalog.pg_class as t on t.oid = i.indrelid
             where i.indexrelid = c.oid and pg_catalog.starts_with(t.relname::text, 'signal_feed_'))
 ), object (text, owner, is_eras) as (
