@@ -63,6 +63,8 @@ struct Life {
     end: AtomicI64,
     /// Numbers that restores have lost: only who was there may be told `history_rewritten`.
     lost: Mutex<Vec<RangeInclusive<i64>>>,
+    /// How long the slowest stream may take to catch up in the end.
+    catch_up: Duration,
     streams: usize,
     connects: AtomicU64,
     drops: AtomicU64,
@@ -105,6 +107,7 @@ fn mixed_life_ends_with_every_stream_having_what_the_table_says() {
         is_written: AtomicBool::new(false),
         end: AtomicI64::new(i64::MAX),
         lost: Mutex::default(),
+        catch_up: length.unwrap_or(PATIENCE * 4),
         streams,
         connects: AtomicU64::new(0),
         drops: AtomicU64::new(0),
@@ -285,7 +288,7 @@ fn consume(life: &Life, number: usize) -> Account {
         if end < i64::MAX {
             // Now every stream should finish.
             habit = Habit::Prompt;
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE * 4);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + life.catch_up);
             assert!(Instant::now() < deadline, "stream {number} stands at {} of {end}", account.cursor);
         }
         let (key, address) = (life.key(key_number), *life.address.lock().unwrap());
