@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser};
 
-use crate::consumer::bot::{self, BotOptions, OnQuarantined};
+use crate::consumer::bot::{self, BotOptions};
 use crate::consumer::broker::{Broker, ExecBroker, PaperBroker};
 use crate::consumer::follow::FollowOptions;
 use crate::consumer::recovery::Recovery;
@@ -71,9 +71,10 @@ struct Args {
     #[arg(long, value_name = "DURATION|off", default_value = "off", value_parser = or_off(parse_positive_duration),
           help_heading = "Orders")]
     max_entry_age: OrOff<Duration>,
-    /// What to do if the feed cannot deliver an event to anybody
-    #[arg(long, value_enum, default_value = "alert", help_heading = "Orders")]
-    on_quarantined: OnQuarantined,
+    /// If the feed cannot deliver an event to anybody: only raise an alert, or enter close-only mode too
+    #[arg(long, value_name = "WHAT", default_value = "alert", value_parser = ["alert", "close-only"],
+          help_heading = "Orders")]
+    on_quarantined: String,
 
     /// File for the cursor and the mode
     #[arg(long, value_name = "FILE", default_value = "trader-bot.state", help_heading = "Files")]
@@ -190,7 +191,7 @@ impl Args {
             state_file: self.state_file.clone(),
             journal: self.journal.clone(),
             max_entry_age: self.max_entry_age,
-            on_quarantined: self.on_quarantined,
+            closes_on_quarantined: self.on_quarantined == "close-only",
             away_patience: self.broker_timeout * 2,
             alert_command: self.alert_command.clone(),
             recovery,

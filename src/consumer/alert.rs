@@ -1,13 +1,12 @@
 //! The bot's alerts: a log line each, and a run of the operator's program.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::order::Order;
-pub(super) use crate::alert::Level;
-use crate::alert::{About, AlertCommand};
+use crate::alert::About;
+pub(super) use crate::alert::{AlertCommand, Level};
 use crate::logging::LIMITED;
 
 /// The reason of an alert, the same word in the log line and in the program's input.
@@ -38,30 +37,15 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Raises alerts.
-#[derive(Debug)]
-pub(super) struct Alerts(AlertCommand);
-
-impl Alerts {
-    pub(super) fn new(program: Option<PathBuf>) -> Self {
-        Self(AlertCommand::new(program))
+/// Writes the log line of an alert and starts the operator's program. Does not wait for it.
+///
+/// The log summarises repeated lines. Lines of different reasons or about different orders are no repetition.
+pub(super) fn raise(command: &mut AlertCommand, level: Level, reason: Reason, message: &str, order: Option<&Order>) {
+    let target = format!("{LIMITED}::{reason} {}", order.map_or("", |order| &order.order_ref));
+    match level {
+        Level::Critical => log::error!(target: &target, "CRITICAL {reason}: {message}"),
+        Level::Warning => log::warn!(target: &target, "{reason}: {message}"),
     }
-
-    /// Writes the log line and starts the program. Does not wait for it.
-    ///
-    /// The log summarises repeated lines. Lines of different reasons or about different orders are no repetition.
-    pub(super) fn raise(&mut self, level: Level, reason: Reason, message: &str, order: Option<&Order>) {
-        let target = format!("{LIMITED}::{reason} {}", order.map_or("", |order| &order.order_ref));
-        match level {
-            Level::Critical => log::error!(target: &target, "CRITICAL {reason}: {message}"),
-            Level::Warning => log::warn!(target: &target, "{reason}: {message}"),
-        }
-        let about = order.map(|order| About { signal_id: &order.signal_id, order_ref: &order.order_ref });
-        self.0.run(level, &reason.to_string(), message, about.as_ref());
-    }
-
-    /// Waits briefly for programs that still run.
-    pub(super) fn finish(&mut self) {
-        self.0.finish();
-    }
+    let about = order.map(|order| About { signal_id: &order.signal_id, order_ref: &order.order_ref });
+    command.run(level, &reason.to_string(), message, about.as_ref());
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::address::Cursor;
-use super::alert::{Alerts, Level, Reason};
+use super::alert::{AlertCommand, Level, Reason, raise};
 use super::broker::Broker;
 use super::clock;
 use super::files::{resolved, take_lock};
@@ -39,15 +39,6 @@ const DAY: SignedDuration = SignedDuration::from_hours(24);
 /// How many different unreadable events the bot remembers, so that each raises one alert although it comes again.
 const MOST_UNREADABLE: usize = 1000;
 
-/// What to do when the feed cannot deliver an event to any client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum OnQuarantined {
-    /// Only raise a CRITICAL alert.
-    Alert,
-    /// Raise the alert and enter close-only mode.
-    CloseOnly,
-}
-
 #[derive(Debug)]
 pub(crate) struct BotOptions {
     pub(crate) follow: FollowOptions,
@@ -55,7 +46,8 @@ pub(crate) struct BotOptions {
     pub(crate) journal: PathBuf,
     /// Entries older than this are not placed; `None`: all are.
     pub(crate) max_entry_age: Option<Duration>,
-    pub(crate) on_quarantined: OnQuarantined,
+    /// Whether an event that the feed cannot deliver to any client ends entries.
+    pub(crate) closes_on_quarantined: bool,
     /// If an order's outcome is unknown, a broker that is away for longer than this raises a CRITICAL alert.
     pub(crate) away_patience: Duration,
     pub(crate) alert_command: Option<PathBuf>,
@@ -66,7 +58,6 @@ pub(crate) struct BotOptions {
 /// Makes the broker, given the journal's path, once the bot holds the journal's lock.
 pub(crate) type OpenBroker<'a> = &'a dyn Fn(&Path) -> Result<Box<dyn Broker>, Error>;
 
-/// Why the bot ends.
 #[derive(Debug)]
 enum Halt {
     Stopped,
@@ -79,13 +70,9 @@ impl From<Error> for Halt {
     }
 }
 
-/// Prints what a run with `--recovery` would place. Sends nothing and changes no file.
 pub(crate) use recover::dry_run;
 
 /// Runs the bot until `stop` is asked. Blocks.
-///
-/// # Errors
-/// Why it ended, in one line.
 pub(crate) fn run(options: &BotOptions, open_broker: OpenBroker<'_>, stop: &Stop) -> Result<(), Error> {
     let mut bot = Bot::open(options, open_broker, stop)?;
     let Err(halt) = bot.run();
@@ -106,7 +93,7 @@ struct Bot<'a> {
     journal: Journal,
     state_file: StateFile,
     broker: Box<dyn Broker>,
-    alerts: Alerts,
+    alerts: AlertCommand,
     follower: Follower,
     /// A recovery is running: entries are placed although the mode is close-only.
     is_recovering: bool,
@@ -148,7 +135,7 @@ impl<'a> Bot<'a> {
             journal,
             state_file,
             broker,
-            alerts: Alerts::new(options.alert_command.clone()),
+            alerts: AlertCommand::new(options.alert_command.clone()),
             follower,
             is_recovering: false,
             unreadable: HashSet::new(),
@@ -198,7 +185,7 @@ impl<'a> Bot<'a> {
             FeedEvent::Quarantined(event) => self.quarantined(&event)?,
             FeedEvent::Missed(missed) => self.missed(missed)?,
             FeedEvent::Notice(notice) => log::info!(target: LIMITED, "the feed says {notice}"),
-            FeedEvent::Nothing => self.warn_of_key_end(None)?,
+            FeedEvent::Nothing => self.warn_of_key_end()?,
             FeedEvent::Connected(_) | FeedEvent::Interrupted(_) => {}
         }
         Ok(())
@@ -234,7 +221,8 @@ impl<'a> Bot<'a> {
         }
         let cursor = self.journal.ledger.cursor.as_ref().map_or(connected.cursor, |cursor| cursor.feed_seq);
         log::info!("connected: streaming after {cursor}");
-        self.warn_of_key_end(Some(connected))
+        self.key_expires_at = connected.key_expires_at.as_deref().and_then(clock::instant);
+        self.warn_of_key_end()
     }
 
     /// Journal and state file belong to one log for good.
@@ -249,10 +237,7 @@ impl<'a> Bot<'a> {
     }
 
     /// Warns once a day, also on a stream that lasts for weeks: the bot remembers the last `connected`.
-    fn warn_of_key_end(&mut self, connected: Option<&Connected>) -> Result<(), Error> {
-        if let Some(connected) = connected {
-            self.key_expires_at = connected.key_expires_at.as_deref().and_then(clock::instant);
-        }
+    fn warn_of_key_end(&mut self) -> Result<(), Error> {
         let Some(end) = self.key_expires_at else { return Ok(()) };
         let now = Timestamp::now();
         let warned = self.state_file.key_warned_at.as_deref().and_then(clock::instant);
@@ -289,7 +274,7 @@ impl<'a> Bot<'a> {
         let Quarantined { feed_seq, error, .. } = event;
         let message = format!("the feed cannot deliver event {feed_seq}: {}", clip(error));
         let is_normal = !self.journal.ledger.mode.is_close_only();
-        if is_normal && self.options.on_quarantined == OnQuarantined::CloseOnly {
+        if is_normal && self.options.closes_on_quarantined {
             self.enter_close_only(Reason::Quarantined, &message)?;
         } else {
             self.alert(Level::Critical, Reason::Quarantined, &message);
@@ -340,10 +325,10 @@ impl<'a> Bot<'a> {
     }
 
     fn alert(&mut self, level: Level, reason: Reason, message: &str) {
-        self.alerts.raise(level, reason, message, None);
+        raise(&mut self.alerts, level, reason, message, None);
     }
 
     fn alert_about(&mut self, reason: Reason, message: &str, order: &Order) {
-        self.alerts.raise(Level::Critical, reason, message, Some(order));
+        raise(&mut self.alerts, Level::Critical, reason, message, Some(order));
     }
 }

@@ -16,7 +16,7 @@ const START_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 /// the cursor, because the order is known.
 pub(super) type Refusal = (Record, String);
 
-/// Where a signal comes from.
+/// Where an order comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     /// An event of the stream.

@@ -45,11 +45,7 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Error> {
         return if is_plain { Ok(real) } else { Err(refusal()) };
     }
     let name = path.file_name().ok_or_else(|| Error::Failed(format!("{} does not name a file", path.display())))?;
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let parent = fs::canonicalize(parent).doing(format!("find the directory of {}", path.display()))?;
+    let parent = fs::canonicalize(directory(path)).doing(format!("find the directory of {}", path.display()))?;
     Ok(parent.join(name))
 }
 
@@ -70,8 +66,11 @@ pub(super) fn is_irreplaceable(error: &io::Error) -> bool {
 
 /// Syncs the directory entry of `path` to the disk.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
+    File::open(directory(path))?.sync_all()
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The text up to the end of its last whole line: a crash may tear the last one.

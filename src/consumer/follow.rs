@@ -7,15 +7,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ureq::config::Config;
-
 use super::address::{ApiKey, Cursor, FeedUrl};
 use super::backoff::Backoff;
 pub use super::message::{Alarm, FeedEvent, Interruption};
 use super::message::{Quarantined, SignalEvent, read};
 use super::stop::Stop;
 pub use super::stream::Cause;
-use super::stream::{Stream, TURN, config};
+use super::stream::{Stream, TURN};
 
 /// After a stream this old the back-off starts again from its minimum. (If `backoff_max` is shorter, that counts.)
 const LASTED: Duration = Duration::from_secs(10);
@@ -66,7 +64,6 @@ pub enum End {
 #[derive(Debug)]
 pub struct Follower {
     options: FollowOptions,
-    http: Config,
     stop: Stop,
     /// The address in use, or to try next.
     at: usize,
@@ -94,7 +91,6 @@ impl Follower {
     pub fn new(options: &FollowOptions, cursor: Option<Cursor>, stop: Stop) -> Self {
         let now = Instant::now();
         Self {
-            http: config(&options.urls, options.read_timeout),
             backoff: Backoff::new(options.backoff_min, options.backoff_max),
             not_before: vec![now; options.urls.len()],
             options: options.clone(),
@@ -179,7 +175,7 @@ impl Follower {
             None => {
                 (self.new_chain, self.is_connected) = (false, false);
                 let FollowOptions { urls, key, read_timeout, .. } = &self.options;
-                let opened = Stream::open(&self.http, &urls[self.at], key, self.cursor.as_ref(), *read_timeout)?;
+                let opened = Stream::open(&urls[self.at], key, self.cursor.as_ref(), *read_timeout)?;
                 self.stream.insert(opened)
             }
         };

@@ -16,14 +16,12 @@ use crate::error::{Doing, Error};
 /// So many of the newest lines stay as they are when older ones are shortened.
 const KEPT_LINES: usize = 200;
 
-/// An open journal.
 #[derive(Debug)]
 pub(super) struct Journal {
     pub(super) path: PathBuf,
     file: File,
     /// The file that was replaced at the start. Its lock stops a bot that opened it before that.
     replaced: Option<File>,
-    /// The contents of the journal.
     pub(super) ledger: Ledger,
 }
 
@@ -66,12 +64,10 @@ impl Journal {
 
     /// Appends a line. With `sync` it is on the disk when this returns.
     pub(super) fn append(&mut self, line: &Line, sync: bool) -> Result<(), Error> {
-        let doing_it = || doing("write", &self.path);
-        self.file.write_all(&bytes(line)).doing(doing_it())?;
-        if sync {
-            self.file.sync_data().doing(doing_it())?;
-        }
-        self.ledger.apply(line).map_err(|why| Error::Failed(format!("{}: {why}", doing_it())))
+        let written =
+            self.file.write_all(&bytes(line)).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+        written.doing(doing("write", &self.path))?;
+        self.ledger.apply(line).map_err(|why| Error::Failed(format!("{}: {why}", doing("write", &self.path))))
     }
 
     /// Replaces all lines but the newest by a summary of all. Each line sets facts, so to read the newest ones again

@@ -52,7 +52,7 @@ pub(super) struct OpenIntent {
 }
 
 /// The contents of the journal.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
     /// When the bot first started.
     pub(super) started_at: Timestamp,
@@ -66,21 +66,6 @@ pub(super) struct Ledger {
     intents: Vec<OpenIntent>,
     /// The highest number that any order was sent under.
     pub(super) highest_order_id: i64,
-}
-
-impl Default for Ledger {
-    fn default() -> Self {
-        Self {
-            started_at: Timestamp::now(),
-            feed_id: None,
-            cursor: None,
-            mode: Mode::Normal,
-            last_event_time: None,
-            known: BTreeMap::new(),
-            intents: Vec::new(),
-            highest_order_id: 0,
-        }
-    }
 }
 
 impl Ledger {
@@ -109,7 +94,6 @@ impl Ledger {
         self.intents.iter().filter(|intent| intent.stage == Record::Placed)
     }
 
-    /// Applies the next line.
     pub(super) fn apply(&mut self, line: &Line) -> Result<(), String> {
         self.highest_order_id = self.highest_order_id.max(line.order_id.unwrap_or_default());
         let outcome_key = || line.key().ok_or("an outcome has no signal id and action");

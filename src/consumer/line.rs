@@ -45,7 +45,6 @@ pub(super) enum Record {
     Unusable,
     /// An event that the feed cannot deliver to any client.
     Quarantined,
-    /// The mode changed.
     Mode,
     /// An old order, shrunk to what is still needed.
     Known,
@@ -60,7 +59,6 @@ pub(super) enum Mode {
     Normal,
     /// Something was missed: exits are placed, entries are not, until a run with `--recovery` has succeeded.
     CloseOnly {
-        /// The feed's reason.
         reason: String,
         since: String,
         /// The time of the last event before that: what the bot missed is not older.

@@ -130,15 +130,11 @@ impl Missed {
 
 #[derive(Deserialize)]
 struct Wire<'a> {
-    #[serde(default)]
     feed_seq: Option<i64>,
-    #[serde(default)]
     prev_seq: Option<i64>,
-    #[serde(default)]
     event_time: Option<String>,
-    #[serde(default)]
     op: Option<String>,
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     signal: Option<&'a RawValue>,
 }
 

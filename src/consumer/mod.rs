@@ -1,19 +1,9 @@
 //! Consumes a feed: the parts of `trader-bot` and `signal-feed tail`, for other Rust bots too.
 //!
-//! The modules, in the order in which an event passes them:
-//!
-//! | module | what it does |
-//! |---|---|
-//! | `address`, [`stream`] | one HTTP connection, and its answer |
-//! | `sse` | bytes to events |
-//! | [`message`] | events to signals and messages about the stream |
-//! | [`follow`] | proves that nothing is missing, reconnects after every interruption (`backoff`) |
-//! | `bot` | decides what to place, and settles open orders |
-//! | `decide` | whether it places an order for a signal |
-//! | [`order`], `broker` | the order, and where it goes |
-//! | `line`, `ledger`, `journal` | each fact on one line; what the lines add up to; the file |
-//! | `state` | cursor and mode; the bot can continue from the journal alone |
-//! | `recovery` | catches up from the database |
+//! An event passes [`stream`] (one HTTP connection), `sse` (bytes to events), [`message`] (events to orders, and to messages
+//! about the stream) and [`follow`] (proves that nothing is missing, reconnects). In `trader-bot` it then passes `bot` and
+//! `decide` (whether an order is placed), `journal` with `line` and `ledger` (each fact on one line, and what the lines add
+//! up to), and `broker`. `recovery` catches up from the database.
 //!
 //! Nothing here imports anything of the server. [`stop::Stop`] ends everything from another thread.
 //!

@@ -151,10 +151,6 @@ pub(super) fn id_text(raw: &RawValue) -> Option<String> {
     }
 }
 
-/// Reads a row's id.
-///
-/// # Errors
-/// Why it cannot be used.
 fn usable_id(raw: &RawValue) -> Result<(Box<RawValue>, String), String> {
     let text = id_text(raw).ok_or("the row's id is neither a text nor a number of at most 400 digits")?;
     if text.trim().is_empty() {

@@ -10,7 +10,6 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
 /// How long before the last event the search begins: writers' clocks differ, and a transaction may be long.
 const OVERLAP: &str = "1 hour";
 
-/// The options of recovery.
 #[derive(Debug, Clone)]
 pub(crate) struct Recovery {
     /// The database, for the role `signal_feed_bot`.
@@ -49,7 +48,12 @@ pub(super) fn read_snapshot(recovery: &Recovery, missed_since: Option<&str>) -> 
         .query_one("select feed_id::text from stock_market.signal_feed_identity", &[])
         .doing("read the identity of the log")?
         .get(0);
-    let cursor = read_cursor(&mut connection)?;
+    // The counter is above the log only after `signal-feed restored` skipped numbers. A cursor in the skipped range
+    // gets `history_rewritten`; the log's last event is a good cursor.
+    let sql = "select coalesce((select max(feed_seq) from stock_market.signal_feed_event), \
+                               (select max(value) from stock_market.signal_feed_counter))";
+    let cursor: Option<i64> = connection.query_one(sql, &[]).doing("read the counter")?.get(0);
+    let cursor = cursor.ok_or_else(|| Error::Failed("recovery: the counter has no row".to_owned()))?;
     let rows = read_rows(&mut connection, recovery, missed_since)?;
     connection.batch("rollback").doing("end the snapshot")?;
     Ok(Snapshot { feed_id, cursor, rows })
@@ -75,15 +79,6 @@ fn check_columns(connection: &mut Connection) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn read_cursor(connection: &mut Connection) -> Result<i64, Error> {
-    // The counter is above the log only after `signal-feed restored` skipped numbers. A cursor in the skipped range
-    // gets `history_rewritten`; the log's last event is a good cursor.
-    let sql = "select coalesce((select max(feed_seq) from stock_market.signal_feed_event), \
-                               (select max(value) from stock_market.signal_feed_counter))";
-    let row = connection.query_one(sql, &[]).doing("read the counter")?;
-    row.get::<_, Option<i64>>(0).ok_or_else(|| Error::Failed("recovery: the counter has no row".to_owned()))
 }
 
 fn read_rows(

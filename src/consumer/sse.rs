@@ -10,7 +10,6 @@ pub(super) const MAX_BLOCK_BYTES: usize = 17 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// One dispatched event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Event {
     /// The event's type; `message` if the block named none.
@@ -23,7 +22,6 @@ pub(super) struct Event {
     pub(super) has_own_id: bool,
 }
 
-/// The parser of one stream.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     /// The line that has begun and not ended.

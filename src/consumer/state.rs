@@ -15,24 +15,20 @@ use crate::error::{Doing, Error};
 
 const VERSION: u32 = 1;
 
-/// The contents of the state file.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     version: u32,
     /// The log that cursor and journal belong to.
     feed_id: Option<String>,
-    /// The last event that was handled.
     cursor: Option<i64>,
-    /// That very event's time.
+    /// The time of that very event.
     event_time: Option<String>,
     #[serde(flatten)]
     mode: Mode,
     /// When the bot last warned that its key ends soon.
-    #[serde(default)]
     key_warned_at: Option<String>,
 }
 
-/// The state file on disk.
 #[derive(Debug)]
 pub(super) struct StateFile {
     path: PathBuf,

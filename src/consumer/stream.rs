@@ -17,6 +17,8 @@ use ureq::{Agent, Body, Timeout};
 pub use super::address::{ApiKey, Cursor, FeedUrl};
 use super::json;
 use super::sse::{Event, MAX_BLOCK_BYTES, Parser};
+#[cfg(feature = "tls")]
+use crate::logging::LIMITED;
 
 /// Longest time to look up the feed's name, and again to connect to it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -79,17 +81,16 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The settings of every connection. One without a byte for `read_timeout` counts as dead.
+/// The settings of a connection. One without a byte for `read_timeout` counts as dead.
 ///
 /// For `https` the server's certificate must be signed by an authority that the system trusts, or that the file
 /// named by the environment variable `SSL_CERT_FILE` holds, as they are now.
-pub(super) fn config(urls: &[FeedUrl], read_timeout: Duration) -> Config {
+fn config(url: &FeedUrl, read_timeout: Duration) -> Config {
     let config = Agent::config_builder();
-    #[cfg(not(feature = "tls"))]
-    let _ = urls;
     #[cfg(feature = "tls")]
-    let config =
-        if urls.iter().any(|url| url.0.starts_with("https:")) { config.tls_config(tls_config()) } else { config };
+    let config = if url.0.starts_with("https:") { config.tls_config(tls_config()) } else { config };
+    #[cfg(not(feature = "tls"))]
+    let _ = url;
     config
         .http_status_as_error(false)
         .proxy(None)
@@ -122,7 +123,6 @@ impl Stream {
     /// # Errors
     /// If no thread can be started.
     pub(super) fn open(
-        config: &Config,
         url: &FeedUrl,
         key: &ApiKey,
         cursor: Option<&Cursor>,
@@ -136,7 +136,7 @@ impl Stream {
                 address.extend(utf8_percent_encode(time, KEPT_IN_TIMES));
             }
         }
-        let agent = Agent::from(config.clone());
+        let agent = Agent::from(config(url, read_timeout));
         let mut request = agent
             .get(&address)
             .header(header::AUTHORIZATION, format!("Bearer {}", key.0))
@@ -226,7 +226,7 @@ fn named_error(error: ureq::Error, read_timeout: Duration) -> String {
 fn tls_config() -> ureq::tls::TlsConfig {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
-        log::warn!("read the system's root certificates: {error}");
+        log::warn!(target: LIMITED, "read the system's root certificates: {error}");
     }
     let roots = found.certs.iter().map(|root| ureq::tls::Certificate::from_der(root).to_owned());
     ureq::tls::TlsConfig::builder()

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde_json::value::RawValue;
 
 use super::super::address::Cursor;
 use super::super::alert::Reason;
@@ -42,15 +41,10 @@ impl Bot<'_> {
         self.append(&Line { mode: Some(Mode::Normal), ..Line::new(Record::Mode).at(Some(&cursor)) })?;
         self.is_recovering = false;
         self.follower.acknowledge(cursor);
-        let ledger = &self.journal.ledger;
-        let is_placed =
-            |order: &&Order| ledger.known(&order.order_ref).is_some_and(|known| known.outcome == Record::Placed);
-        let placed = plan.orders.iter().filter(is_placed).count();
-        let planned = plan.orders.len();
-        log::info!(
-            "recovery ends: placed {placed} of {planned} orders; the stream continues after {}",
-            snapshot.cursor
-        );
+        let outcome = |order: &Order| self.journal.ledger.known(&order.order_ref).map(|known| known.outcome);
+        let placed = plan.orders.iter().filter(|order| outcome(order) == Some(Record::Placed)).count();
+        let (planned, cursor) = (plan.orders.len(), snapshot.cursor);
+        log::info!("recovery ends: placed {placed} of {planned} orders; the stream continues after {cursor}");
         Ok(())
     }
 
@@ -82,9 +76,6 @@ impl Bot<'_> {
 
 /// What a run with `--recovery` would place, one line each. Reads the database and the bot's files, and changes
 /// nothing.
-///
-/// # Errors
-/// As a run with `--recovery`.
 pub(crate) fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>, Error> {
     let (state, journal) = find_files(options)?;
     let mut ledger = Journal::look(&journal, &state)?;
@@ -125,8 +116,7 @@ fn require_same_log(ledger: &Ledger, snapshot: &Snapshot) -> Result<(), Error> {
 }
 
 fn read_row(row: &str) -> Result<Order, String> {
-    let row = RawValue::from_string(row.to_owned()).map_err(|error| error.to_string())?;
-    Order::from_row(&row, None, None)
+    Order::from_row(serde_json::from_str(row).map_err(|error| error.to_string())?, None, None)
 }
 
 /// The orders of a snapshot's rows.
@@ -184,11 +174,8 @@ impl fmt::Display for Plan {
 }
 
 fn describe(order: &Order, now: Timestamp) -> String {
-    let (name, terms) = (&order.order_ref, order.terms());
-    match order.made_at() {
-        Some(made_at) => format!("{name} {terms}, {} old", age(made_at, now)),
-        None => format!("{name} {terms}, of unknown age"),
-    }
+    let age = order.made_at().map(|made_at| format!("{} old", age(made_at, now)));
+    format!("{} {}, {}", order.order_ref, order.terms(), age.as_deref().unwrap_or("of unknown age"))
 }
 
 /// In whole seconds; in whole minutes from an hour on.

@@ -8,6 +8,7 @@ use super::super::broker::Answer;
 use super::super::decide::admit;
 use super::super::ledger::OpenIntent;
 use super::super::line::Record;
+use super::super::order::Order;
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::logging::LIMITED;
@@ -81,7 +82,11 @@ impl Bot<'_> {
                         Some(wait) if began.elapsed() >= self.options.away_patience => Some(wait.unknown()),
                         Some(wait) => Some(wait),
                         // A program may fail like this every time: from the second time on the bot waits, with one alert.
-                        None => self.sending_fails(&intent).filter(|_| sent_again),
+                        None if sent_again && self.is_unsent(&intent.order) => {
+                            let why = "it was sent more than once, and the broker does not have it".to_owned();
+                            Some(Wait { reason: Reason::SendingFails, why })
+                        }
+                        None => None,
                     }
                 }
                 open => match (self.broker.connected(), open) {
@@ -144,11 +149,8 @@ impl Bot<'_> {
         }
     }
 
-    /// `Some` if the order was sent and the broker certainly does not have it.
-    fn sending_fails(&self, intent: &OpenIntent) -> Option<Wait> {
-        let open = self.journal.ledger.first_open()?;
-        let is_unsent = open.stage == Record::Unsent && open.order.order_ref == intent.order.order_ref;
-        let why = "it was sent more than once, and the broker does not have it".to_owned();
-        is_unsent.then_some(Wait { reason: Reason::SendingFails, why })
+    fn is_unsent(&self, order: &Order) -> bool {
+        let first = self.journal.ledger.first_open();
+        first.is_some_and(|first| first.stage == Record::Unsent && first.order.order_ref == order.order_ref)
     }
 }

@@ -50,9 +50,6 @@ struct Running {
 impl ExecBroker {
     /// Sends orders to `program`, which has `timeout` for each. The broker keeps a file of its own beside the journal.
     /// Asking `stop` ends the wait for a program that a killed bot left running, but not the order in hand.
-    ///
-    /// # Errors
-    /// If the program's path cannot be made absolute.
     pub(crate) fn open(program: &Path, timeout: Duration, journal: &Path, stop: Stop) -> Result<Self, Error> {
         let running = with_suffix(journal, ".running");
         let program = std::path::absolute(program).doing(format!("find {}", program.display()))?;
@@ -61,10 +58,8 @@ impl ExecBroker {
         Ok(Self { program, timeout, running, leftover, stop })
     }
 
-    /// Waits for the program of a killed bot, for the rest of its time, and then kills it.
-    ///
-    /// # Errors
-    /// If the bot is to stop before that.
+    /// Waits for the program of a killed bot, for the rest of its time, and then kills it. `Err` if the bot should stop
+    /// before that.
     fn outwait_leftover(&mut self) -> Result<(), String> {
         let Some(leftover) = &self.leftover else { return Ok(()) };
         if leftover.group.is_alive() {

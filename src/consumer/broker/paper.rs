@@ -1,10 +1,11 @@
 //! The paper broker: it fills every order at once, into a file that a person can read.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Answer, Attempt, Broker};
@@ -34,16 +35,8 @@ struct Fill<'a> {
     feed_seq: Option<i64>,
 }
 
-#[derive(Deserialize)]
-struct Reference {
-    order_ref: String,
-}
-
 impl PaperBroker {
     /// Opens or creates the file in `directory`. A last line that a crash tore is no fill, and is removed.
-    ///
-    /// # Errors
-    /// If it cannot be written.
     pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
         let (paper, away) = (directory.join("trader-bot.paper"), directory.join("trader-bot.away"));
         let opened = OpenOptions::new().append(true).create(true).open(&paper).and_then(|file| {
@@ -98,8 +91,9 @@ impl Broker for PaperBroker {
             Err(error) => return Answer::Unknown(format!("read {}: {error}", self.paper.display())),
         };
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        let mut references = whole.filter_map(|line| json::object::<Reference>(line).ok());
-        if references.any(|fill| fill.order_ref == order.order_ref) {
+        let reference = serde_json::to_string(&order.order_ref).unwrap_or_default();
+        let mut fills = whole.filter_map(|line| json::object::<BTreeMap<String, &RawValue>>(line).ok());
+        if fills.any(|fill| fill.get("order_ref").is_some_and(|known| known.get() == reference)) {
             Answer::Has(None)
         } else {
             Answer::NotSent(format!("{} does not have it", self.paper.display()))

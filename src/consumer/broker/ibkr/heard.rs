@@ -100,12 +100,10 @@ impl Heard {
     pub(super) fn order_id(update: &Update) -> Option<i64> {
         let order_id = match update {
             Update::Notice(notice) => notice.request_id?,
-            Update::Data(update) => match update {
-                OrderUpdate::OrderStatus(status) => status.order_id,
-                OrderUpdate::OpenOrder(open) => open.order_id,
-                OrderUpdate::ExecutionData(data) => data.execution.order_id,
-                OrderUpdate::OrderBound(_) | OrderUpdate::CommissionReport(_) => return None,
-            },
+            Update::Data(OrderUpdate::OrderStatus(status)) => status.order_id,
+            Update::Data(OrderUpdate::OpenOrder(open)) => open.order_id,
+            Update::Data(OrderUpdate::ExecutionData(data)) => data.execution.order_id,
+            Update::Data(OrderUpdate::OrderBound(_) | OrderUpdate::CommissionReport(_)) => return None,
         };
         Some(i64::from(order_id))
     }
@@ -114,15 +112,17 @@ impl Heard {
         self.since.get_or_insert_with(Instant::now);
         match update {
             Update::Notice(notice) => self.take_notice(notice),
-            Update::Data(update) => match update {
-                OrderUpdate::OrderStatus(status) => {
-                    self.remaining = Some(status.remaining);
-                    self.take_status(&status.status, status.filled);
-                }
-                OrderUpdate::OpenOrder(open) => self.take_status(&open.order_state.status, open.order.filled_quantity),
-                OrderUpdate::ExecutionData(data) => self.filled = self.filled.max(data.execution.cumulative_quantity),
-                OrderUpdate::OrderBound(_) | OrderUpdate::CommissionReport(_) => {}
-            },
+            Update::Data(OrderUpdate::OrderStatus(status)) => {
+                self.remaining = Some(status.remaining);
+                self.take_status(&status.status, status.filled);
+            }
+            Update::Data(OrderUpdate::OpenOrder(open)) => {
+                self.take_status(&open.order_state.status, open.order.filled_quantity);
+            }
+            Update::Data(OrderUpdate::ExecutionData(data)) => {
+                self.filled = self.filled.max(data.execution.cumulative_quantity);
+            }
+            Update::Data(OrderUpdate::OrderBound(_) | OrderUpdate::CommissionReport(_)) => {}
         }
     }
 

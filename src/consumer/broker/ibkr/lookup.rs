@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use jiff::tz::Offset;
 
-use super::IbkrBroker;
 use super::connection::Connection;
 use super::lists::{Found, Scope};
+use super::{IbkrBroker, Sent};
 use crate::consumer::broker::{Answer, Attempt};
 use crate::consumer::order::Order;
 
@@ -27,7 +27,8 @@ impl IbkrBroker {
             None | Some(Answer::Unknown(_)) => {}
             Some(answer) => return answer,
         }
-        let broke = attempt.broke || self.has_broken(attempt);
+        let broken = self.silent().filter(|sent| sent.broke).map(|sent| sent.order_id);
+        let broke = attempt.broke || (broken.is_some() && broken == attempt.order_id);
         let unknown = |why: String| if broke { Answer::Broke(why) } else { Answer::Unknown(why) };
         if let Err(why) = ready {
             return if broke && !attempt.broke { Answer::Broke(why) } else { Answer::Away(why) };
@@ -96,24 +97,17 @@ impl IbkrBroker {
         is_gone
     }
 
-    /// Whether the connection of this attempt has broken without a message about it.
-    fn has_broken(&self, attempt: &Attempt) -> bool {
-        let Some(sent) = self.sent.filter(|sent| attempt.order_id == Some(sent.order_id)) else { return false };
-        let is_silent = self.heard.get(&sent.order_id).is_none_or(|heard| heard.since.is_none());
-        is_silent && sent.broke
+    /// The last order, if the gateway has said nothing about it.
+    fn silent(&self) -> Option<Sent> {
+        self.sent.filter(|sent| self.heard.get(&sent.order_id).is_some_and(|heard| heard.since.is_none()))
     }
 
     /// Closes a connection whose answers cannot be trusted any more. It keeps one whose trouble is known, and one that
     /// a silent order was sent on: if that breaks later, it means something.
     pub(super) fn leave_unless_silent(&mut self) {
-        let holds_silent = |number: u64| {
-            self.sent.is_some_and(|sent| {
-                let is_silent = self.heard.get(&sent.order_id).is_some_and(|heard| heard.since.is_none());
-                sent.connection == number && is_silent
-            })
-        };
-        let is_useless = |connection: &Connection| connection.trouble.is_none() && !holds_silent(connection.number);
-        if self.connection.as_ref().is_some_and(is_useless) {
+        let holds_silent = self.silent().map(|sent| sent.connection);
+        let is_useless = |connection: &Connection| holds_silent != Some(connection.number);
+        if !self.is_away() && self.connection.as_ref().is_some_and(is_useless) {
             log::warn!("the gateway does not answer: reconnecting");
             self.connection = None;
         }

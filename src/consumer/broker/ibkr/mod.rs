@@ -69,10 +69,8 @@ impl IbkrBroker {
         Self { timeout, stop, address: address.to_owned(), ..Self::default() }
     }
 
-    /// Connects if there is no connection, waiting up to `patience`, and handles what has arrived.
-    ///
-    /// # Errors
-    /// Why no order can be sent.
+    /// Connects if there is no connection, waiting up to `patience`, and handles what has arrived. `Err` says why no
+    /// order can be sent.
     fn ready(&mut self, patience: Duration) -> Result<(), String> {
         self.hear(Duration::ZERO);
         if self.connection.is_none() {
