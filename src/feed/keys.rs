@@ -135,16 +135,6 @@ impl KeyRing {
         make_token(&key.hash, now.plus(SESSION_LASTS), lock(&self.known).secret.as_ref()?)
     }
 
-    fn replace(&self, keys: Vec<Key>, secret: Vec<u8>, began: Instant, is_standby: bool) {
-        let mut known = lock(&self.known);
-        known.is_standby = is_standby;
-        known.by_hash = keys.into_iter().map(|key| (key.hash, Arc::new(key))).collect();
-        known.secret = Some(secret);
-        known.fresh_from = Some(began);
-        drop(known);
-        self.refreshed.notify_all();
-    }
-
     /// Tells a stream that its key has ended, or that its expiry has changed.
     pub fn tell(&self, client: &Client, now: EventTime) {
         let (key, is_standby) = {
@@ -196,8 +186,10 @@ pub(super) fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, 
     feed.set_clock(reading.now);
     let is_standby = reading.standby.is_some();
     let (keys, _) = db::keys::read_all(connection)?;
-    let secret = db::keys::read_session_secret(connection)?;
-    feed.keys.replace(keys, secret, began, is_standby);
+    let by_hash = keys.into_iter().map(|key| (key.hash, Arc::new(key))).collect();
+    let secret = Some(db::keys::read_session_secret(connection)?);
+    *lock(&feed.keys.known) = Known { by_hash, secret, fresh_from: Some(began), is_standby };
+    feed.keys.refreshed.notify_all();
     for client in feed.clients.all().iter() {
         feed.keys.tell(client, reading.now);
     }

@@ -38,14 +38,12 @@ pub struct Reader<'a> {
     feed: &'a Feed,
     settings: &'a Settings,
     pages: PageReader,
-    /// The identity of the log in the tail; `None` until the first tail is complete.
-    feed_id: Option<String>,
 }
 
 impl<'a> Reader<'a> {
     /// A reader that has not connected yet.
     pub fn new(feed: &'a Feed, settings: &'a Settings) -> Self {
-        Self { feed, settings, pages: PageReader::default(), feed_id: None }
+        Self { feed, settings, pages: PageReader::default() }
     }
 
     /// The thread `reader`: runs until the server stops.
@@ -107,7 +105,7 @@ impl<'a> Reader<'a> {
             *connection = Some(self.connect()?);
         }
         let connection = connection.as_mut().ok_or(db::Error::Closed)?;
-        if is_new || is_check_due || self.feed_id.is_none() {
+        if is_new || is_check_due {
             self.check(connection, is_new)?;
         }
         self.broadcast_new(connection)
@@ -124,7 +122,7 @@ impl<'a> Reader<'a> {
                 _ => db::Error::Incomplete(text.clone()),
             };
             let is_denied = cause.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
-            if self.feed_id.is_none() && (is_denied || matches!(cause, db::Error::Incomplete(_))) {
+            if self.feed.facts().feed_id.is_empty() && (is_denied || matches!(cause, db::Error::Incomplete(_))) {
                 self.feed.fail(text);
             }
             return Err(cause);
@@ -155,12 +153,11 @@ impl<'a> Reader<'a> {
             }
             _ => {}
         }
-        let feed_id = match (&self.feed_id, is_new) {
-            (Some(known), false) => known.clone(),
-            _ => event_log::read_feed_id(connection)?,
-        };
-        let is_first = self.feed_id.is_none();
-        let is_replaced = self.feed_id.as_ref().is_some_and(|known| *known != feed_id)
+        let known = self.feed.facts().feed_id;
+        let feed_id = if is_new { event_log::read_feed_id(connection)? } else { known.clone() };
+        // Until the first tail is complete.
+        let is_first = known.is_empty();
+        let is_replaced = (!is_first && known != feed_id)
             || (state.head < head && !state.is_standby)
             // A standby may still receive what another database had: its log is shorter, not another.
             || (state.head >= head && head > state.pruned_through && head_time.is_some() && state.known_time != head_time);
@@ -175,8 +172,7 @@ impl<'a> Reader<'a> {
                 state.head
             );
         }
-        lock(&self.feed.facts).feed_id.clone_from(&feed_id);
-        self.feed_id = Some(feed_id);
+        lock(&self.feed.facts).feed_id = feed_id;
         *lock(&self.feed.tail) = tail;
         self.feed.clients.wake_all();
         Ok(())

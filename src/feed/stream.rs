@@ -78,7 +78,18 @@ pub fn serve(feed: &Arc<Feed>, client: Client, head: Vec<u8>, asked: Asked) -> R
     log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
     feed.stats.answered("200");
     lock(&client.writer).push_raw(head);
-    admitted.end = Stream::new(feed, &client, asked).run();
+    let (watched_feed, watched_client) = (feed.clone(), client.clone());
+    let stream = Stream {
+        feed,
+        client: &client,
+        asked,
+        delay: client.key.delay,
+        watch: Arc::new(move || attend::watch(&watched_feed, &watched_client)),
+        pages: PageReader::default(),
+        is_stalled: false,
+        was_overflowed: true,
+    };
+    admitted.end = stream.run();
     Ok(admitted.end)
 }
 
@@ -110,8 +121,8 @@ impl Drop for Admitted<'_> {
 }
 
 struct Stream<'a> {
-    feed: &'a Arc<Feed>,
-    client: &'a Arc<Client>,
+    feed: &'a Feed,
+    client: &'a Client,
     asked: Asked,
     delay: Duration,
     /// Called while the database works for this stream: writes heartbeats, and cancels the work if the stream ends.
@@ -124,21 +135,7 @@ struct Stream<'a> {
     was_overflowed: bool,
 }
 
-impl<'a> Stream<'a> {
-    fn new(feed: &'a Arc<Feed>, client: &'a Arc<Client>, asked: Asked) -> Self {
-        let (watched_feed, watched_client) = (feed.clone(), client.clone());
-        Self {
-            feed,
-            client,
-            asked,
-            delay: client.key.delay,
-            watch: Arc::new(move || attend::watch(&watched_feed, &watched_client)),
-            pages: PageReader::default(),
-            is_stalled: false,
-            was_overflowed: true,
-        }
-    }
-
+impl Stream<'_> {
     fn run(mut self) -> End {
         let Err(stop) = self.begin().and_then(|()| self.follow());
         match stop {

@@ -55,7 +55,6 @@ struct Upkeep<'a> {
     /// When the keys are next read, and the earliest time that a request for it can change this to.
     refresh_due: Instant,
     refresh_soonest: Instant,
-    cluster: Option<Cluster>,
     /// Why each kind of work last failed, as it was logged.
     causes: HashMap<&'static str, String>,
     /// Poisoned events that may have been recorded by an earlier run.
@@ -73,7 +72,6 @@ pub fn run(feed: &Feed, settings: Settings) {
         connection: None,
         refresh_due: now,
         refresh_soonest: now,
-        cluster: None,
         causes: HashMap::new(),
         found: Vec::new(),
         unwritten: BTreeMap::new(),
@@ -186,19 +184,19 @@ impl Upkeep<'_> {
 
     /// After a restore, or a failover that lost something, numbers are given out again. A standby is not checked: an
     /// operator acknowledges that on its primary.
-    fn check_cluster(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
+    fn check_cluster(&self, connection: &mut Connection) -> Result<(), db::Error> {
         if self.feed.is_standby() {
             lock(&self.feed.facts).is_another_cluster = false;
             return Ok(());
         }
         let cluster = cluster::compare(connection)?;
-        lock(&self.feed.facts).is_another_cluster = matches!(cluster, Cluster::Changed(_));
-        if let (Cluster::Changed(how), true) = (&cluster, self.cluster.as_ref() != Some(&cluster)) {
+        let is_another = matches!(cluster, Cluster::Changed(_));
+        let was_another = std::mem::replace(&mut lock(&self.feed.facts).is_another_cluster, is_another);
+        if let (Cluster::Changed(how), false) = (cluster, was_another) {
             log::warn!(
                 "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" if nothing is lost"
             );
         }
-        self.cluster = Some(cluster);
         Ok(())
     }
 
