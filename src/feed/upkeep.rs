@@ -1,9 +1,9 @@
 //! The thread `upkeep`: what `serve` refreshes or writes at intervals. It refreshes the keys, records poisoned events
 //! and uses of keys, and checks that capture is on and that the database is still the same cluster.
 //!
-//! It owns one connection. While that is lost, a bounded number of records waits; the log lines are written anyway. On
-//! a standby it writes nothing: poisoned events wait for a promotion. It receives records and requests for a refresh
-//! over bounded channels, ends the streams whose key has ended, and ends when the server stops.
+//! It owns one connection. While that is lost, a bounded number of poisoned events waits. On a standby it writes nothing:
+//! poisoned events wait for a promotion. It receives them, and requests for a refresh, over bounded channels, ends the
+//! streams whose key has ended, and ends when the server stops.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};

@@ -24,8 +24,7 @@ pub fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> Socke
         return client;
     }
     // Each proxy appends the address of its own peer, to the last field or as one more field.
-    let hops: Vec<&[u8]> = head.fields("x-forwarded-for").flat_map(|value| value.split(|&byte| byte == b',')).collect();
-    for hop in hops.into_iter().rev() {
+    for hop in values(head, "x-forwarded-for").into_iter().rev() {
         // This is not an address, so no trusted proxy wrote it.
         let Some(address) = address_of(hop) else { break };
         client = address;
@@ -39,11 +38,13 @@ pub fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> Socke
 /// Whether the client uses https to reach a trusted proxy. One https among several values is enough: a browser drops a
 /// cookie that is `Secure` by mistake, but sends one that is not `Secure` by mistake in clear.
 pub fn is_https(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> bool {
-    is_trusted(trusted, peer.ip())
-        && head
-            .fields("x-forwarded-proto")
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .any(|scheme| scheme.trim_ascii().eq_ignore_ascii_case(b"https"))
+    let schemes = values(head, "x-forwarded-proto");
+    is_trusted(trusted, peer.ip()) && schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case(b"https"))
+}
+
+/// The values of a list: one field may hold several, separated by commas.
+fn values<'a>(head: &'a Head, name: &'a str) -> Vec<&'a [u8]> {
+    head.fields(name).flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii).collect()
 }
 
 fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
@@ -55,7 +56,7 @@ fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
 /// An address with or without a port: `192.0.2.7`, `192.0.2.7:4711`, `2001:db8::7`, `[2001:db8::7]`,
 /// `[2001:db8::7]:4711`.
 fn address_of(hop: &[u8]) -> Option<SocketAddr> {
-    let text = std::str::from_utf8(hop.trim_ascii()).ok()?;
+    let text = std::str::from_utf8(hop).ok()?;
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Some(SocketAddr::new(address.ip().to_canonical(), address.port()));
     }
