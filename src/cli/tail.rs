@@ -7,8 +7,7 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::consumer::follow::{End, FeedEvent, FollowOptions, Follower};
-use crate::consumer::message::Missed;
+use crate::consumer::follow::{End, FeedEvent, FollowOptions, Follower, Reason};
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
@@ -77,14 +76,14 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
             }
             // Nothing before the earliest event was wanted.
-            FeedEvent::Missed(Missed::ReplayTruncated)
+            FeedEvent::Missed(Reason::ReplayTruncated)
                 if args.cursor == Some(Start::Earliest)
                     && follower.cursor().is_some_and(|cursor| cursor.feed_seq == 0) =>
             {
                 notice("older events are outside the replay window; starting with the earliest there is");
             }
             FeedEvent::Missed(reason) => {
-                notice(&format!("{}: events are lost for good", reason.reason()));
+                notice(&format!("{reason}: events are lost for good"));
                 missed = Some(reason);
             }
             FeedEvent::Notice(text) => notice(&format!("the feed says {text}")),
@@ -100,7 +99,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     }
     match missed {
         None => Ok(()),
-        Some(missed) => Err(Error::Failed(format!("{}: events are lost for good", missed.reason()))),
+        Some(missed) => Err(Error::Failed(format!("{missed}: events are lost for good"))),
     }
 }
 

@@ -9,10 +9,11 @@ use crate::alert::About;
 pub(super) use crate::alert::{AlertCommand, Level};
 use crate::logging::LIMITED;
 
-/// The reason of an alert, the same word in the log line and in the program's input.
+/// The reason of an alert, the same word in the feed's message, the log line and the program's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Reason {
+#[allow(missing_docs, reason = "README.md says what happens for each word")]
+pub enum Reason {
     ReplayTruncated,
     HistoryRewritten,
     Quarantined,

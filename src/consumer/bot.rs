@@ -21,10 +21,10 @@ use super::alert::{AlertCommand, Level, Reason, raise};
 use super::broker::Broker;
 use super::clock;
 use super::files::{resolved, take_lock};
-use super::follow::{Alarm, End, FeedEvent, FollowOptions, Follower, Interruption};
+use super::follow::{End, FeedEvent, FollowOptions, Follower, Interruption};
 use super::journal::Journal;
 use super::line::{Line, Mode, Record};
-use super::message::{Connected, Missed, Quarantined};
+use super::message::{Connected, Quarantined};
 use super::order::Order;
 use super::recovery::Recovery;
 use super::state::StateFile;
@@ -177,13 +177,15 @@ impl<'a> Bot<'a> {
         if let Err(why) = self.broker.connected() {
             // The event in hand is not acknowledged, so it comes again.
             self.follower.disconnect();
-            return self.settle(Some(settle::Wait::away(why)));
+            return self.settle(Some((Reason::BrokerAway, why)));
         }
         match event {
             FeedEvent::Signal(event) => self.signal(event)?,
             FeedEvent::Unreadable { feed_seq, why, data } => self.unreadable(feed_seq, &why, &data)?,
             FeedEvent::Quarantined(event) => self.quarantined(&event)?,
-            FeedEvent::Missed(missed) => self.missed(missed)?,
+            FeedEvent::Missed(reason) => {
+                self.enter_close_only(reason, &format!("the feed says {reason}: signals were missed"))?;
+            }
             FeedEvent::Notice(notice) => log::info!(target: LIMITED, "the feed says {notice}"),
             FeedEvent::Nothing => self.warn_of_key_end()?,
             FeedEvent::Connected(_) | FeedEvent::Interrupted(_) => {}
@@ -206,12 +208,10 @@ impl<'a> Bot<'a> {
         let Interruption { url, cause, alarm, wait } = interruption;
         let wait = text::duration(*wait);
         log::warn!(target: LIMITED, "{url}: {cause}; trying again in {wait}");
-        let (reason, what) = match alarm {
-            Some(Alarm::Hole) => (Reason::Hole, "this is the third time in a row"),
-            Some(Alarm::BadCursor) => (Reason::BadCursor, "the feed refuses the cursor"),
-            None => return,
-        };
-        self.alert(Level::Critical, reason, &format!("{url}: {cause}; {what}, and the bot keeps trying"));
+        if let Some(reason) = *alarm {
+            let message = format!("{url}: {cause}; this does not end by itself, and the bot keeps trying");
+            self.alert(Level::Critical, reason, &message);
+        }
     }
 
     fn connected(&mut self, connected: &Connected) -> Result<(), Error> {
@@ -282,14 +282,6 @@ impl<'a> Bot<'a> {
         let cursor = Cursor { feed_seq: *feed_seq, event_time: None };
         self.journal.append(&Line::new(Record::Quarantined).why(clip(error)).at(Some(&cursor)), true)?;
         self.moved(true)
-    }
-
-    fn missed(&mut self, missed: Missed) -> Result<(), Error> {
-        let reason = match missed {
-            Missed::ReplayTruncated => Reason::ReplayTruncated,
-            Missed::HistoryRewritten => Reason::HistoryRewritten,
-        };
-        self.enter_close_only(reason, &format!("the feed says {}: signals were missed", missed.reason()))
     }
 
     fn enter_close_only(&mut self, reason: Reason, message: &str) -> Result<(), Error> {

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::address::{ApiKey, Cursor, FeedUrl};
+pub use super::alert::Reason;
 use super::backoff::Backoff;
-pub use super::message::{Alarm, FeedEvent, Interruption};
+pub use super::message::{FeedEvent, Interruption};
 use super::message::{Quarantined, SignalEvent, read};
 use super::stop::Stop;
 pub use super::stream::Cause;
@@ -61,7 +62,6 @@ pub enum End {
 }
 
 /// Follows one feed. It owns no thread; its calls block.
-#[derive(Debug)]
 pub struct Follower {
     options: FollowOptions,
     stop: Stop,
@@ -225,16 +225,16 @@ impl Follower {
     }
 
     /// Whether somebody must act on this interruption. A refused cursor is tried once more without its time.
-    fn alarm(&mut self, cause: &Cause) -> Option<Alarm> {
+    fn alarm(&mut self, cause: &Cause) -> Option<Reason> {
         match cause {
             Cause::Missing(_) => {
                 self.same_hole += 1;
-                (self.same_hole == HOLES_TO_ALERT).then_some(Alarm::Hole)
+                (self.same_hole == HOLES_TO_ALERT).then_some(Reason::Hole)
             }
             Cause::Status { status: 400, code: Some(code), .. } if code == "bad_cursor" => {
                 let had_time = self.cursor.as_mut().is_some_and(|cursor| cursor.event_time.take().is_some());
                 let is_new = !had_time && !std::mem::replace(&mut self.cursor_is_refused, true);
-                is_new.then_some(Alarm::BadCursor)
+                is_new.then_some(Reason::BadCursor)
             }
             _ => None,
         }

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::address::Cursor;
 use super::clock;
-use super::order::{Action, Order, Request, id_text};
+use super::order::{Action, Order, id_text};
 
 /// The version of the format, in the first line.
 pub(super) const VERSION: u32 = 1;
@@ -151,6 +151,6 @@ impl Line {
 
 /// The line that comes before an order is placed.
 pub(super) fn intent_line(order: &Order) -> Line {
-    let line = RawValue::from_string(order.line(Request::Order)).ok();
+    let line = RawValue::from_string(order.line("order")).ok();
     Line { created_at: order.created_at.clone(), order: line, ..Line::new(Record::Intent) }
 }

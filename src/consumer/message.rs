@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::address::FeedUrl;
+use super::alert::Reason;
 use super::order::Order;
 use super::sse::Event;
 use super::stream::Cause;
@@ -36,8 +37,9 @@ pub enum FeedEvent {
     },
     /// The feed cannot deliver the next event to any client; acknowledge it.
     Quarantined(Quarantined),
-    /// Events were lost for good. The next event begins a new chain.
-    Missed(Missed),
+    /// Events were lost for good: [`Reason::ReplayTruncated`] or [`Reason::HistoryRewritten`]. The next event begins a new
+    /// chain.
+    Missed(Reason),
     /// `degraded`, `recovered`, `closing`, or anything unknown: for the log.
     Notice(String),
     /// The stream ended or could not be opened; the next call tries again, after this wait.
@@ -53,19 +55,11 @@ pub struct Interruption {
     pub url: FeedUrl,
     /// Why.
     pub cause: Cause,
-    /// Set if it will not get better by itself, so somebody must act. Reported once.
-    pub alarm: Option<Alarm>,
+    /// Set if it will not get better by itself, so somebody must act. Reported once: [`Reason::Hole`] when the same events
+    /// are missing for the third time, or [`Reason::BadCursor`].
+    pub alarm: Option<Reason>,
     /// How long the next call waits before it tries again.
     pub wait: Duration,
-}
-
-/// A fault that retrying does not cure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Alarm {
-    /// The same events are missing for the third time.
-    Hole,
-    /// The feed refuses the cursor, even without its `cursor_time`.
-    BadCursor,
 }
 
 /// A row of `signal`, inserted or changed.
@@ -107,25 +101,6 @@ pub struct Quarantined {
     pub prev_seq: Option<i64>,
     /// Why.
     pub error: String,
-}
-
-/// Why events are lost to this consumer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Missed {
-    /// The log had rows after the cursor that are not replayed any more.
-    ReplayTruncated,
-    /// The database was restored, and the cursor belongs to the old log.
-    HistoryRewritten,
-}
-
-impl Missed {
-    /// The feed's word for it.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::ReplayTruncated => "replay_truncated",
-            Self::HistoryRewritten => "history_rewritten",
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -219,8 +194,8 @@ fn system(event: Event) -> Result<FeedEvent, Cause> {
                 data: event.data,
             },
         },
-        Some("replay_truncated") => FeedEvent::Missed(Missed::ReplayTruncated),
-        Some("history_rewritten") => FeedEvent::Missed(Missed::HistoryRewritten),
+        Some("replay_truncated") => FeedEvent::Missed(Reason::ReplayTruncated),
+        Some("history_rewritten") => FeedEvent::Missed(Reason::HistoryRewritten),
         // This client stalled. The feed sends the missing events again after the cursor.
         Some("dropped") => {
             return Err(Cause::Missing(format!("the feed dropped events for this client: {}", clip(data))));
@@ -252,7 +227,7 @@ mod tests {
             "signal":{"id":1,"action":"entry","symbol":"A","side":"BUY","more":{}}}"#;
         let FeedEvent::Signal(event) = read("signal", "5", data) else { panic!("no signal") };
         assert_eq!((event.feed_seq, event.prev_seq, event.is_update), (5, Some(4), true));
-        assert!(!event.order.unwrap().line(super::super::order::Request::Order).contains('\n'));
+        assert!(!event.order.unwrap().line("order").contains('\n'));
     }
 
     #[test]

@@ -33,7 +33,7 @@
 //!             FeedEvent::Quarantined(event) => {
 //!                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
 //!             }
-//!             FeedEvent::Missed(missed) => eprintln!("signals were missed: {}", missed.reason()),
+//!             FeedEvent::Missed(reason) => eprintln!("signals were missed: {reason}"),
 //!             FeedEvent::Interrupted(interruption) => eprintln!("{}", interruption.cause),
 //!             _ => {}
 //!         }

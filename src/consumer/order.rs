@@ -62,15 +62,6 @@ pub struct Order {
     pub created_at: Option<String>,
 }
 
-/// What an `exec:` program should do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
-    /// Place it.
-    Order,
-    /// Say whether the broker has it.
-    Lookup,
-}
-
 impl Order {
     /// Makes the order of a row; `feed_seq` and `event_time` are `None` in recovery.
     ///
@@ -126,12 +117,9 @@ impl Order {
         }
     }
 
-    /// The one line of JSON, without its line end.
-    pub fn line(&self, request: Request) -> String {
-        let kind = match request {
-            Request::Order => "order",
-            Request::Lookup => "lookup",
-        };
+    /// The one line of JSON, without its line end. Its `type` says what a program should do with it: `order`, to place it,
+    /// or `lookup`, to say whether the broker has it.
+    pub fn line(&self, kind: &str) -> String {
         let order = serde_json::to_string(self).unwrap_or_default();
         format!("{{\"type\":\"{kind}\",{}", order.strip_prefix('{').unwrap_or_default())
     }
@@ -192,11 +180,7 @@ fn canonical_number(json: &str) -> Option<String> {
 
 /// Replaces line ends by spaces: JSON allows them only between tokens.
 fn on_one_line(row: &RawValue) -> Box<RawValue> {
-    if row.get().contains(['\n', '\r']) {
-        RawValue::from_string(row.get().replace(['\n', '\r'], " ")).unwrap_or_else(|_| row.to_owned())
-    } else {
-        row.to_owned()
-    }
+    RawValue::from_string(row.get().replace(['\n', '\r'], " ")).unwrap_or_else(|_| row.to_owned())
 }
 
 /// The columns of a row, each as it was written.
@@ -221,13 +205,13 @@ mod tests {
     fn the_order_keeps_every_digit_and_names_its_kind() {
         let row =
             r#"{"id":7,"action":"exit","symbol":"A","side":"SELL","quantity":0.10000000000000000000001,"price":1.50}"#;
-        let line = order(row).unwrap().line(Request::Order);
+        let line = order(row).unwrap().line("order");
         assert!(line.starts_with(r#"{"type":"order","order_ref":"sf-7-exit","signal_id":7,"action":"exit""#), "{line}");
         assert!(line.contains(r#""quantity":0.10000000000000000000001,"price":1.50,"feed_seq":9"#), "{line}");
         assert!(line.ends_with(&format!("\"signal\":{row}}}")), "{line}");
         assert!(!line.contains('\n'));
         let again: Order = serde_json::from_str(&line).unwrap();
-        assert_eq!(again.line(Request::Order), line);
+        assert_eq!(again.line("order"), line);
         assert_eq!(again.order_ref, order_ref("7", Action::Exit));
     }
 
@@ -237,7 +221,7 @@ mod tests {
             "{\"id\":7,\"action\":\"exit\",\r\n\"symbol\":\"A\",\"side\":\"SELL\",\"quantity\":[1,\n2],\"price\":{\n}}";
         let order = order(row).unwrap();
         assert_eq!((order.quantity.get(), order.price.get()), ("[1, 2]", "{ }"));
-        assert!(!order.line(Request::Order).contains(['\n', '\r']));
+        assert!(!order.line("order").contains(['\n', '\r']));
     }
 
     #[test]

@@ -203,12 +203,6 @@ impl Drop for Stream {
     }
 }
 
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").field("began", &self.began).finish_non_exhaustive()
-    }
-}
-
 fn named_error(error: ureq::Error, read_timeout: Duration) -> String {
     match error {
         ureq::Error::Timeout(Timeout::PerRead | Timeout::RecvResponse) => {

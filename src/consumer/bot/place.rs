@@ -8,7 +8,7 @@ use super::super::ledger::OpenIntent;
 use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
 use super::super::order::{Action, Order};
-use super::settle::{Acted, Wait};
+use super::settle::Acted;
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::text::clip;
@@ -85,7 +85,7 @@ impl Bot<'_> {
         self.journal.append(&intent, true)?;
         let answer = self.broker.place(order, intent.order_id);
         let wait = match &answer {
-            Answer::NotSent(why) | Answer::Away(why) => Some(Wait::away(why.clone())),
+            Answer::NotSent(why) | Answer::Away(why) => Some((Reason::BrokerAway, why.clone())),
             _ => None,
         };
         let is_open = wait.is_some() || matches!(answer, Answer::Unknown(_) | Answer::Broke(_));

@@ -17,23 +17,7 @@ use crate::logging::LIMITED;
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// What the bot waits for, and why.
-#[derive(Debug)]
-pub(super) struct Wait {
-    reason: Reason,
-    why: String,
-}
-
-impl Wait {
-    /// The broker is away.
-    pub(super) fn away(why: String) -> Self {
-        Self { reason: Reason::BrokerAway, why }
-    }
-
-    /// The outcome of an order is unknown; that matters more than the reason.
-    fn unknown(self) -> Self {
-        Self { reason: Reason::OutcomeUnknown, ..self }
-    }
-}
+pub(super) type Wait = (Reason, String);
 
 /// The result of handling a signal.
 #[derive(Debug)]
@@ -60,7 +44,7 @@ impl Bot<'_> {
             if self.stop.is_asked() {
                 return Err(Halt::Stopped);
             }
-            if let Some(Wait { reason, why }) = wait.take() {
+            if let Some((reason, why)) = wait.take() {
                 if !told.contains(&reason) {
                     self.tell_of_waiting(reason, &why);
                     told.push(reason);
@@ -79,18 +63,20 @@ impl Bot<'_> {
                 Some(intent) if intent.stage == Record::Unknown => {
                     match self.ask(&intent)? {
                         // After a while an unknown order is worse than a broker that is away.
-                        Some(wait) if began.elapsed() >= self.options.away_patience => Some(wait.unknown()),
+                        Some(wait) if began.elapsed() >= self.options.away_patience => {
+                            Some((Reason::OutcomeUnknown, wait.1))
+                        }
                         Some(wait) => Some(wait),
                         // A program may fail like this every time: from the second time on the bot waits, with one alert.
                         None if sent_again && self.is_unsent(&intent.order) => {
                             let why = "it was sent more than once, and the broker does not have it".to_owned();
-                            Some(Wait { reason: Reason::SendingFails, why })
+                            Some((Reason::SendingFails, why))
                         }
                         None => None,
                     }
                 }
                 open => match (self.broker.connected(), open) {
-                    (Err(why), _) => Some(Wait::away(why)),
+                    (Err(why), _) => Some((Reason::BrokerAway, why)),
                     (Ok(()), Some(intent)) => {
                         sent_again = true;
                         self.send_again(&intent)?
@@ -126,8 +112,8 @@ impl Bot<'_> {
     fn ask(&mut self, intent: &OpenIntent) -> Result<Option<Wait>, Error> {
         let answer = self.broker.lookup(&intent.order, &intent.attempt);
         let wait = match &answer {
-            Answer::Away(why) => Some(Wait::away(why.clone())),
-            Answer::Unknown(why) | Answer::Broke(why) => Some(Wait::away(why.clone()).unknown()),
+            Answer::Away(why) => Some((Reason::BrokerAway, why.clone())),
+            Answer::Unknown(why) | Answer::Broke(why) => Some((Reason::OutcomeUnknown, why.clone())),
             _ => None,
         };
         let is_news = wait.is_none() || (matches!(answer, Answer::Broke(_)) && !intent.attempt.broke);

@@ -10,7 +10,7 @@ use super::{Answer, Attempt, Broker};
 use crate::consumer::clock;
 use crate::consumer::files::with_suffix;
 use crate::consumer::json;
-use crate::consumer::order::{Order, Request};
+use crate::consumer::order::Order;
 use crate::consumer::stop::Stop;
 use crate::error::{Doing, Error};
 use crate::logging::LIMITED;
@@ -76,18 +76,22 @@ impl ExecBroker {
 
     /// How a run ended, and the last line that it wrote to standard error, with a colon before it. `Err` if the program
     /// certainly got no order.
-    fn run(&mut self, order: &Order, request: Request) -> Result<(Ended, String), String> {
+    fn run(&mut self, order: &Order, kind: &str) -> Result<(Ended, String), String> {
         self.outwait_leftover()?;
         let child = program::start_heard(&self.program)
             .map_err(|error| format!("start {}: {error}", self.program.display()))?;
         let group = program::group_of(&child);
         // The program gets its order after this is written: a bot killed in between leaves a program with empty input.
-        let noted = Group::of(&child).map_or(Ok(()), |group| self.note(order, group));
+        // It needs no sync: a crash of the machine ends the program too.
+        let noted = Group::of(&child).map_or(Ok(()), |group| {
+            let running = Running { order_ref: order.order_ref.clone(), started_at: clock::now_text(), group };
+            fs::write(&self.running, serde_json::to_vec(&running)?)
+        });
         if let Err(error) = noted {
             program::kill(group);
             return Err(format!("write {}: {error}", self.running.display()));
         }
-        let ended = program::finish(child, order.line(request) + "\n", self.timeout);
+        let ended = program::finish(child, order.line(kind) + "\n", self.timeout);
         if !matches!(ended, Ok((Ended::Code(EXIT_DONE | EXIT_REJECTED | EXIT_HAS_NOT | EXIT_AWAY), _))) {
             // A process that it left running might still send.
             program::kill(group);
@@ -100,17 +104,11 @@ impl ExecBroker {
         Ok((ended, said.last().map(|line| format!(": {}", clip(line))).unwrap_or_default()))
     }
 
-    fn note(&self, order: &Order, group: Group) -> std::io::Result<()> {
-        let running = Running { order_ref: order.order_ref.clone(), started_at: clock::now_text(), group };
-        // No sync needed: a crash of the machine ends the program too.
-        fs::write(&self.running, serde_json::to_vec(&running)?)
-    }
-
     /// Runs the program and says what its exit code means.
-    fn ask(&mut self, order: &Order, request: Request) -> Answer {
-        let (program, is_order) = (self.program.display().to_string(), request == Request::Order);
+    fn ask(&mut self, order: &Order, kind: &str) -> Answer {
+        let (program, is_order) = (self.program.display().to_string(), kind == "order");
         let not_done = |why| if is_order { Answer::NotSent(why) } else { Answer::Away(why) };
-        let (ended, reason) = match self.run(order, request) {
+        let (ended, reason) = match self.run(order, kind) {
             Ok(run) => run,
             Err(why) => return not_done(why),
         };
@@ -142,10 +140,10 @@ impl Broker for ExecBroker {
     }
 
     fn place(&mut self, order: &Order, _: Option<i64>) -> Answer {
-        self.ask(order, Request::Order)
+        self.ask(order, "order")
     }
 
     fn lookup(&mut self, order: &Order, _: &Attempt) -> Answer {
-        self.ask(order, Request::Lookup)
+        self.ask(order, "lookup")
     }
 }

@@ -29,7 +29,7 @@ impl IbkrBroker {
         }
         let broken = self.silent().filter(|sent| sent.broke).map(|sent| sent.order_id);
         let broke = attempt.broke || (broken.is_some() && broken == attempt.order_id);
-        let unknown = |why: String| if broke { Answer::Broke(why) } else { Answer::Unknown(why) };
+        let unknown = |why: &str| if broke { Answer::Broke(why.to_owned()) } else { Answer::Unknown(why.to_owned()) };
         if let Err(why) = ready {
             return if broke && !attempt.broke { Answer::Broke(why) } else { Answer::Away(why) };
         }
@@ -39,7 +39,7 @@ impl IbkrBroker {
                 self.missing.remove(&order.order_ref);
                 self.leave_unless_silent();
                 let is_away = self.connection.is_some() && self.is_away();
-                return if is_away { Answer::Away(why) } else { unknown(why) };
+                return if is_away { Answer::Away(why) } else { unknown(&why) };
             }
         };
         match lists.find(&order.order_ref, attempt.order_id) {
@@ -52,34 +52,30 @@ impl IbkrBroker {
         if !broke {
             return unknown(
                 "the gateway says nothing about the order, and its lists do not show it; a dialog may hold it. Look there, \
-                 then settle the order with a line in the journal"
-                    .to_owned(),
+                 then settle the order with a line in the journal",
             );
         }
         if attempt.resent {
-            return unknown(
-                "it was already sent again once and was lost again; settle it with a line in the journal".to_owned(),
-            );
+            return unknown("it was already sent again once and was lost again; settle it with a line in the journal");
         }
         if let Some(why) = lists.gap {
-            return unknown(why);
+            return unknown(&why);
         }
         if self.connection.as_ref().is_some_and(|connection| connection.has_late_list) {
             self.leave_unless_silent();
-            return unknown("a late answer of the gateway may have been taken for another one".to_owned());
+            return unknown("a late answer of the gateway may have been taken for another one");
         }
         let offset = self.connection.as_ref().and_then(|connection| connection.client.connection_time());
         if !is_same_day(offset.map(|time| time.offset().whole_seconds()), attempt.tried_at, Timestamp::now()) {
             return unknown(
                 "the gateway's lists do not show it, but it was sent on another day (or the gateway's time zone is unknown), \
-                 and they are of today only; settle it with a line in the journal"
-                    .to_owned(),
+                 and they are of today only; settle it with a line in the journal",
             );
         }
         if self.is_gone(&order.order_ref) {
             return Answer::Lost;
         }
-        unknown(format!("the gateway's lists do not show it; looking again after {} s", LOOK_APART.as_secs()))
+        unknown(&format!("the gateway's lists do not show it; looking again after {} s", LOOK_APART.as_secs()))
     }
 
     /// Notes that the lists do not show an order. True if an earlier set on this connection did not show it either:
