@@ -5,8 +5,8 @@ use std::fmt;
 use serde::Serialize;
 
 use super::order::Order;
-use crate::alert::About;
-pub(super) use crate::alert::{AlertCommand, Level};
+pub(super) use crate::alert::AlertCommand;
+use crate::alert::{About, Level};
 use crate::logging::LIMITED;
 
 /// The reason of an alert, the same word in the feed's message, the log line and the program's input.
@@ -41,8 +41,12 @@ impl fmt::Display for Reason {
 /// Writes the log line of an alert and starts the operator's program. Does not wait for it.
 ///
 /// The log summarises repeated lines. Lines of different reasons or about different orders are no repetition.
-pub(super) fn raise(command: &mut AlertCommand, level: Level, reason: Reason, message: &str, order: Option<&Order>) {
+pub(super) fn raise(command: &mut AlertCommand, reason: Reason, message: &str, order: Option<&Order>) {
     let target = format!("{LIMITED}::{reason} {}", order.map_or("", |order| &order.order_ref));
+    let level = match reason {
+        Reason::BrokerAway | Reason::KeyExpires => Level::Warning,
+        _ => Level::Critical,
+    };
     match level {
         Level::Critical => log::error!(target: &target, "CRITICAL {reason}: {message}"),
         Level::Warning => log::warn!(target: &target, "{reason}: {message}"),

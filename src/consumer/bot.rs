@@ -17,7 +17,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::address::Cursor;
-use super::alert::{AlertCommand, Level, Reason, raise};
+use super::alert::{AlertCommand, Reason, raise};
 use super::broker::Broker;
 use super::clock;
 use super::files::{resolved, take_lock};
@@ -198,7 +198,7 @@ impl<'a> Bot<'a> {
             End::Stopped => Halt::Stopped,
             End::KeyRefused(answer) => {
                 let message = format!("{answer}: the feed refuses the key; the bot ends");
-                self.alert(Level::Critical, Reason::Unauthorized, &message);
+                self.alert(Reason::Unauthorized, &message);
                 Halt::Failed(Error::Refused(message))
             }
         }
@@ -210,7 +210,7 @@ impl<'a> Bot<'a> {
         log::warn!(target: LIMITED, "{url}: {cause}; trying again in {wait}");
         if let Some(reason) = *alarm {
             let message = format!("{url}: {cause}; this does not end by itself, and the bot keeps trying");
-            self.alert(Level::Critical, reason, &message);
+            self.alert(reason, &message);
         }
     }
 
@@ -245,7 +245,7 @@ impl<'a> Bot<'a> {
         if warned_today || end.duration_since(now) > KEY_WARNING {
             return Ok(());
         }
-        self.alert(Level::Warning, Reason::KeyExpires, &format!("the key expires at {}", clock::text(end)));
+        self.alert(Reason::KeyExpires, &format!("the key expires at {}", clock::text(end)));
         self.state_file.key_warned_at = Some(clock::text(now));
         self.state_file.save(&self.journal.ledger, false)
     }
@@ -266,7 +266,7 @@ impl<'a> Bot<'a> {
 
     fn unusable(&mut self, cursor: Option<&Cursor>, why: &str, data: &str) -> Result<(), Error> {
         let data = clip(data);
-        self.alert(Level::Critical, Reason::UnusableEvent, &format!("{why}; skipped: {data}"));
+        self.alert(Reason::UnusableEvent, &format!("{why}; skipped: {data}"));
         self.journal.append(&Line { data: Some(data), ..Line::new(Record::Unusable).why(clip(why)).at(cursor) }, true)
     }
 
@@ -277,7 +277,7 @@ impl<'a> Bot<'a> {
         if is_normal && self.options.closes_on_quarantined {
             self.enter_close_only(Reason::Quarantined, &message)?;
         } else {
-            self.alert(Level::Critical, Reason::Quarantined, &message);
+            self.alert(Reason::Quarantined, &message);
         }
         let cursor = Cursor { feed_seq: *feed_seq, event_time: None };
         self.journal.append(&Line::new(Record::Quarantined).why(clip(error)).at(Some(&cursor)), true)?;
@@ -299,7 +299,7 @@ impl<'a> Bot<'a> {
         let message =
             format!("{message}; close-only mode: exits are placed, entries are not, until a run with --recovery");
         // Alert first: a bot killed in between gets the feed's message again, and then alerts twice rather than never.
-        self.alert(Level::Critical, reason, &message);
+        self.alert(reason, &message);
         self.append(&Line { mode: Some(mode), ..Line::new(Record::Mode) })
     }
 
@@ -316,11 +316,11 @@ impl<'a> Bot<'a> {
         Ok(())
     }
 
-    fn alert(&mut self, level: Level, reason: Reason, message: &str) {
-        raise(&mut self.alerts, level, reason, message, None);
+    fn alert(&mut self, reason: Reason, message: &str) {
+        raise(&mut self.alerts, reason, message, None);
     }
 
     fn alert_about(&mut self, reason: Reason, message: &str, order: &Order) {
-        raise(&mut self.alerts, Level::Critical, reason, message, Some(order));
+        raise(&mut self.alerts, reason, message, Some(order));
     }
 }

@@ -67,15 +67,12 @@ pub struct Follower {
     stop: Stop,
     /// The address in use, or to try next.
     at: usize,
-    /// For each address, the end of its `Retry-After`.
+    /// For each address, the end of its wait after a failure.
     not_before: Vec<Instant>,
-    /// Addresses that failed since the last wait.
-    tried: usize,
     backoff: Backoff,
     stream: Option<Stream>,
     /// Whether the stream's `connected` has come.
     is_connected: bool,
-    try_at: Instant,
     cursor: Option<Cursor>,
     /// The feed reported lost events: the next event begins a new chain.
     new_chain: bool,
@@ -89,17 +86,14 @@ impl Follower {
     /// Follows the feed after `cursor`, or from now. Nothing is opened before the first
     /// [`next_event`](Self::next_event).
     pub fn new(options: &FollowOptions, cursor: Option<Cursor>, stop: Stop) -> Self {
-        let now = Instant::now();
         Self {
             backoff: Backoff::new(options.backoff_min, options.backoff_max),
-            not_before: vec![now; options.urls.len()],
+            not_before: vec![Instant::now(); options.urls.len()],
             options: options.clone(),
             stop,
             at: 0,
-            tried: 0,
             stream: None,
             is_connected: false,
-            try_at: now,
             cursor,
             new_chain: false,
             same_hole: 0,
@@ -116,7 +110,7 @@ impl Follower {
             if self.stop.is_asked() {
                 return Err(End::Stopped);
             }
-            let wait = self.try_at.saturating_duration_since(Instant::now());
+            let wait = self.not_before[self.at].saturating_duration_since(Instant::now());
             if self.stream.is_none() && !wait.is_zero() {
                 self.stop.sleep(wait.min(TURN));
                 return Ok(FeedEvent::Nothing);
@@ -244,24 +238,18 @@ impl Follower {
         let lasted = LASTED.min(self.options.backoff_max);
         if self.stream.take().is_some_and(|stream| stream.age() >= lasted) {
             self.backoff.reset();
-            self.tried = 0;
         }
         let (url, alarm, now) = (self.url().clone(), self.alarm(&cause), Instant::now());
-        if let Cause::Status { retry_after: Some(floor), .. } = &cause {
-            self.not_before[self.at] = now + *floor;
-        }
-        self.tried += 1;
-        // The next address is tried at once. The wait comes after all have failed.
-        let mut try_at = now;
+        let floor = match &cause {
+            Cause::Status { retry_after: Some(floor), .. } => *floor,
+            _ => Duration::ZERO,
+        };
+        self.not_before[self.at] = now + self.backoff.next_wait().max(floor);
+        // The next address in turn that need not wait, else the one that may be tried soonest.
         let count = self.not_before.len();
-        if self.tried >= count {
-            self.tried = 0;
-            try_at += self.backoff.next_wait();
-        }
         let in_turn = (1..=count).map(|step| (self.at + step) % count);
-        // The first in turn that may be tried by then, else the one that may be tried soonest.
-        self.at = in_turn.min_by_key(|&at| self.not_before[at].max(try_at)).unwrap_or(self.at);
-        self.try_at = try_at.max(self.not_before[self.at]);
-        FeedEvent::Interrupted(Interruption { url, cause, alarm, wait: self.try_at.duration_since(now) })
+        self.at = in_turn.min_by_key(|&at| self.not_before[at].max(now)).unwrap_or(self.at);
+        let wait = self.not_before[self.at].saturating_duration_since(now);
+        FeedEvent::Interrupted(Interruption { url, cause, alarm, wait })
     }
 }

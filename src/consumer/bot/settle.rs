@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::alert::{Level, Reason};
+use super::super::alert::Reason;
 use super::super::backoff::Backoff;
 use super::super::broker::Answer;
 use super::super::decide::admit;
@@ -104,7 +104,7 @@ impl Bot<'_> {
             self.alert_about(reason, &format!("{what} and sends nothing else: {why}"), &intent.order);
         } else {
             let message = format!("the broker is away; the bot waits and consumes nothing: {why}");
-            self.alert(Level::Warning, reason, &message);
+            self.alert(reason, &message);
         }
     }
 

@@ -50,7 +50,7 @@ impl IbkrBroker {
     }
 
     fn wait_for_answer(&mut self, order: &Order, order_id: i64, mut deadline: Instant) -> Answer {
-        let mut is_stopping = false;
+        let mut last = None;
         loop {
             self.hear(SLICE);
             if let Some(answer) = self.heard_answer(order, order_id, deadline) {
@@ -64,9 +64,8 @@ impl IbkrBroker {
                 let why = "the connection to the gateway broke before it acknowledged the order".to_owned();
                 return if heard.since.is_some() { Answer::Unknown(why) } else { Answer::Broke(why) };
             }
-            if self.stop.is_asked() && !is_stopping {
-                is_stopping = true;
-                deadline = deadline.min(Instant::now() + LAST_PATIENCE);
+            if self.stop.is_asked() {
+                deadline = deadline.min(*last.get_or_insert(Instant::now() + LAST_PATIENCE));
             }
             if Instant::now() >= deadline {
                 return Answer::Unknown("the gateway has not acknowledged the order".to_owned());
