@@ -49,7 +49,7 @@ enum Action {
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
         delay: Duration,
     },
-    /// Show live, expired and revoked keys; times are in UTC, LAST USED is when its last stream began
+    /// Show live, expired and revoked keys; times are in UTC, LAST USED is when a stream last began or ended
     #[command(after_help = "Examples:
   signal-feed key list
   signal-feed key list --json | jq -r '.[] | select(.state == \"live\") | .name'")]
