@@ -74,10 +74,11 @@ impl Feed {
     /// # Errors
     /// What reading the log failed with.
     pub(super) fn read_head(&self, delay: Duration, known: FeedSeq, watch: &Watch) -> Result<Head, Error> {
+        let _turn = self.asking.wait(watch)?;
+        if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
+            return Ok(head);
+        }
         self.replay.with(watch, |connection| {
-            if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
-                return Ok(head);
-            }
             let (generation, due) = (lock(&self.tail).generation, self.due(delay));
             let read = event_log::read_due_head(connection, due, known)?;
             let head = Head { seq: read.seq, time: read.time, generation, due, next_due: read.next_due };
@@ -105,11 +106,11 @@ impl Feed {
         if let Some(start) = recall() {
             return Ok(start);
         }
+        let _turn = self.asking.wait(watch)?;
+        if let Some(start) = recall() {
+            return Ok(start);
+        }
         self.replay.with(watch, |connection| {
-            // Another thread may have read it while this one waited for a connection.
-            if let Some(start) = recall() {
-                return Ok(start);
-            }
             let begin = self.due(delay).minus(self.options.replay_window);
             let found = event_log::read_window_start(connection, begin)?.filter(|start| start.seq <= head.seq);
             let start = found.unwrap_or(WindowStart { seq: head.seq.next(), prev: head.seq });

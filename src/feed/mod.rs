@@ -30,7 +30,7 @@ use self::client::{Client, Clients};
 use self::head::{Head, Window};
 use self::health::Health;
 use self::keys::KeyRing;
-use self::pool::ReplayPool;
+use self::pool::{ReplayPool, Turns};
 use self::stats::Stats;
 use self::tail::Tail;
 use self::upkeep::Poisoned;
@@ -57,6 +57,8 @@ pub struct Feed {
     delayed_heads: Mutex<HashMap<Duration, Head>>,
     /// Where the replay window begins, by delay. Locked to copy one in or out.
     windows: Mutex<HashMap<Duration, Window>>,
+    /// One thread at a time reads a head or a window's start. The others wait, and use its answer.
+    asking: Turns,
     pub(crate) replay: ReplayPool,
     pub(crate) stats: Stats,
     /// When the server started, by this machine's clock.
@@ -111,6 +113,7 @@ impl Feed {
             tail: Mutex::new(Tail::new(0, FeedSeq(0), None)),
             delayed_heads: Mutex::default(),
             windows: Mutex::default(),
+            asking: Turns::new(1),
             replay: ReplayPool::new(settings.clone(), options.replay_connections),
             stats: Stats::default(),
             started_at: Timestamp::now(),

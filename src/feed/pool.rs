@@ -1,74 +1,86 @@
 //! The connections for replay: few, opened when first needed, each used for one piece of work at a time.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::db::{Connection, Error, Settings, Watch, event_log};
+use crate::sync::lock;
 
-/// Longest wait for a connection; then the work is tried again.
+/// Longest wait for a turn; then the work is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a thread that waits for a connection checks whether to continue.
+/// How often a thread that waits for its turn checks whether to continue.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 
-/// At most `--replay-connections` connections.
+/// Turns at work that only a limited number of threads may do at once.
 #[derive(Debug)]
-pub struct ReplayPool {
-    settings: Settings,
-    /// The connections that nobody uses; `None` for one that is not open.
-    free: Receiver<Option<Connection>>,
-    returned: Sender<Option<Connection>>,
-    waiting: AtomicUsize,
+pub(super) struct Turns {
+    free: Receiver<()>,
+    returned: Sender<()>,
 }
 
-/// The right to use one connection. Dropping it returns both, also if the work panics.
-struct Turn<'a> {
-    pool: &'a ReplayPool,
-    connection: Option<Connection>,
-}
+/// One turn. Dropping it ends it, also if the work panics.
+pub(super) struct Turn<'a>(&'a Turns);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let _ = self.pool.returned.send(self.connection.take());
+        let _ = self.0.returned.send(());
     }
 }
 
-impl Turn<'_> {
-    /// Does the work, and keeps the connection if it can still be used.
-    fn attempt<T>(
-        &mut self,
-        mut connection: Connection,
-        watch: &Watch,
-        work: &mut impl FnMut(&mut Connection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        connection.watch(Some(watch.clone()));
-        let outcome = work(&mut connection);
-        connection.watch(None);
-        let is_lost = connection.is_lost() || outcome.as_ref().is_err_and(|error| !error.is_statement_error());
-        self.connection = (!is_lost).then_some(connection);
-        outcome
+impl Turns {
+    pub(super) fn new(at_once: usize) -> Self {
+        let (returned, free) = bounded(at_once);
+        for _ in 0..at_once {
+            let _ = returned.send(());
+        }
+        Self { free, returned }
     }
+
+    /// Blocks until it is this thread's turn, and asks `watch` meanwhile, ten times a second, whether to continue.
+    pub(super) fn wait(&self, watch: &Watch) -> Result<Turn<'_>, Error> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if self.free.recv_timeout(WATCH_EVERY).is_ok() {
+                return Ok(Turn(self));
+            }
+            if !watch() {
+                return Err(Error::GivenUp);
+            }
+            if Instant::now() >= until {
+                return Err(Error::TimedOut(PATIENCE));
+            }
+        }
+    }
+}
+
+/// At most `--replay-connections` connections. The one used last is used next: its backend has the log's pages in its
+/// processor's caches, and the others need not be open.
+#[derive(Debug)]
+pub struct ReplayPool {
+    settings: Settings,
+    turns: Turns,
+    /// Locked to take a connection out or to put it back, never while one is used.
+    idle: Mutex<Vec<Connection>>,
+    waiting: AtomicUsize,
 }
 
 impl ReplayPool {
     /// A pool of at most `connections` connections. None of them is open yet.
     pub fn new(settings: Settings, connections: usize) -> Self {
-        let (returned, free) = bounded(connections);
-        for _ in 0..connections {
-            let _ = returned.send(None);
-        }
-        Self { settings, free, returned, waiting: AtomicUsize::new(0) }
+        Self { settings, turns: Turns::new(connections), idle: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 
     /// The most connections it may have.
     pub fn size(&self) -> usize {
-        self.free.capacity().unwrap_or(0)
+        self.turns.free.capacity().unwrap_or(0)
     }
 
     /// How many are in use.
     pub fn in_use(&self) -> usize {
-        self.size() - self.free.len()
+        self.size() - self.turns.free.len()
     }
 
     /// How many threads wait for one.
@@ -88,34 +100,34 @@ impl ReplayPool {
         mut work: impl FnMut(&mut Connection) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let turn = self.wait(watch);
+        let turn = self.turns.wait(watch);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        let mut turn = turn?;
-        if let Some(idle) = turn.connection.take() {
-            match turn.attempt(idle, watch, &mut work) {
-                Err(error) if turn.connection.is_none() && !matches!(error, Error::TimedOut(_) | Error::GivenUp) => {}
-                outcome => return outcome,
+        let _turn = turn?;
+        let idle = lock(&self.idle).pop();
+        if let Some(mut connection) = idle {
+            connection.watch(Some(watch.clone()));
+            let outcome = work(&mut connection);
+            let is_kept = self.keep(connection, &outcome);
+            if is_kept || !outcome.as_ref().is_err_and(|error| !matches!(error, Error::TimedOut(_) | Error::GivenUp)) {
+                return outcome;
             }
         }
         let mut connection =
             Connection::open(&self.settings.clone().with_watch(Some(watch.clone())), "signal-feed replay")?;
         event_log::read_by_index(&mut connection)?;
-        turn.attempt(connection, watch, &mut work)
+        let outcome = work(&mut connection);
+        self.keep(connection, &outcome);
+        outcome
     }
 
-    fn wait(&self, watch: &Watch) -> Result<Turn<'_>, Error> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Ok(connection) = self.free.recv_timeout(WATCH_EVERY) {
-                return Ok(Turn { pool: self, connection });
-            }
-            if !watch() {
-                return Err(Error::GivenUp);
-            }
-            if Instant::now() >= until {
-                return Err(Error::TimedOut(PATIENCE));
-            }
+    /// Keeps a connection if it can still be used after work with this outcome. Returns whether it can.
+    fn keep<T>(&self, mut connection: Connection, outcome: &Result<T, Error>) -> bool {
+        connection.watch(None);
+        let is_lost = connection.is_lost() || outcome.as_ref().is_err_and(|error| !error.is_statement_error());
+        if !is_lost {
+            lock(&self.idle).push(connection);
         }
+        !is_lost
     }
 }
 
@@ -126,28 +138,24 @@ mod tests {
 
     use super::*;
 
-    fn pool() -> ReplayPool {
-        ReplayPool::new("postgres://nobody@localhost/none".parse().unwrap(), 1)
-    }
-
     #[test]
     fn a_panic_returns_the_turn() {
-        let pool = pool();
+        let turns = Turns::new(1);
         let watch: Watch = Arc::new(|| true);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            let _turn = pool.wait(&watch).unwrap();
+            let _turn = turns.wait(&watch).unwrap();
             panic!("as if by a fault of its own")
         }));
         assert!(panicked.is_err());
-        assert!(pool.wait(&watch).is_ok());
+        assert!(turns.wait(&watch).is_ok());
     }
 
     #[test]
-    fn a_thread_that_waits_for_a_connection_gives_up_when_asked() {
-        let pool = pool();
+    fn a_thread_that_waits_for_its_turn_gives_up_when_asked() {
+        let turns = Turns::new(1);
         let go_on: Watch = Arc::new(|| true);
-        let _turn = pool.wait(&go_on).unwrap();
+        let _turn = turns.wait(&go_on).unwrap();
         let give_up: Watch = Arc::new(|| false);
-        assert!(matches!(pool.wait(&give_up), Err(Error::GivenUp)));
+        assert!(matches!(turns.wait(&give_up), Err(Error::GivenUp)));
     }
 }
