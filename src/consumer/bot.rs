@@ -97,6 +97,8 @@ struct Bot<'a> {
     follower: Follower,
     /// A recovery is running: entries are placed although the mode is close-only.
     is_recovering: bool,
+    /// A recovery has not read its snapshot yet: orders that were certainly not sent wait for it.
+    keeps_unsent: bool,
     /// Hashes of events without a usable number, which can come again with every stream.
     unreadable: HashSet<u64>,
     key_expires_at: Option<Timestamp>,
@@ -138,6 +140,7 @@ impl<'a> Bot<'a> {
             alerts: AlertCommand::new(options.alert_command.clone()),
             follower,
             is_recovering: false,
+            keeps_unsent: false,
             unreadable: HashSet::new(),
             key_expires_at: None,
             _lock: lock,

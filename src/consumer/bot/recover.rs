@@ -23,6 +23,9 @@ use crate::error::Error;
 impl Bot<'_> {
     /// Catches up and leaves close-only mode. It can be repeated: an order that the journal knows is not placed again.
     pub(super) fn recover(&mut self, recovery: &Recovery) -> Result<(), Halt> {
+        // Unknown outcomes are looked up before anything else, even if the feed or the database is away.
+        self.keeps_unsent = true;
+        self.settle(None)?;
         let connected = self.read_connected()?;
         if connected.has_delay {
             return Err(Error::Failed("recovery is for keys without a delay, and this key has one".to_owned()).into());
@@ -32,7 +35,7 @@ impl Bot<'_> {
         require_same_log(&self.journal.ledger, &snapshot)?;
         let plan = Plan::new(self.options, &self.journal.ledger, &snapshot);
         log::info!("recovery begins: {plan}");
-        self.is_recovering = true;
+        (self.is_recovering, self.keeps_unsent) = (true, false);
         self.settle(None)?;
         for row in &snapshot.rows {
             self.dispatch(row)?;

@@ -29,7 +29,7 @@ pub(super) enum Acted {
 }
 
 impl Bot<'_> {
-    /// Returns once the broker is there and no order is open.
+    /// Returns once the broker is there and no order is open, except unsent ones before a recovery.
     ///
     /// An episode of waiting raises one alert for each reason to wait. If the text of a reason changes, it is logged
     /// again.
@@ -77,11 +77,11 @@ impl Bot<'_> {
                 }
                 open => match (self.broker.connected(), open) {
                     (Err(why), _) => Some((Reason::BrokerAway, why)),
-                    (Ok(()), Some(intent)) => {
+                    (Ok(()), Some(intent)) if !self.keeps_unsent => {
                         sent_again = true;
                         self.send_again(&intent)?
                     }
-                    (Ok(()), None) => {
+                    (Ok(()), _) => {
                         if !told.is_empty() {
                             log::info!("the broker is back, and every order's outcome is known");
                         }

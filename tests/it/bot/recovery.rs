@@ -200,6 +200,23 @@ fn a_recovery_that_was_killed_is_repeated_and_places_each_order_once() {
 }
 
 #[test]
+fn an_unknown_outcome_is_looked_up_before_recovery_even_if_the_feed_is_away() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    place.script("broker", "grep -o '\"type\":\"[a-z]*\"' >> asked; exit 1");
+    let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "exit"));
+    place.wait_alert("outcome_unknown");
+    bot.stop();
+    std::fs::remove_file(place.path("asked")).unwrap();
+    let (url, bot_url) = (feed.url.clone(), market.bot_url());
+    drop((feed, stream));
+    let _bot = place.start(&url, &["--broker", "exec:./broker", "--recovery", "--database-url", &bot_url]);
+    place.wait("a look-up", || place.read("asked").contains("lookup"));
+    assert!(!place.read("asked").contains("order"));
+}
+
+#[test]
 fn an_entry_that_an_interrupted_recovery_could_not_send_is_sent_by_the_next_one_and_blocked_without() {
     for again in [true, false] {
         let (feed, place, market) = (Feed::new(), Place::new(), Market::new());

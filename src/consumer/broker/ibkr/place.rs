@@ -84,10 +84,10 @@ impl IbkrBroker {
         let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
         let found = self.lists(Scope::Own, deadline).map(|lists| lists.find(&order.order_ref, Some(order_id)));
         match found {
-            Ok(Found::Open(_) | Found::Executed(..)) => {
+            Ok(Found::Open(found) | Found::Executed(found, _)) => {
                 // The lists may be the only sign of its end.
                 self.look_at = Some(Instant::now());
-                return Some(Answer::Has(Some(order_id)));
+                return Some(Answer::Has(Some(if found > 0 { found } else { order_id })));
             }
             Err(why) if self.is_away() => {
                 return Some(Answer::Unknown(format!("{}; {why}", refusal.why())));
