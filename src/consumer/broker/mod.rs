@@ -16,7 +16,7 @@ use super::order::Order;
 
 /// What the broker says about an order, when it gets it or when it is asked about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// The broker has it, under this number if it numbers its orders.
     Has(Option<i64>),
     /// The broker refused it for good.
@@ -37,20 +37,20 @@ pub(crate) enum Answer {
 
 /// One attempt to place an order, from the journal.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Attempt {
+pub struct Attempt {
     /// When.
-    pub(crate) tried_at: Timestamp,
+    pub tried_at: Timestamp,
     /// The number that the order was sent under.
-    pub(crate) order_id: Option<i64>,
+    pub order_id: Option<i64>,
     /// The connection broke before the broker said anything about the order.
-    pub(crate) broke: bool,
+    pub broke: bool,
     /// It is the second attempt, after [`Answer::Lost`]: there is no third.
-    pub(crate) resent: bool,
+    pub resent: bool,
 }
 
 /// What became of an order that the broker had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub enum Ended {
     /// It was filled.
     Filled(String),
     /// It was not filled, or only in part.
@@ -60,7 +60,7 @@ pub(crate) enum Ended {
 }
 
 /// A broker. Its calls block, each for a time that the implementation bounds.
-pub(crate) trait Broker {
+pub trait Broker {
     /// Whether orders can be placed now.
     ///
     /// # Errors
