@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::{Connection, Error};
@@ -46,9 +45,6 @@ impl<'a> FromSql<'a> for RawText<'a> {
 
 /// Makes a connection read the log only by its indexes: the planner's statistics of a log that grows and is pruned
 /// mislead.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_by_index(connection: &mut Connection) -> Result<(), Error> {
     connection.batch("set enable_seqscan = off; set enable_bitmapscan = off; set max_parallel_workers_per_gather = 0")
 }
@@ -88,9 +84,6 @@ pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogStat
 /// Finds where the newest `events` rows begin, fewer if they take more than `bytes` as they are stored: the number
 /// before the first of them. A row that is stored in more than 16 KiB counts sixteen times, because it may be
 /// compressed.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_recent_start(connection: &mut Connection, events: i64, bytes: i64) -> Result<Option<FeedSeq>, Error> {
     let row = connection.query_one(
         "select min(recent.feed_seq) - 1 \
@@ -105,9 +98,6 @@ pub fn read_recent_start(connection: &mut Connection, events: i64, bytes: i64) -
 }
 
 /// Reads the time of one row; `None` if the log does not have it, or prune counts it as gone.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Option<EventTime>, Error> {
     let row = connection.query_opt(
         "select event_time from stock_market.signal_feed_event \
@@ -115,20 +105,6 @@ pub fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Option<Eve
         &[&seq.0],
     )?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
-}
-
-/// Reads the number of the last row at or below `cursor`, pruned rows included; 0 if there is none.
-///
-/// # Errors
-/// See [`Error`].
-pub fn read_row_at_or_below(connection: &mut Connection, cursor: FeedSeq) -> Result<FeedSeq, Error> {
-    let row = connection.query_one(
-        "select greatest( \
-                    (select max(feed_seq) from stock_market.signal_feed_event where feed_seq <= $1), \
-                    (select least(max(pruned_through), $1) from stock_market.signal_feed_pruned), 0)",
-        &[&cursor.0],
-    )?;
-    Ok(FeedSeq(row.try_get(0)?))
 }
 
 /// Which rows to read.
@@ -166,10 +142,41 @@ pub struct Page {
     pub is_due: bool,
 }
 
-/// The beginning of a query for a page: its first row describes the log, so that an empty page does too. The parameters
-/// are those of a [`Range`]: `$1` after, `$2` upto, `$3` due.
-macro_rules! page_description {
-    () => {
+/// Reads at most `most_rows` rows of a range, and stops when their text passes `most_bytes`; one row may pass it alone.
+///
+/// # Errors
+/// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page causes it: read fewer
+/// rows.
+pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
+    read_rows(connection, range, most_rows, most_bytes, None)
+}
+
+/// Reads one row. If it cannot be read, the reason becomes its poison.
+///
+/// # Errors
+/// See [`Error`]: faults of the connection, and faults of the data that are not the row's own.
+pub fn read_single(connection: &mut Connection, range: Range) -> Result<Page, Error> {
+    match read_page(connection, range, 1, 0) {
+        Err(error) if error.is_fault_of_data() => {
+            let sql_state = error.sql_state().map_or("unknown", |state| state.code());
+            // If anything but the signal cannot be read, the fault is not this event's.
+            read_rows(connection, range, 1, 0, Some(sql_state))
+        }
+        outcome => outcome,
+    }
+}
+
+/// `unreadable` is the SQLSTATE of an earlier try: then it reads only the numbers and times.
+fn read_rows(
+    connection: &mut Connection,
+    range: Range,
+    most_rows: i64,
+    most_bytes: usize,
+    unreadable: Option<&str>,
+) -> Result<Page, Error> {
+    // The first row describes the log, so that an empty page does too. A row without a signal may have a recorded
+    // reason (`capture was off`), which consumers get.
+    let found = connection.query(
         "with pruned as materialized \
              (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned) \
          select greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq <= $1), \
@@ -177,30 +184,28 @@ macro_rules! page_description {
                 (select event_time from stock_market.signal_feed_event where feed_seq = $1), \
                 (select through::text from pruned), null, \
                 (select event_time <= $3 and event_time >= '0001-01-01 00:00:00+00' \
-                 from stock_market.signal_feed_event where feed_seq = $2) \
-         union all "
-    };
-}
-
-/// Reads at most `most_rows` rows of a range, and stops when their text passes `most_bytes`; one row may pass it alone.
-///
-/// # Errors
-/// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page causes it: read fewer
-/// rows.
-pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
-    let found = connection.query(
-        concat!(
-            page_description!(),
-            "select feed_seq, event_time, op, case when octet_length(text) <= $5 then text end, is_null \
-         from (select feed_seq, event_time, op, signal is null as is_null, \
-                      case when pg_column_size(signal) <= $5 then signal::text end as text \
+                 from stock_market.signal_feed_event where feed_seq = $2), null \
+         union all \
+         select feed_seq, event_time, op, case when octet_length(text) <= $5 then text end, is_null, \
+                case when is_null then (select error from stock_market.signal_feed_quarantine as q \
+                                        where q.feed_seq = page.feed_seq) end \
+         from (select feed_seq, event_time, case when $6 then op end as op, $6 and signal is null as is_null, \
+                      case when $6 and pg_column_size(signal) <= $5 then signal::text end as text \
                from stock_market.signal_feed_event \
                where feed_seq > greatest($1, (select through from pruned)) and feed_seq <= $2 \
-               order by feed_seq limit $4) as page"
-        ),
-        &[&range.after.0, &range.upto.0, &range.due, &most_rows, &LARGE_ROW_BYTES],
+               order by feed_seq limit $4) as page",
+        &[&range.after.0, &range.upto.0, &range.due, &most_rows, &LARGE_ROW_BYTES, &unreadable.is_none()],
     )?;
-    let mut page = described_by(&found)?;
+    let first = found.first().ok_or(Error::Closed)?;
+    let pruned_through: &str = first.try_get(2)?;
+    let mut page = Page {
+        rows: Vec::with_capacity(found.len() - 1),
+        is_full: i64::try_from(found.len() - 1) == Ok(most_rows),
+        prev: FeedSeq(first.try_get(0)?),
+        pruned_through: FeedSeq(pruned_through.parse().unwrap_or(0)),
+        time_after: first.try_get(1)?,
+        is_due: first.try_get::<_, Option<bool>>(4)?.unwrap_or(false),
+    };
     let mut bytes = 0;
     for row in &found[1..] {
         if bytes >= most_bytes && !page.rows.is_empty() {
@@ -209,10 +214,13 @@ pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most
         }
         let (seq, time) = (FeedSeq(row.try_get(0)?), row.try_get(1)?);
         let text: Option<RawText<'_>> = row.try_get(3)?;
-        let signal = match text {
-            Some(text) => Ok(text.0.to_vec()),
-            None if row.try_get(4)? => Err(Poison::NullSignal),
-            None => match read_large_row(connection, seq, time)? {
+        let signal = match (unreadable, text) {
+            (Some(sql_state), _) => Err(Poison::Unreadable { sql_state: sql_state.to_owned() }),
+            (None, Some(text)) => Ok(text.0.to_vec()),
+            (None, None) if row.try_get(4)? => {
+                Err(row.try_get::<_, Option<String>>(5)?.map_or(Poison::NullSignal, Poison::Recorded))
+            }
+            (None, None) => match read_large_row(connection, seq, time)? {
                 Some(signal) => signal,
                 // Removed or replaced since the first statement: the next page will show it.
                 None => {
@@ -224,64 +232,16 @@ pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most
         bytes += signal.as_ref().map_or(0, Vec::len);
         page.rows.push(LogRow { seq, time, op: operation(row.try_get(2)?), signal });
     }
-    page.is_full |= i64::try_from(found.len() - 1) == Ok(most_rows);
-    recall_quarantine(connection, &mut page.rows)?;
     Ok(page)
 }
 
-/// The page without its rows.
-fn described_by(found: &[Row]) -> Result<Page, Error> {
-    let first = found.first().ok_or(Error::Closed)?;
-    let pruned_through: &str = first.try_get(2)?;
-    Ok(Page {
-        rows: Vec::with_capacity(found.len() - 1),
-        is_full: false,
-        prev: FeedSeq(first.try_get(0)?),
-        pruned_through: FeedSeq(pruned_through.parse().unwrap_or(0)),
-        time_after: first.try_get(1)?,
-        is_due: first.try_get::<_, Option<bool>>(4)?.unwrap_or(false),
-    })
-}
-
 /// Allocates nothing for the two usual operations; a log of the sequence era may hold any text.
-fn operation(op: RawText<'_>) -> Cow<'static, str> {
-    match op.0 {
+fn operation(op: Option<RawText<'_>>) -> Cow<'static, str> {
+    match op.map_or(&b""[..], |op| op.0) {
         b"INSERT" => Cow::Borrowed("INSERT"),
         b"UPDATE" => Cow::Borrowed("UPDATE"),
         other => Cow::Owned(String::from_utf8_lossy(other).into_owned()),
     }
-}
-
-/// Reads one row. If it cannot be read, the reason becomes its poison.
-///
-/// # Errors
-/// See [`Error`]: faults of the connection, and faults of the data that are not the row's own.
-pub fn read_single(connection: &mut Connection, range: Range) -> Result<Page, Error> {
-    let error = match read_page(connection, range, 1, 0) {
-        Err(error) if error.is_fault_of_data() => error,
-        outcome => return outcome,
-    };
-    let sql_state = error.sql_state().map_or("unknown", |state| state.code()).to_owned();
-    // If anything but the signal cannot be read, the fault is not this event's.
-    let found = connection.query(
-        concat!(
-            page_description!(),
-            "(select feed_seq, event_time, null, null, null from stock_market.signal_feed_event \
-          where feed_seq > greatest($1, (select through from pruned)) and feed_seq <= $2 order by feed_seq limit 1)"
-        ),
-        &[&range.after.0, &range.upto.0, &range.due],
-    )?;
-    let mut page = described_by(&found)?;
-    for row in &found[1..] {
-        page.rows.push(LogRow {
-            seq: FeedSeq(row.try_get(0)?),
-            time: row.try_get(1)?,
-            op: Cow::Borrowed(""),
-            signal: Err(Poison::Unreadable { sql_state: sql_state.clone() }),
-        });
-        page.is_full = true;
-    }
-    Ok(page)
 }
 
 /// Reads the signal of a row that is still there with this time.
@@ -306,29 +266,7 @@ fn read_large_row(
     }))
 }
 
-/// Rows without a signal may have a recorded reason (`capture was off`), which consumers get.
-fn recall_quarantine(connection: &mut Connection, rows: &mut [LogRow]) -> Result<(), Error> {
-    let without: Vec<i64> =
-        rows.iter().filter(|row| row.signal == Err(Poison::NullSignal)).map(|row| row.seq.0).collect();
-    if without.is_empty() {
-        return Ok(());
-    }
-    for known in connection.query(
-        "select feed_seq, error from stock_market.signal_feed_quarantine where feed_seq = any($1)",
-        &[&without],
-    )? {
-        let seq = FeedSeq(known.try_get(0)?);
-        if let Some(row) = rows.iter_mut().find(|row| row.seq == seq) {
-            row.signal = Err(Poison::Recorded(known.try_get(1)?));
-        }
-    }
-    Ok(())
-}
-
 /// Reads the ranges of numbers that `restored` skipped, both ends included.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_skipped(connection: &mut Connection) -> Result<Vec<(FeedSeq, FeedSeq)>, Error> {
     let rows = connection.query("select from_seq, to_seq from stock_market.signal_feed_skipped", &[])?;
     rows.iter().map(|row| Ok((FeedSeq(row.try_get(0)?), FeedSeq(row.try_get(1)?)))).collect()
@@ -347,9 +285,6 @@ pub struct DueHead {
 
 /// Reads the head at the time `due`. Looks at the newest thousand rows that are due and at the row `known`: a row with
 /// an older time and a higher number than all of those exists only if the clock was set back.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_due_head(connection: &mut Connection, due: EventTime, known: FeedSeq) -> Result<DueHead, Error> {
     let row = connection.query_one(
         "with newest as materialized \
@@ -388,9 +323,6 @@ pub struct WindowStart {
 /// Times and numbers have the same order, except that a commit of many rows gives all of them one time, and that a clock
 /// can step back. So the query takes the lowest number of a thousand rows around `begin`, and then looks from the last
 /// row before `begin` on for a lower one.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_window_start(connection: &mut Connection, begin: EventTime) -> Result<Option<WindowStart>, Error> {
     // "is true" keeps the planner from reading and sorting the whole window by the index on times.
     let row = connection.query_opt(
@@ -430,9 +362,6 @@ pub struct Overflow {
 }
 
 /// Which events above `cursor` do not fit into a queue for the newest `capacity` events up to `head`; `None` if all do.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_overflow(
     connection: &mut Connection,
     cursor: FeedSeq,
@@ -451,9 +380,6 @@ pub fn read_overflow(
 }
 
 /// Reads this log's identity.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_feed_id(connection: &mut Connection) -> Result<String, Error> {
     Ok(connection.query_one("select feed_id::text from stock_market.signal_feed_identity", &[])?.try_get(0)?)
 }

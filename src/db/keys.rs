@@ -103,17 +103,11 @@ pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Er
 }
 
 /// Reads the secret that signs session cookies.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_session_secret(connection: &mut Connection) -> Result<Vec<u8>, Error> {
     Ok(connection.query_one("select secret from signal_feed_private.signal_feed_session_secret", &[])?.try_get(0)?)
 }
 
 /// Adds a key unless a live one has its name. Returns whether it did.
-///
-/// # Errors
-/// See [`Error`].
 pub fn insert(
     connection: &mut Connection,
     name: &str,
@@ -135,9 +129,6 @@ pub fn insert(
 }
 
 /// Revokes every live key of a name. Returns how many there were.
-///
-/// # Errors
-/// See [`Error`].
 pub fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
     connection.execute(
         "update stock_market.signal_feed_api_key set revoked_at = clock_timestamp() \
@@ -149,9 +140,6 @@ pub fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
 /// Adds a new key beside the newest live one of a name, with its delay and, unless `expires_in` says otherwise, its
 /// lifetime counted from now; every live one ends after `overlap`, never later than it would have. Returns whether
 /// there was one.
-///
-/// # Errors
-/// See [`Error`].
 pub fn rotate(
     connection: &mut Connection,
     name: &str,
@@ -160,29 +148,26 @@ pub fn rotate(
     expires_in: Option<Duration>,
 ) -> Result<bool, Error> {
     with_locked_table(connection, |connection| {
-        let inserted = connection.execute(
-            "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
-             select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', expires_at - created_at), delay \
-             from stock_market.signal_feed_api_key \
-             where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) \
-             order by id desc limit 1",
-            &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64())],
+        let added = connection.query(
+            "with live as ( \
+                 select id, name, expires_at, expires_at - created_at as lifetime, delay \
+                 from stock_market.signal_feed_api_key \
+                 where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) \
+             ), ended as ( \
+                 update stock_market.signal_feed_api_key as k \
+                 set expires_at = least(k.expires_at, clock_timestamp() + $4::float8 * interval '1 second') \
+                 from live where k.id = live.id \
+             ) \
+             insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
+             select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', lifetime), delay \
+             from live order by id desc limit 1 returning id",
+            &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &overlap.as_secs_f64()],
         )?;
-        connection.execute(
-            "update stock_market.signal_feed_api_key \
-             set expires_at = least(expires_at, clock_timestamp() + $3::float8 * interval '1 second') \
-             where name = $1 and key_sha256 <> $2 and revoked_at is null \
-               and (expires_at is null or expires_at > clock_timestamp())",
-            &[&name, &hash.as_slice(), &overlap.as_secs_f64()],
-        )?;
-        Ok(inserted == 1)
+        Ok(!added.is_empty())
     })
 }
 
 /// Records that keys were used.
-///
-/// # Errors
-/// See [`Error`].
 pub fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error> {
     connection.execute(
         "update stock_market.signal_feed_api_key set last_used_at = clock_timestamp() where id = any($1)",

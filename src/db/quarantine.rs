@@ -19,9 +19,6 @@ pub struct Quarantined {
 }
 
 /// Records an event, once.
-///
-/// # Errors
-/// See [`Error`].
 pub fn record(connection: &mut Connection, seq: FeedSeq, error: &str) -> Result<(), Error> {
     connection.execute(
         "insert into stock_market.signal_feed_quarantine (feed_seq, error) values ($1, $2) on conflict do nothing",
@@ -31,9 +28,6 @@ pub fn record(connection: &mut Connection, seq: FeedSeq, error: &str) -> Result<
 }
 
 /// Which of these events are recorded already.
-///
-/// # Errors
-/// See [`Error`].
 pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSet<FeedSeq>, Error> {
     let seqs: Vec<i64> = seqs.iter().map(|seq| seq.0).collect();
     let rows = connection
@@ -42,9 +36,6 @@ pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSe
 }
 
 /// How many recorded events are not settled.
-///
-/// # Errors
-/// See [`Error`].
 pub fn count_unsettled(connection: &mut Connection) -> Result<u64, Error> {
     let query = "select count(*) from stock_market.signal_feed_quarantine where settled_at is null";
     let count: i64 = connection.query_one(query, &[])?.try_get(0)?;
@@ -52,9 +43,6 @@ pub fn count_unsettled(connection: &mut Connection) -> Result<u64, Error> {
 }
 
 /// Reads all quarantined events, ascending.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read_all(connection: &mut Connection) -> Result<Vec<Quarantined>, Error> {
     let rows = connection.query(
         "select feed_seq, error, quarantined_at, settled_at is not null from stock_market.signal_feed_quarantine order by feed_seq",
@@ -72,9 +60,6 @@ pub fn read_all(connection: &mut Connection) -> Result<Vec<Quarantined>, Error> 
 }
 
 /// Marks an event as dealt with. Returns whether it is quarantined at all; to settle it again changes nothing.
-///
-/// # Errors
-/// See [`Error`].
 pub fn settle(connection: &mut Connection, seq: FeedSeq) -> Result<bool, Error> {
     let settled = connection.execute(
         "update stock_market.signal_feed_quarantine set settled_at = coalesce(settled_at, clock_timestamp()) where feed_seq = $1",

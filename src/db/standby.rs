@@ -24,9 +24,6 @@ pub struct Standby {
 }
 
 /// Reads the clock, and on a hot standby the replication.
-///
-/// # Errors
-/// See [`Error`].
 pub fn read(connection: &mut Connection) -> Result<Reading, Error> {
     // A role without pg_read_all_stats sees in the view only that there is a WAL receiver: that is enough.
     let row = connection.query_one(
@@ -46,9 +43,6 @@ pub fn read(connection: &mut Connection) -> Result<Reading, Error> {
 }
 
 /// Whether the server is a hot standby.
-///
-/// # Errors
-/// See [`Error`].
 pub fn is_standby(connection: &mut Connection) -> Result<bool, Error> {
     Ok(connection.query_one("select pg_catalog.pg_is_in_recovery()", &[])?.try_get(0)?)
 }

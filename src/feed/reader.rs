@@ -180,24 +180,23 @@ impl<'a> Reader<'a> {
 
     /// The newest part of the log.
     fn read_tail(&mut self, connection: &mut Connection, state: &LogState, generation: u64) -> Result<Tail, db::Error> {
+        // If every row was pruned, the head is a number without a row.
+        let empty = || Tail::new(generation, state.head, state.head_time);
         let start = event_log::read_recent_start(connection, START_EVENTS, START_BYTES)?;
-        let start = start.unwrap_or(state.head).max(state.pruned_through).min(state.head);
-        let mut prev = event_log::read_row_at_or_below(connection, start)?;
-        let mut tail = Tail::new(generation, prev, event_log::read_time(connection, prev)?);
-        while prev < state.head {
+        let mut after = start.unwrap_or(state.head).max(state.pruned_through);
+        let mut tail = empty();
+        let mut prev = None;
+        while after < state.head {
             self.feed.stats.reader_turns.inc();
-            let range = Range { upto: state.head, ..Range::after(prev) };
+            let range = Range { upto: state.head, ..Range::after(after) };
             let page = self.pages.read(connection, range)?;
-            let Some(last) = page.rows.last().map(|row| row.seq) else { break };
+            let Some(last) = page.rows.last().map(|row| row.seq) else { return Ok(empty()) };
             let poisoned = |row: &_, poison: &_| self.feed.quarantine(row, poison, false);
-            for batch in pages::render(page.rows, prev, generation, poisoned) {
+            for batch in pages::render(page.rows, prev.unwrap_or(page.prev), generation, poisoned) {
                 tail.push(Arc::new(batch));
             }
-            prev = last;
-        }
-        // If every row was pruned, the head is a number without a row.
-        if tail.head < state.head {
-            return Ok(Tail::new(generation, state.head, state.head_time));
+            after = last;
+            prev = Some(last);
         }
         Ok(tail)
     }
