@@ -1,6 +1,15 @@
 -- The checks of doctor that are one query each. "-- check NAME" begins one. Each returns one row: whether it passed, what was
 -- found, and what to do. {migrate}: how to run migrate. Those after "-- on a primary" are skipped on a hot standby.
 
+-- check members
+-- Never a fault: the role that first ran migrate is one of them, unless it is a superuser.
+select true, coalesce('these logins may act as the feed''s own roles: ' || string_agg(r.rolname, ', ' order by r.rolname),
+    'only superusers may act as the feed''s own roles'), null
+from pg_catalog.pg_roles as r
+where r.rolcanlogin and not r.rolsuper and exists (
+    select from unnest(array['signal_feed_owner', 'signal_feed_capture', 'signal_feed_render', 'signal_feed_signal']) as o (role)
+    where pg_catalog.pg_has_role(r.oid, o.role, 'member'))
+
 -- check log
 -- One statement, so one snapshot: the counter and the log change in one commit. {newest}: how many numbers to look at.
 with base as (

@@ -1,4 +1,4 @@
--- What is not as it should be in an installation, one line each: what migrate repairs and doctor names.
+-- The faults of an installation, one line each: migrate repairs them, doctor reports them.
 -- $1: the text of functions.sql. Reads the catalog alone, and takes no lock.
 {wanted}, relation as (
     select w.*, c.oid, c.relowner, c.relacl, c.relrowsecurity or c.relforcerowsecurity as has_rls,
@@ -62,8 +62,8 @@
     union all
     select 'owners', pg_catalog.format('%s is missing', f.name), false from function as f where f.prosrc is null
     union all
-    -- With another body nobody knows what was captured meanwhile.
-    select 'owners', pg_catalog.format('%s is not as this program knows it', f.name),
+    -- While one of these had another body, signals may have been lost.
+    select 'owners', pg_catalog.format('%s differs from the one that this program ships', f.name),
         f.prosrc <> f.body and f.signature in ('signal_feed_capture()', 'signal_feed_gather()', 'signal_feed_number()')
     from function as f
     where f.prosrc <> f.body or f.prosecdef <> (f.head like '%security definer%')
@@ -76,12 +76,12 @@
     select 'owners', pg_catalog.format('%s belongs to %s and not to %s', f.name, pg_catalog.pg_get_userbyid(f.proowner), f.owner), false
     from function as f where pg_catalog.pg_get_userbyid(f.proowner) <> f.owner
     union all
-    select 'privileges', pg_catalog.format('%s may be executed by everybody', f.name), false
+    select 'privileges', pg_catalog.format('%s can be executed by everybody', f.name), false
     from function as f
     where f.prosrc is not null and (f.proacl is null
         or exists (select from pg_catalog.aclexplode(f.proacl) as a where a.grantee = 0))
     union all
-    select 'privileges', pg_catalog.format('%s may not execute %s', m.role, f.name), false
+    select 'privileges', pg_catalog.format('%s cannot execute %s', m.role, f.name), false
     from function as f cross join unnest(f.may_execute) as m (role)
     where f.proacl is not null and not exists (select from pg_catalog.aclexplode(f.proacl) as a
         where a.grantee <> 0 and pg_catalog.pg_get_userbyid(a.grantee) = m.role)
@@ -111,11 +111,11 @@
         where n.nspname = 'stock_market' and c.relname = 'signal_feed_event_event_time_idx' and i.indisvalid
             and i.indrelid = pg_catalog.to_regclass('stock_market.signal_feed_event'))
     union all
-    select 'installation', pg_catalog.format('a trigger of the sequence era, %I, is on stock_market.signal', t.tgname), false
+    select 'installation', pg_catalog.format('stock_market.signal still has %I, a trigger of the sequence era', t.tgname), false
     from pg_catalog.pg_trigger as t join pg_catalog.pg_proc as p on p.oid = t.tgfoid
     where t.tgrelid = pg_catalog.to_regclass('stock_market.signal') and p.proname = 'signal_feed_append'
     union all
-    select 'installation', pg_catalog.format('the partition %s has the feed''s trigger of its own from the time before it became a partition', t.tgrelid::regclass), false
+    select 'installation', pg_catalog.format('the partition %s still has its own trigger of the feed from before it became a partition', t.tgrelid::regclass), false
     from pg_catalog.pg_trigger as t join pg_catalog.pg_inherits as i on i.inhrelid = t.tgrelid
     where t.tgname = '!signal_feed_capture' and t.tgparentid = 0
         and i.inhparent = pg_catalog.to_regclass('stock_market.signal')

@@ -1,5 +1,5 @@
 -- Rows that an installation must have and lacks. Run it only if inspect.sql finds no table missing.
-select pg_catalog.format('the table stock_market.%s has no row', m.name), false
+select 'installation', pg_catalog.format('the table stock_market.%s has no row', m.name), false
 from (values
     ('signal_feed_counter', exists (select from stock_market.signal_feed_counter)),
     ('signal_feed_identity', exists (select from stock_market.signal_feed_identity as i where i.counter_start is not null)),
@@ -8,5 +8,5 @@ from (values
     ('signal_feed_cluster', exists (select from stock_market.signal_feed_cluster as c where c.database_oid is not null))
 ) as m (name, is_there) where not m.is_there
 union all
-select 'the outbox holds events that were committed and never numbered', true
+select 'installation', 'the outbox holds events that were committed and never numbered', true
 where exists (select from signal_feed_private.signal_feed_first) or exists (select from signal_feed_private.signal_feed_outbox)

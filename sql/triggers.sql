@@ -1,5 +1,5 @@
 -- Every trigger of the feed, on the table and on each of its partitions, that is missing, changed or not ENABLE ALWAYS:
--- what it guards, and what is wrong. serve asks this every ten seconds. Reads the catalog alone, and takes no lock.
+-- the check of doctor, what is wrong, and whether capture was off. serve asks this every ten seconds. Reads the catalog alone, and takes no lock.
 {wanted}, part as (
     with recursive tree (tab, relid) as (
         select w.schema || '.' || w.tab, c.oid from wanted_trigger as w
@@ -10,7 +10,9 @@
     )
     select t.tab, t.relid from tree as t
 )
-select v.guards, v.verdict from (
+select case v.guards when 'capture' then 'triggers' when 'log' then 'immutability' else 'installation' end, v.verdict,
+    v.guards = 'capture'
+from (
     select w.guards, case
         when part.relid is null then pg_catalog.format('the table %s.%s is missing', w.schema, w.tab)
         when t.oid is null then pg_catalog.format('the trigger %I on %s is missing', w.name, part.relid::regclass)

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Row, Statement};
+use tokio_postgres::{AsyncMessage, Client, Notification, Row, Statement};
 
 use super::Error;
 use super::connection_string::Target;
@@ -42,18 +42,14 @@ pub type Watch = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Where and how to connect.
 #[derive(Clone)]
 pub struct Settings {
-    source: Arc<Source>,
+    /// The file that the connection string came from, if any: it can be read again.
+    file: Option<PathBuf>,
+    /// The connection string in use and its meaning, shared by all clones of the settings.
+    current: Arc<Mutex<(String, Arc<Target>)>>,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
     /// Asked by every connection while it is opened, and by its calls until it is given another watch.
     watch: Option<Watch>,
-}
-
-/// The connection string in use, shared by all clones of the settings.
-struct Source {
-    /// The file it came from, if any: it can be read again.
-    file: Option<PathBuf>,
-    current: Mutex<(String, Arc<Target>)>,
 }
 
 impl std::fmt::Debug for Settings {
@@ -86,8 +82,8 @@ impl Settings {
     fn new(text: &str, file: Option<PathBuf>) -> Result<Self, Error> {
         let target = Arc::new(text.parse::<Target>().map_err(Error::Settings)?);
         dial::connector(&target).map_err(Error::Settings)?;
-        let source = Source { file, current: Mutex::new((text.to_owned(), target)) };
-        Ok(Self { source: Arc::new(source), deadline: Duration::from_secs(10), watch: None })
+        let current = Arc::new(Mutex::new((text.to_owned(), target)));
+        Ok(Self { file, current, deadline: Duration::from_secs(10), watch: None })
     }
 
     /// The same database with another deadline for every call.
@@ -102,14 +98,10 @@ impl Settings {
         self
     }
 
-    fn target(&self) -> Arc<Target> {
-        lock(&self.source.current).1.clone()
-    }
-
     /// What the file says now, if it differs from the connection string that failed.
     fn read_again(&self, failed: &Arc<Target>) -> Option<Arc<Target>> {
-        let text = std::fs::read_to_string(self.source.file.as_ref()?).ok()?;
-        let mut current = lock(&self.source.current);
+        let text = std::fs::read_to_string(self.file.as_ref()?).ok()?;
+        let mut current = lock(&self.current);
         if text.trim() != current.0 {
             match text.trim().parse::<Target>() {
                 Ok(target) => *current = (text.trim().to_owned(), Arc::new(target)),
@@ -130,26 +122,24 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// One notification that arrived.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notification {
-    /// The channel it was sent on.
-    pub channel: String,
-    /// Its payload.
-    pub payload: String,
-}
-
 /// A connection to PostgreSQL. Every call blocks, at most for its deadline.
 pub struct Connection {
-    /// `None` only during drop.
-    runtime: Option<Runtime>,
     client: Client,
-    driver: Driver,
-    notifications: VecDeque<Notification>,
     statements: HashMap<String, Statement>,
+    wire: Wire,
     deadline: Duration,
     watch: Option<Watch>,
     lost: bool,
+}
+
+/// What moves the session's bytes.
+struct Wire {
+    /// `None` only during drop.
+    runtime: Option<Runtime>,
+    driver: Driver,
+    notifications: VecDeque<Notification>,
+    /// Why the driver ended.
+    ended: Option<Error>,
 }
 
 impl Connection {
@@ -181,16 +171,8 @@ impl Connection {
                 return Err(error);
             }
         };
-        let mut connection = Self {
-            runtime: Some(runtime),
-            client,
-            driver,
-            notifications: VecDeque::new(),
-            statements: HashMap::new(),
-            deadline,
-            watch,
-            lost: false,
-        };
+        let wire = Wire { runtime: Some(runtime), driver, notifications: VecDeque::new(), ended: None };
+        let mut connection = Self { client, statements: HashMap::new(), wire, deadline, watch, lost: false };
         connection.batch(&format!("set statement_timeout = {}; {SESSION}", deadline.as_millis()))?;
         Ok(connection)
     }
@@ -268,35 +250,18 @@ impl Connection {
     /// # Errors
     /// [`Error::Closed`] or the connection's own error if it ends meanwhile.
     pub fn wait_notification(&mut self, patience: Duration) -> Result<Option<Notification>, Error> {
-        if let Some(notification) = self.notifications.pop_front() {
-            return Ok(Some(notification));
-        }
-        if self.is_lost() {
+        if self.wire.notifications.is_empty() && self.is_lost() {
             return Err(Error::Closed);
         }
-        let Self { runtime, driver, notifications, lost, .. } = self;
-        let runtime = runtime.as_ref().ok_or(Error::Closed)?;
-        let waited = runtime.block_on(async {
-            let arrival = poll_fn(|cx| {
-                loop {
-                    match driver.poll_message(cx) {
-                        Poll::Ready(Some(Ok(message))) => keep(notifications, message),
-                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Error::from(error))),
-                        Poll::Ready(None) => return Poll::Ready(Err(Error::Closed)),
-                        Poll::Pending if notifications.is_empty() => return Poll::Pending,
-                        Poll::Pending => return Poll::Ready(Ok(())),
-                    }
-                }
-            });
-            tokio::time::timeout(patience, arrival).await
-        });
-        match waited {
-            Ok(Ok(())) => Ok(self.notifications.pop_front()),
-            Ok(Err(error)) => {
-                *lost = true;
+        let arrival =
+            |_: &mut Context<'_>, arrived: &mut VecDeque<_>| arrived.pop_front().map_or(Poll::Pending, Poll::Ready);
+        match self.wire.drive(patience, None, arrival) {
+            Ok(notification) => Ok(Some(notification)),
+            Err(Error::TimedOut(_)) => Ok(None),
+            Err(error) => {
+                self.lost = true;
                 Err(error)
             }
-            Err(_) => Ok(None),
         }
     }
 
@@ -308,50 +273,48 @@ impl Connection {
         if self.is_lost() {
             return Err(Error::Closed);
         }
-        let Self { runtime, client, driver, notifications, statements, deadline, watch, .. } = self;
-        let runtime = runtime.as_ref().ok_or(Error::Closed)?;
-        let mut ended: Option<Error> = None;
-        let outcome = runtime.block_on(async {
-            let mut operation = pin!(operation(client, statements));
-            let both = pin!(poll_fn(|cx| {
-                // The driver first: it moves the bytes that the operation waits for.
-                while ended.is_none() {
-                    match driver.poll_message(cx) {
-                        Poll::Ready(Some(Ok(message))) => keep(notifications, message),
-                        Poll::Ready(Some(Err(error))) => ended = Some(error.into()),
-                        Poll::Ready(None) => ended = Some(Error::Closed),
-                        Poll::Pending => break,
-                    }
-                }
-                match operation.as_mut().poll(cx) {
-                    Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                    // The driver has ended, so the operation cannot complete.
-                    Poll::Pending if ended.is_some() => Poll::Ready(None),
-                    Poll::Pending => Poll::Pending,
-                }
-            }));
-            watched(both, *deadline, watch.as_ref()).await
-        });
-        self.lost = ended.is_some();
-        match outcome {
-            Ok(Some(Ok(value))) => Ok(value),
-            Ok(Some(Err(error))) => {
-                let error = Error::from(error);
-                // An error made on this side (a parameter of a wrong type) leaves the connection open.
-                self.lost |= !error.is_statement_error() && self.client.is_closed();
-                // The driver's error says why the connection ended; the operation's says only that it did.
-                Err(if error.is_statement_error() { error } else { ended.unwrap_or(error) })
-            }
-            Ok(None) => Err(ended.unwrap_or(Error::Closed)),
-            Err(error) => {
-                self.lost = true;
-                Err(error)
-            }
-        }
+        let mut operation = pin!(operation(&self.client, &mut self.statements));
+        let outcome = self.wire.drive(self.deadline, self.watch.as_ref(), |cx, _| operation.as_mut().poll(cx));
+        let ended = self.wire.ended.take();
+        self.lost = outcome.is_err() || ended.is_some();
+        outcome?.map_err(|error| {
+            let error = Error::from(error);
+            // The driver's error says why the connection ended; the operation's says only that it did.
+            if error.is_statement_error() { error } else { ended.unwrap_or(error) }
+        })
     }
 }
 
-impl Drop for Connection {
+impl Wire {
+    /// Moves bytes until `work` is done, at most for `limit`, and asks `watch` meanwhile whether to continue.
+    fn drive<T>(
+        &mut self,
+        limit: Duration,
+        watch: Option<&Watch>,
+        mut work: impl FnMut(&mut Context<'_>, &mut VecDeque<Notification>) -> Poll<T>,
+    ) -> Result<T, Error> {
+        let Self { runtime, driver, notifications, ended } = self;
+        let done = pin!(poll_fn(|cx| {
+            // The driver first: it moves the bytes that the work waits for.
+            while ended.is_none() {
+                match driver.poll_message(cx) {
+                    Poll::Ready(Some(Ok(message))) => keep(notifications, message),
+                    Poll::Ready(Some(Err(error))) => *ended = Some(error.into()),
+                    Poll::Ready(None) => *ended = Some(Error::Closed),
+                    Poll::Pending => break,
+                }
+            }
+            match work(cx, notifications) {
+                Poll::Ready(output) => Poll::Ready(Ok(output)),
+                // If the driver has ended, the work cannot complete.
+                Poll::Pending => ended.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
+            }
+        }));
+        runtime.as_ref().ok_or(Error::Closed)?.block_on(watched(done, limit, watch))?
+    }
+}
+
+impl Drop for Wire {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             // A name look-up may still hang in the runtime's helper thread: never wait for it.
@@ -363,7 +326,7 @@ impl Drop for Connection {
 /// Connects. If that fails and the file of the connection string has changed, tries once more with its new text.
 async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error> {
     let until = Instant::now() + settings.deadline;
-    let target = settings.target();
+    let target = lock(&settings.current).1.clone();
     match dial::dial(&target, name, settings.deadline).await {
         Err(error) => match settings.read_again(&target) {
             Some(target) => dial::dial(&target, name, until.saturating_duration_since(Instant::now())).await,
@@ -414,10 +377,7 @@ fn keep(notifications: &mut VecDeque<Notification>, message: AsyncMessage) {
             if notifications.len() == NOTIFICATIONS_KEPT {
                 notifications.pop_front();
             }
-            notifications.push_back(Notification {
-                channel: notification.channel().to_owned(),
-                payload: notification.payload().to_owned(),
-            });
+            notifications.push_back(notification);
         }
         AsyncMessage::Notice(notice) => log::debug!("PostgreSQL: {}", notice.message()),
         _ => {}

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 
 use super::blockers::{self, Blocker};
-use super::cluster::{self, Cluster};
-use super::inspect::Fault;
 use super::{Connection, Error, Settings, inspect, migrate, standby};
 use crate::error::Error as CommandError;
 
 const CHECKS: &str = include_str!("../../sql/doctor.sql");
+const CLUSTER: &str = include_str!("../../sql/cluster.sql");
 
 /// What to do where even the first query of a session waits.
 const NO_QUERY: &str = "somebody may have locked a catalog of PostgreSQL, and then no query can name that session: on the \
@@ -109,20 +108,25 @@ struct Doctor {
 impl Doctor {
     fn check_all(&mut self, settings: &Settings) {
         let is_standby = standby::is_standby(&mut self.connection).unwrap_or_default();
-        let faults = inspect::catalog_faults(&mut self.connection);
         for (name, all_is_well, is_wrong, fix) in [
             (
                 "triggers",
                 "every write of signal is captured and numbered",
                 "capture is off: ",
-                "; it switches capture on and sends consumers a notice that they missed something",
+                "{migrate}; it switches capture on and sends consumers a notice that they missed something",
             ),
-            ("immutability", "the log refuses every change", "the log can be changed: ", ""),
-            ("owners", "tables and functions belong to the feed's own roles and are as shipped", "", ""),
+            ("immutability", "the log refuses every change", "the log can be changed: ", "{migrate}"),
+            ("owners", "tables and functions belong to the feed's own roles and are as shipped", "", "{migrate}"),
         ] {
-            self.check(name, |_| Ok(of_faults(faults.as_ref(), name, all_is_well, is_wrong, fix)));
+            self.check(name, |connection| {
+                let mut verdict = first_wrong([(faults_of(connection, name)?, fix)], all_is_well.to_owned());
+                if !verdict.ok {
+                    verdict.message.insert_str(0, is_wrong);
+                }
+                Ok(verdict)
+            });
         }
-        self.check("privileges", |connection| privileges(connection, faults.as_ref()));
+        self.check("privileges", privileges);
         let (everywhere, on_primary) = CHECKS.split_once("\n-- on a primary\n").unwrap_or((CHECKS, ""));
         self.check_queries(everywhere);
         if is_standby {
@@ -164,7 +168,7 @@ impl Doctor {
     /// A check that could not run, with the sessions that may be the cause.
     fn unasked(&mut self, error: &Error) -> Verdict {
         let message = format!("cannot be checked: {error}");
-        match blockers::read(&mut self.connection) {
+        match blockers::read(&mut self.connection, false) {
             Ok(found) if !found.is_empty() => named(&message, &found),
             _ => wrong(
                 message,
@@ -172,6 +176,11 @@ impl Doctor {
             ),
         }
     }
+}
+
+/// Whether the log is in the cluster, the timeline and the database that were recorded.
+pub fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
+    query(connection, CLUSTER)
 }
 
 fn query(connection: &mut Connection, sql: &str) -> Result<Verdict, Error> {
@@ -188,54 +197,31 @@ fn schema(connection: &mut Connection) -> Result<Verdict, Error> {
     }
 }
 
-/// What `inspect` found for one check.
-fn of_faults(
-    faults: Result<&Vec<Fault>, &Error>,
-    check: &str,
-    all_is_well: &str,
-    is_wrong: &str,
-    fix: &str,
-) -> Verdict {
-    match faults {
-        Err(error) => wrong(format!("cannot be checked: {error}"), "run doctor as a member of signal_feed_admin"),
-        Ok(faults) => {
-            let texts: Vec<&str> =
-                faults.iter().filter(|fault| fault.check == check).map(|fault| fault.text.as_str()).collect();
-            if texts.is_empty() {
-                return well(all_is_well);
-            }
-            wrong(format!("{is_wrong}{}", texts.join("; ")), format!("{{migrate}}{fix}"))
-        }
+/// Fails with the first of these lists that is not empty.
+fn first_wrong<const N: usize>(lists: [(Vec<String>, &str); N], all_is_well: String) -> Verdict {
+    match lists.into_iter().find(|(texts, _)| !texts.is_empty()) {
+        Some((texts, fix)) => wrong(texts.join("; "), fix),
+        None => well(all_is_well),
     }
 }
 
-fn privileges(connection: &mut Connection, faults: Result<&Vec<Fault>, &Error>) -> Result<Verdict, Error> {
-    let verdict = of_faults(faults, "privileges", "every role has its rights and no more", "", "");
-    if !verdict.ok {
-        return Ok(verdict);
-    }
-    let remarks = inspect::remarks(connection)?;
-    let dangers: Vec<&str> = remarks.iter().filter(|one| one.danger).map(|one| one.text.as_str()).collect();
-    if !dangers.is_empty() {
-        return Ok(wrong(dangers.join("; "), "unless you know why it is there, revoke or drop it as a superuser"));
-    }
-    let mut message = verdict.message;
-    let powerful = connection.query(
-        "select r.rolname::text from pg_catalog.pg_roles as r
-            where r.rolcanlogin and not r.rolsuper and exists (
-                select from unnest(array['signal_feed_owner', 'signal_feed_capture', 'signal_feed_render', 'signal_feed_signal'])
-                    as o (role) where pg_catalog.pg_has_role(r.oid, o.role, 'member'))
-            order by 1",
-        &[],
-    )?;
-    if !powerful.is_empty() {
-        let names: Vec<String> = powerful.iter().map(|row| row.get(0)).collect();
-        message.push_str(&format!("; may act as the feed's owner: {}", names.join(", ")));
-    }
-    for remark in remarks {
-        message.push_str(&format!("; warning: {}", remark.text));
-    }
-    Ok(well(message))
+/// What `inspect` found for one check.
+fn faults_of(connection: &mut Connection, check: &str) -> Result<Vec<String>, Error> {
+    let faults = inspect::catalog_faults(connection)?.into_iter().filter(|fault| fault.check == check);
+    Ok(faults.map(|fault| fault.text).collect())
+}
+
+fn privileges(connection: &mut Connection) -> Result<Verdict, Error> {
+    let (dangers, others): (Vec<_>, Vec<_>) = inspect::remarks(connection)?.into_iter().partition(|one| one.danger);
+    let warnings: String = others.iter().map(|remark| format!("; warning: {}", remark.text)).collect();
+    let lists = [
+        (faults_of(connection, "privileges")?, "{migrate}"),
+        (
+            dangers.into_iter().map(|remark| remark.text).collect(),
+            "unless you know why it is there, revoke or drop it as a superuser",
+        ),
+    ];
+    Ok(first_wrong(lists, format!("every role has its rights and no more{warnings}")))
 }
 
 /// Everything else that migrate would repair.
@@ -243,28 +229,9 @@ fn installation(connection: &mut Connection) -> Result<Verdict, Error> {
     if let Some(why) = inspect::refusal(connection)? {
         return Ok(wrong(why, "correct that; until then migrate refuses this database"));
     }
-    let two_phase = inspect::two_phase(connection)?;
-    if !two_phase.is_empty() {
-        return Ok(wrong(two_phase.join("; "), "as the owner of the subscription"));
-    }
-    let faults = inspect::faults(connection)?;
-    let texts: Vec<&str> = faults.iter().map(|fault| fault.text.as_str()).collect();
-    if !texts.is_empty() {
-        return Ok(wrong(texts.join("; "), "{migrate}"));
-    }
-    Ok(well(inspect::signal_inserted_line(connection)?))
-}
-
-fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
-    Ok(match cluster::compare(connection)? {
-        Cluster::Unrecorded => wrong("the cluster was never recorded", "{migrate}"),
-        Cluster::Changed(how) => wrong(
-            how,
-            "as a member of signal_feed_admin: \"signal-feed restored\" if events may be lost; \
-             \"signal-feed restored --nothing-lost\" if you are certain that none are",
-        ),
-        Cluster::Same(which) => well(which),
-    })
+    let faults = inspect::faults(connection)?.into_iter().map(|fault| fault.text).collect();
+    let lists = [(inspect::two_phase(connection)?, "as the owner of the subscription"), (faults, "{migrate}")];
+    Ok(first_wrong(lists, inspect::signal_inserted(connection, true)?.to_string()))
 }
 
 /// Whether this standby hears from its primary, and how far it is behind.
@@ -301,10 +268,10 @@ fn listen(connection: &mut Connection, settings: &Settings) -> Result<Verdict, E
 
 /// Names the sessions that hold a lock that others wait for. It is a fault if that lasts longer than a commit.
 fn lock(connection: &mut Connection) -> Result<Verdict, Error> {
-    let mut found = blockers::read(connection)?;
+    let mut found = blockers::read(connection, false)?;
     if !found.is_empty() {
         thread::sleep(HOLD_PATIENCE);
-        let now = blockers::read(connection)?;
+        let now = blockers::read(connection, false)?;
         found.retain(|one| now.iter().any(|other| other.id == one.id));
     }
     Ok(if found.is_empty() {

@@ -1,5 +1,9 @@
 //! Checks an installation: `migrate` repairs what is found and `doctor` reports it. The queries are in `sql/`.
 
+use std::fmt;
+
+use tokio_postgres::types::ToSql;
+
 use super::{Connection, Error};
 
 /// What an installation consists of: it replaces `{wanted}` at the beginning of a query.
@@ -102,33 +106,27 @@ pub(super) fn missing_roles(connection: &mut Connection) -> Result<Vec<String>, 
 
 /// Every trigger of the feed that is missing, changed or not ENABLE ALWAYS.
 pub(super) fn trigger_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
-    trigger_faults_of(connection, &with_wanted(TRIGGERS))
+    read_faults(connection, &with_wanted(TRIGGERS), &[])
 }
 
 /// The same for an installation of the migrations 1 to 4, which had no private schema.
 pub(super) fn trigger_faults_before_5(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
-    trigger_faults_of(connection, &with_wanted(TRIGGERS).replace("signal_feed_private", "stock_market"))
+    read_faults(connection, &with_wanted(TRIGGERS).replace("signal_feed_private", "stock_market"), &[])
 }
 
-fn trigger_faults_of(connection: &mut Connection, sql: &str) -> Result<Vec<Fault>, Error> {
-    let rows = connection.query(sql, &[])?;
-    let fault = |row: &tokio_postgres::Row| {
-        let guards: String = row.get(0);
-        let check = match guards.as_str() {
-            "capture" => "triggers",
-            "log" => "immutability",
-            _ => "installation",
-        };
-        Fault { check: check.to_owned(), text: row.get(1), capture_was_off: guards == "capture" }
-    };
-    Ok(rows.iter().map(fault).collect())
+fn read_faults(
+    connection: &mut Connection,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<Fault>, Error> {
+    let rows = connection.query(sql, parameters)?;
+    Ok(rows.iter().map(|row| Fault { check: row.get(0), text: row.get(1), capture_was_off: row.get(2) }).collect())
 }
 
 /// The faults that the catalog shows. Works on a hot standby too.
 pub(super) fn catalog_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
     let mut faults = trigger_faults(connection)?;
-    let rows = connection.query(&with_wanted(INSPECT), &[&FUNCTIONS])?;
-    faults.extend(rows.iter().map(|row| Fault { check: row.get(0), text: row.get(1), capture_was_off: row.get(2) }));
+    faults.extend(read_faults(connection, &with_wanted(INSPECT), &[&FUNCTIONS])?);
     Ok(faults)
 }
 
@@ -139,8 +137,7 @@ pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
         // The checks below read the tables.
         return Ok(faults);
     }
-    let rows = connection.query(ROWS, &[])?;
-    faults.extend(rows.iter().map(|row| Fault { capture_was_off: row.get(1), ..Fault::new(row.get::<_, String>(0)) }));
+    faults.extend(read_faults(connection, ROWS, &[])?);
     let secret = "signal_feed_private.signal_feed_session_secret";
     let readable: bool =
         connection.query_one("select pg_catalog.has_table_privilege($1::text, 'select')", &[&secret])?.get(0);
@@ -148,13 +145,9 @@ pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
         faults.push(Fault::new(format!("the table {secret} has no row")));
     }
     let inserted = signal_inserted(connection, true)?;
-    if inserted.sends != inserted.should_send() {
-        let (is, should) = if inserted.sends { ("notifies", "should not") } else { ("does not notify", "should") };
-        faults.push(Fault::new(format!(
-            "the feed {is} channel signal_inserted and {should} (chosen: {}{})",
-            inserted.chosen,
-            inserted.other.as_ref().map(|name| format!("; the trigger {name} does")).unwrap_or_default()
-        )));
+    let should_send = inserted.chosen == "on" || inserted.chosen == "auto" && inserted.other.is_none();
+    if inserted.sends != should_send {
+        faults.push(Fault::new(format!("not as chosen: {inserted}")));
     }
     Ok(faults)
 }
@@ -168,9 +161,15 @@ pub(super) struct SignalInsertedState {
     pub(super) other: Option<String>,
 }
 
-impl SignalInsertedState {
-    fn should_send(&self) -> bool {
-        self.chosen == "on" || self.chosen == "auto" && self.other.is_none()
+impl fmt::Display for SignalInsertedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "signal_inserted: {}; ", self.chosen)?;
+        match (&self.other, self.sends) {
+            (Some(name), false) => write!(f, "the trigger {name} notifies it"),
+            (Some(name), true) => write!(f, "BOTH the feed and the trigger {name} notify it"),
+            (None, true) => f.write_str("the feed notifies it"),
+            (None, false) => f.write_str("nothing notifies it"),
+        }
     }
 }
 
@@ -200,16 +199,4 @@ pub(super) fn remarks(connection: &mut Connection) -> Result<Vec<Remark>, Error>
 /// Subscriptions that stop at their first prepared transaction.
 pub(super) fn two_phase(connection: &mut Connection) -> Result<Vec<String>, Error> {
     texts_if_allowed(connection, TWO_PHASE)
-}
-
-/// One line on who notifies channel `signal_inserted`.
-pub(super) fn signal_inserted_line(connection: &mut Connection) -> Result<String, Error> {
-    let inserted = signal_inserted(connection, true)?;
-    let chosen = &inserted.chosen;
-    Ok(match (&inserted.other, inserted.sends) {
-        (Some(name), false) => format!("signal_inserted: {chosen}; the trigger {name} notifies it"),
-        (Some(name), true) => format!("signal_inserted: {chosen}; BOTH the feed and the trigger {name} notify it"),
-        (None, true) => format!("signal_inserted: {chosen}; the feed notifies it"),
-        (None, false) => format!("signal_inserted: {chosen}; nothing notifies it"),
-    })
 }

@@ -19,6 +19,8 @@ pub const ROLES_SQL: &str = include_str!("../../sql/roles.sql");
 /// The numbered file that makes the tables. A later release that changes a table adds a file with a new number.
 const TABLES: &str = include_str!("../../sql/0005_tables.sql");
 const TABLES_NAME: &str = "0005_tables";
+/// How the fault ends that says so of a migration.
+const NOT_APPLIED: &str = " is not applied";
 /// Owners, rows, grants and triggers: safe to run again at any time.
 const INSTALL: &str = include_str!("../../sql/install.sql");
 
@@ -75,13 +77,6 @@ pub struct Options {
     pub signal_inserted: Option<SignalInserted>,
 }
 
-impl Options {
-    /// The choice as an SQL expression: the new one, or the one in the row.
-    fn choice(&self) -> String {
-        self.signal_inserted.map_or("c.signal_inserted".to_owned(), |choice| format!("'{}'", choice.as_str()))
-    }
-}
-
 /// Lifts the deadline of the connection's statements, and overrides settings of the database or the role that would
 /// change the meaning of the schema's files and of queries on the catalog.
 ///
@@ -105,19 +100,12 @@ pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
 pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<String>, Error> {
     // For what comes before the tries for the lock on signal.
     connection.batch(&format!("set lock_timeout = {}", lock_timeout_ms(options))).doing("prepare the session")?;
-    let findings = match look(connection, options) {
+    match look(connection, options) {
         Err(Error::Database { cause, .. }) if cause.sql_state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-            return Err(gave_up(connection, "look at the installation", options));
+            Err(gave_up(connection, "look at the installation", options))
         }
-        outcome => outcome?,
-    };
-    let mut lines: Vec<String> = findings.faults.into_iter().map(|fault| fault.text).collect();
-    if let (Some(wanted), Some(chosen)) = (options.signal_inserted, &findings.chosen)
-        && wanted.as_str() != chosen
-    {
-        lines.push(format!("signal_inserted is chosen as {chosen}, not {}", wanted.as_str()));
+        faults => Ok(faults?.into_iter().map(|fault| fault.text).collect()),
     }
-    Ok(lines)
 }
 
 /// Installs, upgrades or repairs the schema. Each line for `say` reports one thing that was done or that matters.
@@ -126,28 +114,15 @@ pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<Strin
 /// Why nothing was done.
 pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     let until = Instant::now() + options.lock_wait;
-    if !check(connection, options)?.is_empty() {
-        make_roles(connection, say)?;
-        lock_out_others(connection, until, options, say)?;
-        let outcome = install(connection, options, until, say);
-        if !connection.is_lost() {
-            connection.query("select pg_advisory_unlock($1)", &[&ADVISORY_KEY]).doing("release the migration lock")?;
-        }
-        outcome?;
-        let left = look(connection, options)?.faults;
-        if !left.is_empty() {
-            let texts: Vec<String> = left.into_iter().map(|fault| fault.text).collect();
-            return Err(Error::Failed(format!("migrate could not repair: {}", texts.join("; "))));
-        }
-    } else {
+    if check(connection, options)?.is_empty() {
         say("nothing to do");
+    } else {
+        Migration { connection: &mut *connection, options, until, say: &mut *say }.run()?;
     }
     let doing = "look at the installation";
-    say(&inspect::signal_inserted_line(connection).doing(doing)?);
-    for remark in inspect::remarks(connection).doing(doing)? {
-        say(&format!("warning: {}", remark.text));
-    }
-    for text in inspect::two_phase(connection).doing(doing)? {
+    say(&inspect::signal_inserted(connection, true).doing(doing)?.to_string());
+    let remarks = inspect::remarks(connection).doing(doing)?.into_iter().map(|remark| remark.text);
+    for text in remarks.chain(inspect::two_phase(connection).doing(doing)?) {
         say(&format!("warning: {text}"));
     }
     Ok(())
@@ -204,15 +179,8 @@ fn refuse_newer(version: i32) -> Result<(), Error> {
     )))
 }
 
-struct Findings {
-    faults: Vec<Fault>,
-    /// The choice for `signal_inserted`, if the feed is installed.
-    chosen: Option<String>,
-    /// Whether [`TABLES`] was not applied yet.
-    is_pending: bool,
-}
-
-fn look(connection: &mut Connection, options: &Options) -> Result<Findings, Error> {
+/// What migrate would do. A migration that is not applied comes first.
+fn look(connection: &mut Connection, options: &Options) -> Result<Vec<Fault>, Error> {
     let doing = "look at the installation";
     if let Some(why) = inspect::refusal(connection).doing(doing)? {
         return Err(Error::Failed(why));
@@ -230,56 +198,32 @@ fn look(connection: &mut Connection, options: &Options) -> Result<Findings, Erro
             )));
         }
     }
-    let is_pending = newest < KNOWN_VERSION;
     let has_capture = newest >= EARLIER_CAPTURE_VERSION;
     let inserted = inspect::signal_inserted(connection, has_capture).doing(doing)?;
-    let chosen = has_capture.then(|| inserted.chosen.clone());
-    let on = options.signal_inserted.map_or(inserted.chosen == "on", |wanted| wanted == SignalInserted::On);
-    if on && let Some(name) = inserted.other {
+    let chosen = options.signal_inserted.map_or(inserted.chosen.as_str(), |wanted| wanted.as_str());
+    if let ("on", Some(name)) = (chosen, &inserted.other) {
         return Err(Error::Failed(format!(
             "--signal-inserted on: the trigger {name} on stock_market.signal notifies that channel already; \
              drop it first, or choose auto"
         )));
     }
     let mut faults = Vec::new();
-    if !is_pending {
-        faults = inspect::faults(connection).doing(doing)?;
-    } else {
-        faults.push(Fault::new(format!("migration {TABLES_NAME} is not applied")));
+    if newest < KNOWN_VERSION {
+        faults.push(Fault::new(format!("migration {TABLES_NAME}{NOT_APPLIED}")));
         if has_capture {
             faults.append(&mut inspect::trigger_faults_before_5(connection).doing(doing)?);
         }
+    } else {
+        faults = inspect::faults(connection).doing(doing)?;
     }
-    Ok(Findings { faults, chosen, is_pending })
+    if has_capture && chosen != inserted.chosen {
+        faults.push(Fault::new(format!("signal_inserted was chosen as {}, not as {chosen}", inserted.chosen)));
+    }
+    Ok(faults)
 }
 
 fn checksum(sql: &str) -> String {
     Sha256::digest(sql).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Makes the missing roles, and makes a runner who is not a superuser a member of them.
-fn make_roles(connection: &mut Connection, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
-    for attempt in 1.. {
-        let missing = inspect::missing_roles(connection).doing("look at the roles")?;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        match connection.batch(ROLES_SQL) {
-            Ok(()) => say("made the roles and their memberships"),
-            Err(error) if error.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                return Err(Error::Failed(format!(
-                    "cannot make {}: {error}; run \"signal-feed migrate\" as a superuser or as the owner of this database; \
-                     an owner without CREATEROLE needs a DBA who first runs, in this very database, the statements that \
-                     \"signal-feed migrate --roles-sql\" prints",
-                    missing.join(", ")
-                )));
-            }
-            // A migrate of another database of the cluster is doing the same.
-            Err(error) if attempt < ROLES_TRIES && error.is_statement_error() => thread::sleep(LOCK_PAUSE),
-            Err(error) => return Err(error).doing("make the roles"),
-        }
-    }
-    Ok(())
 }
 
 /// PostgreSQL takes zero as no limit.
@@ -295,87 +239,150 @@ fn gave_up(connection: &mut Connection, doing: &str, options: &Options) -> Error
     ))
 }
 
-/// Waits until no other migrate runs in this database.
-fn lock_out_others(
-    connection: &mut Connection,
+/// One run of `migrate` that has something to do.
+struct Migration<'a> {
+    connection: &'a mut Connection,
+    options: &'a Options,
+    /// When it gives up.
     until: Instant,
-    options: &Options,
-    say: &mut dyn FnMut(&str),
-) -> Result<(), Error> {
-    let mut told = false;
-    loop {
-        let row = connection
-            .query_one("select pg_try_advisory_lock($1)", &[&ADVISORY_KEY])
-            .doing("take the migration lock")?;
-        if row.get(0) {
+    say: &'a mut dyn FnMut(&str),
+}
+
+impl Migration<'_> {
+    fn run(&mut self) -> Result<(), Error> {
+        self.make_roles()?;
+        self.until_locked("wait for another migrate", |connection| {
+            let row = connection.query_one("select pg_try_advisory_lock($1)", &[&ADVISORY_KEY])?;
+            Ok(row.get::<_, bool>(0).then_some(()))
+        })?;
+        let outcome = self.install();
+        if !self.connection.is_lost() {
+            let unlock = self.connection.query("select pg_advisory_unlock($1)", &[&ADVISORY_KEY]);
+            unlock.doing("release the migration lock")?;
+        }
+        outcome?;
+        let left = look(self.connection, self.options)?;
+        if left.is_empty() {
             return Ok(());
         }
-        if Instant::now() >= until {
-            return Err(gave_up(connection, "wait for another migrate", options));
+        let texts: Vec<String> = left.into_iter().map(|fault| fault.text).collect();
+        Err(Error::Failed(format!("migrate could not repair: {}", texts.join("; "))))
+    }
+
+    /// Makes the missing roles, and makes a runner who is not a superuser a member of them.
+    fn make_roles(&mut self) -> Result<(), Error> {
+        for attempt in 1.. {
+            let missing = inspect::missing_roles(self.connection).doing("look at the roles")?;
+            if missing.is_empty() {
+                break;
+            }
+            match self.connection.batch(ROLES_SQL) {
+                Ok(()) => (self.say)("made the roles and their memberships"),
+                Err(error) if error.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    return Err(Error::Failed(format!(
+                        "cannot make {}: {error}; run \"signal-feed migrate\" as a superuser or as the owner of this \
+                         database; an owner without CREATEROLE needs a DBA who first runs, in this very database, the \
+                         statements that \"signal-feed migrate --roles-sql\" prints",
+                        missing.join(", ")
+                    )));
+                }
+                // A migrate of another database of the cluster is doing the same.
+                Err(error) if attempt < ROLES_TRIES && error.is_statement_error() => thread::sleep(LOCK_PAUSE),
+                Err(error) => return Err(error).doing("make the roles"),
+            }
         }
-        if !told {
-            told = true;
-            say(&format!("waiting for another migrate: {}", blockers::of_migrate(connection)));
+        Ok(())
+    }
+
+    fn install(&mut self) -> Result<(), Error> {
+        // Another migrate may have done everything while this one waited.
+        let faults = look(self.connection, self.options)?;
+        let Some(first) = faults.first() else { return Ok(()) };
+        let migration = first.text.strip_suffix(NOT_APPLIED);
+        let doing = migration.map_or("repair the installation".to_owned(), |migration| format!("apply {migration}"));
+        let capture_was_off = faults.iter().any(|fault| fault.capture_was_off);
+        // As SQL: the new choice, or the one in the row.
+        let choice = self.options.signal_inserted.map(|choice| format!("'{}'", choice.as_str()));
+        let choice = choice.as_deref().unwrap_or("c.signal_inserted");
+        let event = self.until_locked(&doing, |connection| {
+            // Every session that numbers events holds the feed's lock during its commit.
+            let begin = format!("begin; set local lock_timeout = '{LOCK_TRY}'; set local synchronous_commit = 'on'");
+            connection.batch(&begin)?;
+            let outcome = apply(connection, choice, capture_was_off);
+            if !connection.is_lost() {
+                connection.batch(if matches!(outcome, Ok(Ok(_))) { "commit" } else { "rollback" })?;
+            }
+            outcome.map(Some)
+        })?;
+        let event = event.map_err(Error::Failed)?;
+        for fault in &faults {
+            match fault.text.strip_suffix(NOT_APPLIED) {
+                Some(migration) => (self.say)(&format!("applied {migration}")),
+                None => (self.say)(&format!("repaired: {}", fault.text)),
+            }
         }
-        thread::sleep(LOCK_PAUSE);
+        if let Some(feed_seq) = event {
+            (self.say)(&format!(
+                "capture was off: signals written meanwhile are not in the log; event {feed_seq} tells consumers so, and \
+                 \"signal-feed doctor\" prints a query that finds the rows"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Repeats an attempt that waits only briefly for its locks until it gets them. `None` means that it did not.
+    fn until_locked<T>(
+        &mut self,
+        doing: &str,
+        mut attempt: impl FnMut(&mut Connection) -> Result<Option<T>, DbError>,
+    ) -> Result<T, Error> {
+        let mut told = false;
+        loop {
+            let is_locked = |state| matches!(state, &SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED);
+            match attempt(self.connection) {
+                Ok(Some(done)) => return Ok(done),
+                Err(error) if !error.sql_state().is_some_and(is_locked) => return Err(error).doing(doing),
+                Ok(None) | Err(_) => {}
+            }
+            if Instant::now() >= self.until {
+                return Err(gave_up(self.connection, doing, self.options));
+            }
+            if !told {
+                told = true;
+                let holders = blockers::of_migrate(self.connection);
+                (self.say)(&format!("waiting for a lock; writers continue between the tries: {holders}"));
+            }
+            thread::sleep(LOCK_PAUSE);
+        }
     }
 }
 
-fn install(
+/// Runs every file, in the present transaction. Returns the number of the event that tells consumers of missing
+/// signals, if there is one; or why nothing may be done.
+fn apply(
     connection: &mut Connection,
-    options: &Options,
-    until: Instant,
-    say: &mut dyn FnMut(&str),
-) -> Result<(), Error> {
-    // Another migrate may have done everything while this one waited.
-    let findings = look(connection, options)?;
-    let rechosen = options.signal_inserted.is_some_and(|wanted| findings.chosen.as_deref() != Some(wanted.as_str()));
-    if findings.faults.is_empty() && !rechosen {
-        return Ok(());
+    choice: &str,
+    capture_was_off: bool,
+) -> Result<Result<Option<i64>, String>, DbError> {
+    connection.batch(TAKE_LOCKS)?;
+    connection.batch(TABLES)?;
+    connection.batch(inspect::FUNCTIONS)?;
+    // What was checked before may have been replaced since; from here on it cannot be. So far only definitions have run.
+    if let Some(why) = inspect::strangers(connection)? {
+        return Ok(Err(why));
     }
-    let doing = if findings.is_pending { "apply migration 0005_tables" } else { "repair the installation" };
-    let capture_was_off = findings.faults.iter().any(|fault| fault.capture_was_off);
-    let mut event = None;
-    let mut refused = None;
-    in_one_transaction(connection, until, options, doing, say, |connection| {
-        connection.batch(TAKE_LOCKS)?;
-        connection.batch(TABLES)?;
-        connection.batch(inspect::FUNCTIONS)?;
-        // What was checked before may have been replaced since; from here on it cannot be. So far only definitions
-        // have run.
-        refused = inspect::strangers(connection)?;
-        if refused.is_some() {
-            return Ok(false);
-        }
-        connection.batch(&inspect::with_wanted(&INSTALL.replace("{choice}", &options.choice())))?;
-        connection.execute(
-            "insert into stock_market.signal_feed_migration (version, name, checksum) values ($1, $2, $3) on conflict do nothing",
-            &[&KNOWN_VERSION, &TABLES_NAME, &checksum(TABLES)],
-        )?;
-        if capture_was_off {
-            event = Some(connection.query_one(APPEND_CAPTURE_WAS_OFF, &[])?.get::<_, i64>(0));
-            connection.batch(
-                "delete from signal_feed_private.signal_feed_outbox; truncate signal_feed_private.signal_feed_first",
-            )?;
-        }
-        Ok(true)
-    })?;
-    if let Some(why) = refused {
-        return Err(Error::Failed(why));
+    connection.batch(&inspect::with_wanted(&INSTALL.replace("{choice}", choice)))?;
+    connection.execute(
+        "insert into stock_market.signal_feed_migration (version, name, checksum) values ($1, $2, $3) on conflict do nothing",
+        &[&KNOWN_VERSION, &TABLES_NAME, &checksum(TABLES)],
+    )?;
+    if !capture_was_off {
+        return Ok(Ok(None));
     }
-    for fault in &findings.faults {
-        match fault.text.strip_suffix(" is not applied") {
-            Some(migration) => say(&format!("applied {migration}")),
-            None => say(&format!("repaired: {}", fault.text)),
-        }
-    }
-    if let Some(feed_seq) = event {
-        say(&format!(
-            "capture was off: signals written meanwhile are not in the log; event {feed_seq} tells consumers so, and \
-             \"signal-feed doctor\" prints a query that finds the rows"
-        ));
-    }
-    Ok(())
+    let event = connection.query_one(APPEND_CAPTURE_WAS_OFF, &[])?.get(0);
+    connection
+        .batch("delete from signal_feed_private.signal_feed_outbox; truncate signal_feed_private.signal_feed_first")?;
+    Ok(Ok(Some(event)))
 }
 
 /// Taken before any other lock that a writer could hold: every session that has written a signal holds this lock. It
@@ -414,46 +421,3 @@ const APPEND_CAPTURE_WAS_OFF: &str = "
         select c.value, 'capture was off' from counted as c
     )
     select c.value, pg_notify('signal_feed', c.value::text) from counted as c";
-
-/// Runs `work` in a transaction that waits only briefly for each lock, again and again until `until`. Rolls back if
-/// `work` returns false.
-fn in_one_transaction(
-    connection: &mut Connection,
-    until: Instant,
-    options: &Options,
-    doing: &str,
-    say: &mut dyn FnMut(&str),
-    mut work: impl FnMut(&mut Connection) -> Result<bool, DbError>,
-) -> Result<(), Error> {
-    let mut told = false;
-    loop {
-        // Every session that numbers events holds the feed's lock during its commit.
-        connection
-            .batch(&format!("begin; set local lock_timeout = '{LOCK_TRY}'; set local synchronous_commit = 'on'"))
-            .doing(doing)?;
-        let outcome =
-            work(connection).and_then(|is_done| connection.batch(if is_done { "commit" } else { "rollback" }));
-        match outcome {
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                if !connection.is_lost() {
-                    connection.batch("rollback").doing(doing)?;
-                }
-                let locked =
-                    matches!(error.sql_state(), Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED));
-                if !locked {
-                    return Err(error).doing(doing);
-                }
-                if Instant::now() >= until {
-                    return Err(gave_up(connection, doing, options));
-                }
-                if !told {
-                    told = true;
-                    let holders = blockers::of_migrate(connection);
-                    say(&format!("waiting for a lock; writers continue between the tries: {holders}"));
-                }
-                thread::sleep(LOCK_PAUSE);
-            }
-        }
-    }
-}

@@ -1,10 +1,10 @@
 //! All SQL of the programs: a connection whose every call has a deadline, and one file per subject.
 //!
-//! Nothing here owns a thread.
+//! Nothing here owns a thread. A function with a connection blocks for at most the deadline of each of its calls. Where it
+//! says nothing of errors, they are those of its calls: see [`Error`].
 
 mod blockers;
 pub mod capture;
-pub mod cluster;
 mod connection;
 mod connection_string;
 mod dial;
@@ -21,4 +21,4 @@ pub mod standby;
 mod tls;
 
 pub use crate::error::{DatabaseError as Error, NEEDS_SESSIONS};
-pub use connection::{Connection, Notification, Settings, Watch};
+pub use connection::{Connection, Settings, Watch};

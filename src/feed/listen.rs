@@ -84,7 +84,7 @@ fn listen(feed: &Feed, settings: &Settings, mut connection: Connection) -> Resul
             return Err(db::Error::Unreachable(why));
         }
         let Some(notification) = connection.wait_notification(LOOK_EVERY)? else { continue };
-        match notification.channel.as_str() {
+        match notification.channel() {
             "signal_feed" => feed.wake_reader(),
             "signal_feed_key" => feed.keys.ask_refresh(),
             _ => {

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::select;
 
 use super::{Feed, keys};
-use crate::db::cluster::{self, Cluster};
-use crate::db::{self, Connection, Settings};
+use crate::db::{self, Connection, Settings, doctor};
 use crate::event::FeedSeq;
 use crate::sync::lock;
 
@@ -189,13 +188,10 @@ impl Upkeep<'_> {
             lock(&self.feed.facts).is_another_cluster = false;
             return Ok(());
         }
-        let cluster = cluster::compare(connection)?;
-        let is_another = matches!(cluster, Cluster::Changed(_));
-        let was_another = std::mem::replace(&mut lock(&self.feed.facts).is_another_cluster, is_another);
-        if let (Cluster::Changed(how), false) = (cluster, was_another) {
-            log::warn!(
-                "{how}; run \"signal-feed restored\", or \"signal-feed restored --nothing-lost\" if nothing is lost"
-            );
+        let cluster = doctor::cluster(connection)?;
+        let was_another = std::mem::replace(&mut lock(&self.feed.facts).is_another_cluster, !cluster.ok);
+        if !cluster.ok && !was_another {
+            log::warn!("{}; {}", cluster.message, cluster.fix.as_deref().unwrap_or_default());
         }
         Ok(())
     }

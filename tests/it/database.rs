@@ -57,11 +57,11 @@ fn notifications_arrive_while_waiting_and_while_querying() {
     let mut other = database.connect();
     other.batch_execute("notify news, 'one'").unwrap();
     let heard = connection.wait_notification(Duration::from_secs(10)).unwrap().unwrap();
-    assert_eq!((heard.channel.as_str(), heard.payload.as_str()), ("news", "one"));
+    assert_eq!((heard.channel(), heard.payload()), ("news", "one"));
     other.batch_execute("notify news, 'two'").unwrap();
     connection.query("select 1", &[]).unwrap();
-    assert_eq!(connection.wait_notification(Duration::from_secs(10)).unwrap().unwrap().payload, "two");
-    assert_eq!(connection.wait_notification(Duration::from_millis(1)).unwrap(), None);
+    assert_eq!(connection.wait_notification(Duration::from_secs(10)).unwrap().unwrap().payload(), "two");
+    assert!(connection.wait_notification(Duration::from_millis(1)).unwrap().is_none());
 }
 
 #[test]
