@@ -7,8 +7,9 @@ select true, coalesce('these logins may act as the feed''s own roles: ' || strin
     'only superusers may act as the feed''s own roles'), null
 from pg_catalog.pg_roles as r
 where r.rolcanlogin and not r.rolsuper and exists (
-    select from unnest(array['signal_feed_owner', 'signal_feed_capture', 'signal_feed_render', 'signal_feed_signal']) as o (role)
-    where pg_catalog.pg_has_role(r.oid, o.role, 'member'))
+    select from pg_catalog.pg_roles as o
+    where o.rolname in ('signal_feed_owner', 'signal_feed_capture', 'signal_feed_render', 'signal_feed_signal')
+        and pg_catalog.pg_has_role(r.oid, o.oid, 'member'))
 
 -- check log
 -- One statement, so one snapshot: the counter and the log change in one commit. {newest}: how many numbers to look at.
