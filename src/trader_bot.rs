@@ -137,15 +137,6 @@ fn parse_broker(text: &str) -> Result<BrokerChoice, String> {
     }
 }
 
-/// Prints lines; a closed pipe (`| head`) is not an error.
-fn output(mut lines: impl Iterator<Item = String>) -> Result<(), Error> {
-    let mut output = std::io::stdout().lock();
-    match lines.try_for_each(|line| writeln!(output, "{line}")) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome.doing("write to standard output"),
-    }
-}
-
 /// The definition of the command line, for help, completions and the manual page.
 pub(crate) fn command() -> clap::Command {
     with_rules(Args::command(), "TRADER_BOT_")
@@ -160,7 +151,13 @@ fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
     let options = args.options(matches)?;
     logging::start(args.log_level);
     if let (true, Some(recovery)) = (args.recovery_dry_run, &options.recovery) {
-        return output(bot::dry_run(&options, recovery)?.iter().map(|line| one_line(line)));
+        let lines = bot::dry_run(&options, recovery)?;
+        let lines: String = lines.iter().map(|line| one_line(line) + "\n").collect();
+        return match std::io::stdout().write_all(lines.as_bytes()) {
+            // A closed pipe (`| head`) is not an error.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            outcome => outcome.doing("write to standard output"),
+        };
     }
     let stop = Stop::new();
     let asked = stop.clone();

@@ -30,7 +30,7 @@ impl Journal {
     ///
     /// Locks the file itself: under a bind mount or a hard link it has another name, so a lock file would be another one.
     pub(super) fn open(path: &Path, state: &Path) -> Result<Self, Error> {
-        exists(path, state)?;
+        load(path, state)?;
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
         files::lock(&file, path, path)?;
         let mut text = Vec::new();
@@ -55,11 +55,7 @@ impl Journal {
 
     /// Reads a journal without changing anything.
     pub(super) fn look(path: &Path, state: &Path) -> Result<Ledger, Error> {
-        if !exists(path, state)? {
-            return Ok(Ledger::default());
-        }
-        let text = fs::read(path).doing(doing("read", path))?;
-        read(whole_lines(&text), path).map(|(ledger, _)| ledger)
+        read(whole_lines(&load(path, state)?), path).map(|(ledger, _)| ledger)
     }
 
     /// Appends a line. With `sync` it is on the disk when this returns.
@@ -89,19 +85,16 @@ impl Journal {
     }
 }
 
-/// Whether there is a journal with a whole first line. Beside a state file there must be one, unless both files are
-/// empty: an operator makes them for bind mounts.
-fn exists(path: &Path, state: &Path) -> Result<bool, Error> {
-    let mut first = [0; 64 << 10];
-    let count = match File::open(path) {
-        Ok(mut file) => file.read(&mut first).doing(doing("read", path))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(cause) => return Err(Error::Io { doing: doing("read", path), cause }),
+/// The journal's text; empty if there is none. Beside a state file there must be a journal with a whole first line, unless
+/// both files are empty: an operator makes them for bind mounts.
+fn load(path: &Path, state: &Path) -> Result<Vec<u8>, Error> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        text => text.doing(doing("read", path))?,
     };
     let is_empty = |path| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
-    let exists = first[..count].contains(&b'\n');
-    if exists || !state.exists() || (is_empty(state) && is_empty(path)) {
-        return Ok(exists);
+    if text.contains(&b'\n') || !state.exists() || (is_empty(state) && is_empty(path)) {
+        return Ok(text);
     }
     Err(Error::Failed(format!(
         "the journal {} is lost, but the state file {} is there: restore the journal, or remove the state file to start \
