@@ -15,7 +15,6 @@ use jiff::Timestamp;
 use super::order::Order;
 
 /// What the broker says about an order, when it gets it or when it is asked about it.
-#[cfg_attr(not(feature = "ibkr"), expect(dead_code, reason = "only ibkr gives some of these"))]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The broker has it, under this number if it numbers its orders.
@@ -50,7 +49,6 @@ pub struct Attempt {
 }
 
 /// What became of an order that the broker had accepted.
-#[cfg_attr(not(feature = "ibkr"), expect(dead_code, reason = "only ibkr gives some of these"))]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// It was filled.
