@@ -318,29 +318,31 @@ pub struct WindowStart {
     pub prev: FeedSeq,
 }
 
-/// Finds the row with the lowest number of those whose time is usable and not before `begin`. `None` if there is none.
+/// Finds the row with the earliest usable time from `begin` on; of rows with equal times the one with the lowest
+/// number. `None` if there is no such row.
 ///
-/// Times and numbers have the same order, except that a commit of many rows gives all of them one time, and that a clock
-/// can step back. So the query takes the lowest number of a thousand rows around `begin`, and then looks from the last
-/// row before `begin` on for a lower one.
+/// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes
+/// the lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
 pub fn read_window_start(connection: &mut Connection, begin: EventTime) -> Result<Option<WindowStart>, Error> {
-    // "is true" keeps the planner from reading and sorting the whole window by the index on times.
     let row = connection.query_opt(
         "with pruned as materialized \
              (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned), \
+         first as materialized \
+             (select event_time from stock_market.signal_feed_event \
+              where event_time >= $1 and event_time < '10000-01-01 00:00:00+00' \
+                and feed_seq > (select through from pruned) order by event_time limit 1), \
          lowest as materialized \
              (select min(feed_seq) as seq from (select feed_seq from stock_market.signal_feed_event \
-              where event_time >= $1 and event_time < '10000-01-01 00:00:00+00' \
-                and feed_seq > (select through from pruned) order by event_time limit 1000) as first), \
+              where event_time = (select event_time from first) and feed_seq > (select through from pruned) \
+              order by event_time limit 100) as equal), \
          before as materialized \
-             (select greatest(max(feed_seq) filter (where feed_seq < lowest.seq), (select through from pruned), \
-                              case when min(feed_seq) > lowest.seq then lowest.seq end) as seq \
-              from lowest left join (select feed_seq from stock_market.signal_feed_event \
-                    where event_time < $1 order by event_time desc limit 1000) as older on true group by lowest.seq), \
+             (select greatest(max(feed_seq), (select through from pruned)) as seq \
+              from (select feed_seq from stock_market.signal_feed_event \
+                    where event_time < $1 order by event_time desc limit 100) as older), \
          start as materialized \
              (select coalesce((select feed_seq from stock_market.signal_feed_event \
                                where feed_seq > before.seq and feed_seq < lowest.seq \
-                                 and (event_time >= $1 and event_time < '10000-01-01 00:00:00+00') is true \
+                                 and event_time is not distinct from (select event_time from first) \
                                order by feed_seq limit 1), lowest.seq) as seq from lowest, before) \
          select start.seq, greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq < start.seq), \
                                     (select through from pruned)) \

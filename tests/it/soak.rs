@@ -222,10 +222,11 @@ impl Life {
     }
 }
 
-/// The clock of the database is wrong by hours for a while. All rows stay inside the replay window.
+/// The clock of the database is hours ahead for a while. All rows stay inside the replay window: rows of a clock that is
+/// behind would begin it.
 fn leap(database: &Database) {
     let hours = random_u64() % 60;
-    database.sql(&format!("insert into public.leap values (interval '{hours} hours' - interval '10 hours')"));
+    database.sql(&format!("insert into public.leap values (interval '{hours} hours')"));
     std::thread::sleep(random_between(Duration::from_millis(500), Duration::from_secs(3)));
     database.sql("delete from public.leap");
 }
@@ -347,7 +348,11 @@ impl Account {
             }
             Some("connected") => assert_eq!(block.id, Some(self.cursor), "{block:?}"),
             Some("dropped") => {
-                assert_eq!(block.number("from"), self.cursor + 1, "{block:?}");
+                let is_next = block.number("from") == self.cursor + 1;
+                assert!(
+                    is_next || life.lost.lock().unwrap().iter().any(|range| *range.start() == self.cursor + 1),
+                    "{block:?}"
+                );
                 life.drops.fetch_add(1, Ordering::Relaxed);
             }
             Some("history_rewritten") => {

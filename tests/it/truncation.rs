@@ -120,21 +120,6 @@ fn a_row_with_a_time_out_of_order_does_not_hide_those_after_it() {
 }
 
 #[test]
-fn a_clock_that_was_behind_for_a_while_takes_nothing_out_of_the_window() {
-    let all = [(0, 1), (1, 2), (2, 3), (3, 4)];
-    for (rows, from) in [
-        ([(1, 20), (2, 50), (3, 45), (4, 10)], 1),
-        ([(1, 90), (2, 20), (3, 50), (4, 10)], 2),
-        ([(1, 50), (2, 70), (3, 55), (4, 40)], 1),
-    ] {
-        let database = log_of(&rows);
-        let key = database.mint("bot");
-        let server = Server::ready(&database, WINDOW);
-        check(&database, &server, &key, from - 1, None, &all[from as usize - 1..]);
-    }
-}
-
-#[test]
 fn an_unusable_time_does_not_begin_the_window() {
     let database = log_of(&[(1, 100)]);
     database.log_row(2, "'infinity'", "'{\"symbol\": \"S\"}'");
