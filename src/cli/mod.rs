@@ -1,9 +1,8 @@
-//! The command line of `signal-feed`: one file per subcommand. Only this module prints.
+//! The command line of `signal-feed`: one file per subcommand.
 
 mod database;
 mod demo;
 mod doctor;
-mod generate;
 mod key;
 mod migrate;
 mod progress;
@@ -22,8 +21,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::error::{Doing, Error};
-use crate::options::{self, with_rules};
+use crate::error::Error;
+use crate::options::{self, output, with_rules};
 use crate::text::visible;
 
 /// Stream a PostgreSQL table of trading signals to bots: a gapless, commit-ordered log over Server-Sent Events
@@ -61,18 +60,16 @@ enum Command {
     Doctor(doctor::Args),
     Restored(restored::Args),
     Demo(demo::Args),
-    #[command(hide = true)]
-    Generate(generate::Args),
 }
 
-/// The definition of the command line.
-fn command() -> clap::Command {
+/// The definition of the command line, for help, completions and manual pages.
+pub fn command() -> clap::Command {
     with_rules(Cli::command(), "SIGNAL_FEED_")
 }
 
 /// Parses the command line, runs the command, and says how the process ends.
 pub fn main() -> ExitCode {
-    options::main(command(), |cli: Cli, _| cli.command.run())
+    options::main(command(), |cli: Cli| cli.command.run())
 }
 
 impl Command {
@@ -88,20 +85,7 @@ impl Command {
             Self::Doctor(args) => doctor::run(&args),
             Self::Restored(args) => restored::run(&args),
             Self::Demo(args) => demo::run(&args),
-            Self::Generate(args) => generate::run(&args),
         }
-    }
-}
-
-/// Prints one line of a command's result, with control characters made visible. A closed pipe
-/// (`| head`) is no error.
-///
-/// # Errors
-/// If it cannot be written: a listing that was cut short must not look complete.
-pub(crate) fn output(line: impl std::fmt::Display) -> Result<(), Error> {
-    match writeln!(std::io::stdout(), "{}", visible(&line.to_string())) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome.doing("write to standard output"),
     }
 }
 

@@ -1,42 +1,36 @@
-//! `signal-feed generate`: manual pages and shell completions, from the definitions that parse the command line.
+//! Writes the manual pages and shell completions of both programs into a directory, from the definitions that parse the
+//! command lines: `cargo run --example generate -- DIRECTORY`. `.ci/package` runs it; it is no part of the programs.
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use crate::error::{Doing, Error};
-use crate::trader_bot;
-
-/// Write the manual pages and shell completions of both programs into one directory; the package puts them in place
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  signal-feed generate target/generated")]
-pub(super) struct Args {
-    /// Where to write them; created if missing
-    #[arg(value_name = "DIRECTORY")]
-    directory: PathBuf,
+fn main() -> io::Result<()> {
+    let directory = std::env::args_os().nth(1).ok_or_else(|| io::Error::other("expected a directory"))?;
+    write_all(Path::new(&directory))
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Error> {
-    for program in [super::command(), trader_bot::command()] {
-        write(program, &args.directory).doing(format!("write into {}", args.directory.display()))?;
+/// Writes every page and completion. Makes the directory if it is missing.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write_all(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    for mut program in [signal_feed::cli::command(), signal_feed::trader_bot::command()] {
+        let name = program.get_name().to_owned();
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            clap_complete::generate_to(shell, &mut program.clone(), &name, directory)?;
+        }
+        program = program.disable_help_subcommand(true);
+        program.build();
+        write_pages(&program, directory)?;
     }
     Ok(())
-}
-
-fn write(program: Command, directory: &Path) -> io::Result<()> {
-    fs::create_dir_all(directory)?;
-    let name = program.get_name().to_owned();
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut program.clone(), &name, directory)?;
-    }
-    let mut program = program.disable_help_subcommand(true);
-    program.build();
-    write_pages(&program, directory)
 }
 
 /// One page per command, named after its program and itself: `signal-feed-key-mint.1`.
