@@ -1,14 +1,28 @@
-//! `signal-feed demo`: the whole system on one machine with nothing configured.
+//! `signal-feed demo`: the whole system on one machine with nothing configured: a private PostgreSQL, the schema, a key,
+//! the server, and a screener that writes signals.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{bounded, select};
 
 use super::say;
 use super::serve::signals;
 use crate::config::ServeOptions;
-use crate::demo;
-use crate::error::Error;
+use crate::db::{Connection, Settings, keys, migrate};
+use crate::demo::postgres::PrivatePostgres;
+use crate::demo::screener;
+use crate::error::{Doing, Error};
+use crate::feed::keys::new_key;
+use crate::http::accept::bind;
 use crate::logging;
 use crate::options::parse_address;
+
+/// The demo's database.
+const DATABASE: &str = "demo";
+/// Short, because nothing else uses the demo's database.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// Try the whole system: a private PostgreSQL, the schema, a key, the server and a screener that writes signals
 ///
@@ -27,26 +41,68 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     logging::start(log::LevelFilter::Warn);
-    let options = ServeOptions { listen: vec![args.listen], ..ServeOptions::defaults() };
-    demo::run(options, args.rate, &signals()?, |ready| {
-        say(format_args!(
-            "signal-feed demo: {} signals a second; Ctrl-C stops everything and leaves nothing behind",
-            args.rate
-        ));
-        say("");
-        say(format_args!("watch page   http://{}/", ready.address));
-        say(format_args!("its key      {}", ready.key));
-        say(format_args!("status page  http://{}/", ready.ops_address));
-        say(format_args!("database     {}", ready.database_url));
-        say("");
-        say("see the stream:");
-        say(format_args!("  curl -N -H 'Authorization: Bearer {}' http://{}/feed", ready.key, ready.address));
-        say("everything from the beginning:");
-        say(format_args!(
-            "  curl -N -H 'Authorization: Bearer {}' 'http://{}/feed?cursor=0'",
-            ready.key, ready.address
-        ));
+    let stop = signals()?;
+    // Checked before PostgreSQL is started, and port 0 becomes a real port.
+    let address = bind(args.listen, &[])?.local_addr().doing("find a free port")?;
+    // Any free port: a server with the usual one may run beside the demo.
+    let ops_address = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &[])?.local_addr().doing("find a free port")?;
+    let options = ServeOptions { listen: vec![address], ops_listen: Some(ops_address), ..ServeOptions::defaults() };
+    let postgres = PrivatePostgres::start(&[])?;
+    Connection::open(&settings(&postgres.url("postgres"))?, "signal-feed demo")
+        .and_then(|mut connection| connection.batch(&format!("create database {DATABASE}")))
+        .doing("create the demo's database")?;
+    let database_url = postgres.url(DATABASE);
+    let settings = settings(&database_url)?;
+    let key = install(&settings)?;
+
+    let (stop_screener, screener_stops) = bounded::<()>(0);
+    let (stop_server, server_stops) = bounded(1);
+    let (server_ended, server_ends) = bounded(1);
+    let (screener_ended, screener_ends) = bounded(1);
+    thread::scope(|scope| {
+        let (settings, server_stops) = (&settings, &server_stops);
+        scope.spawn(move || server_ended.send(crate::serve::serve(options, settings, server_stops)));
+        scope.spawn(move || screener_ended.send(screener::run(settings, args.rate, &screener_stops)));
+        introduce(args.rate, address, ops_address, &key, &database_url);
+        let outcome = select! {
+            recv(stop) -> _ => Ok(()),
+            recv(server_ends) -> outcome => outcome.unwrap_or(Ok(())),
+            recv(screener_ends) -> outcome => outcome.unwrap_or(Ok(())),
+        };
+        drop(stop_screener);
+        let _ = stop_server.try_send(());
+        outcome
     })
+}
+
+/// Installs the schema and mints a key.
+fn install(settings: &Settings) -> Result<String, Error> {
+    let mut connection = Connection::open(settings, "signal-feed demo").doing("connect to the demo's database")?;
+    let options = migrate::Options { lock_wait: LOCK_WAIT, signal_inserted: None };
+    migrate::migrate(&mut connection, &options, &mut |line| log::debug!("migrate: {line}"))?;
+    let (key, hash) = new_key()?;
+    keys::insert(&mut connection, "demo", &hash, None, Duration::ZERO).doing("mint the demo's key")?;
+    Ok(key)
+}
+
+fn introduce(rate: f64, address: SocketAddr, ops_address: SocketAddr, key: &str, database_url: &str) {
+    say(format_args!(
+        "signal-feed demo: {rate} signals a second; Ctrl-C stops everything and leaves nothing behind
+
+watch page   http://{address}/
+its key      {key}
+status page  http://{ops_address}/
+database     {database_url}
+
+see the stream:
+  curl -N -H 'Authorization: Bearer {key}' http://{address}/feed
+everything from the beginning:
+  curl -N -H 'Authorization: Bearer {key}' 'http://{address}/feed?cursor=0'"
+    ));
+}
+
+fn settings(url: &str) -> Result<Settings, Error> {
+    url.parse::<Settings>().doing("read the demo's own connection string")
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {

@@ -9,7 +9,7 @@ use crate::error::{Doing, Error};
 use crate::random::random_u64;
 
 /// Symbols with their first price, in cents.
-const MARKET: [(&str, u64); 8] = [
+const MARKET: [(&str, i64); 8] = [
     ("AAPL", 23_110),
     ("MSFT", 41_590),
     ("NVDA", 13_870),
@@ -19,62 +19,57 @@ const MARKET: [(&str, u64); 8] = [
     ("AIR", 15_762),
     ("RHM", 59_980),
 ];
-const STRATEGIES: [&str; 3] = ["breakout", "mean_reversion", "momentum"];
 /// After one signal in this many the screener corrects its price.
-const CORRECTIONS: u64 = 6;
+const CORRECTIONS: i64 = 6;
 
 struct Symbol {
     name: &'static str,
-    cents: u64,
-    /// The open position: side, quantity, strategy.
-    open: Option<(&'static str, i64, &'static str)>,
+    cents: i64,
+    /// The open position: side that closes it, quantity.
+    open: Option<(&'static str, i64)>,
 }
 
 /// Writes `rate` signals a second until `stop` is disconnected. Blocks.
-pub(super) fn run(settings: &Settings, rate: f64, stop: &Receiver<()>) -> Result<(), Error> {
+pub(crate) fn run(settings: &Settings, rate: f64, stop: &Receiver<()>) -> Result<(), Error> {
     let mut connection = Connection::open(settings, "screener").doing("connect the screener")?;
     let mut market = MARKET.map(|(name, cents)| Symbol { name, cents, open: None });
     let pause = Duration::from_secs_f64(1.0 / rate);
-    loop {
-        match stop.recv_timeout(pause) {
-            Err(RecvTimeoutError::Timeout) => {}
-            _ => return Ok(()),
-        }
-        let chosen = pick(market.len() as u64);
+    while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        let chosen = usize::try_from(below(MARKET.len() as i64)).unwrap_or_default();
         let id = write_signal(&mut connection, &mut market[chosen])?;
-        if random_u64().is_multiple_of(CORRECTIONS) {
+        if below(CORRECTIONS) == 0 {
             connection
                 .execute("update stock_market.signal set price = price + 0.01 where id = $1", &[&id])
                 .doing("correct a signal's price")?;
         }
     }
+    Ok(())
 }
 
 fn write_signal(connection: &mut Connection, symbol: &mut Symbol) -> Result<i64, Error> {
     // Up to half a per cent up or down.
     let step = symbol.cents / 200;
-    symbol.cents = symbol.cents - step + random_u64() % (2 * step + 1);
-    let (action, (side, quantity, strategy)) = match symbol.open.take() {
-        Some((side, quantity, strategy)) => ("exit", (if side == "BUY" { "SELL" } else { "BUY" }, quantity, strategy)),
+    symbol.cents += below(2 * step + 1) - step;
+    let (action, (side, quantity)) = match symbol.open.take() {
+        Some(closing) => ("exit", closing),
         None => {
-            let side = if random_u64().is_multiple_of(3) { "SELL" } else { "BUY" };
-            let quantity = i64::try_from(1 + random_u64() % 20).unwrap_or(1) * 10;
-            let position = (side, quantity, STRATEGIES[pick(STRATEGIES.len() as u64)]);
-            symbol.open = Some(position);
-            ("entry", position)
+            let (side, closing_side) = if below(3) == 0 { ("SELL", "BUY") } else { ("BUY", "SELL") };
+            let quantity = 10 * (1 + below(20));
+            symbol.open = Some((closing_side, quantity));
+            ("entry", (side, quantity))
         }
     };
-    let price = format!("{}.{:02}", symbol.cents / 100, symbol.cents % 100);
     let row = connection
         .query_one(
             "insert into stock_market.signal (symbol, action, side, quantity, price, strategy) \
-             values ($1, $2, $3, $4::bigint, $5::text::numeric, $6) returning id",
-            &[&symbol.name, &action, &side, &quantity, &price, &strategy],
+             values ($1, $2, $3, $4::bigint, round($5::bigint / 100.0, 2), 'demo') returning id",
+            &[&symbol.name, &action, &side, &quantity, &symbol.cents],
         )
         .doing("write a signal")?;
     Ok(row.get(0))
 }
 
-fn pick(count: u64) -> usize {
-    usize::try_from(random_u64() % count).unwrap_or(0)
+/// A random number from 0 to one less than `count`.
+fn below(count: i64) -> i64 {
+    i64::try_from(random_u64() % count.unsigned_abs()).unwrap_or_default()
 }

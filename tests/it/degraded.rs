@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::{Database, Frozen, insert_signals};
 use crate::support::server::Server;
 use crate::support::sse::{Connection, Request, Stream};
@@ -36,13 +37,13 @@ impl Feed {
 
 #[test]
 fn clients_are_told_of_a_database_restart_and_miss_nothing() {
-    let mut feed = Feed::start(&[]);
+    let feed = Feed::start(&[]);
     let mut stream = feed.stream();
     feed.database.insert(3);
     stream.signals(3);
     for fast in [true, false] {
         let stopped = Instant::now();
-        feed.cluster.stop(fast).unwrap();
+        feed.cluster.stop(fast);
         stream.system("degraded");
         assert!(stopped.elapsed() < Duration::from_secs(2), "noticed after {:?}", stopped.elapsed());
         assert!(!feed.server.is_ready());
@@ -176,9 +177,9 @@ fn connections_that_are_refused_for_being_too_many_are_an_outage_like_any_other(
 
 #[test]
 fn a_request_is_held_through_a_short_outage_and_then_served() {
-    let mut feed = Feed::start(&["--degraded-hold", "30s"]);
+    let feed = Feed::start(&["--degraded-hold", "30s"]);
     feed.database.insert(2);
-    feed.cluster.stop(true).unwrap();
+    feed.cluster.stop(true);
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let address = feed.server.address();
     let mut held = Request::feed(&feed.key).last_event_id(0).post(address);
@@ -206,7 +207,7 @@ fn after_the_hold_every_request_gets_503_and_none_401() {
     let feed = Feed::start(&["--degraded-hold", "2s"]);
     feed.database.sql("update stock_market.signal_feed_api_key set last_used_at = null");
     let began = Instant::now();
-    feed.cluster.stop(true).unwrap();
+    feed.cluster.stop(true);
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let address = feed.server.address();
     let requests = [
@@ -234,11 +235,11 @@ fn after_the_hold_every_request_gets_503_and_none_401() {
 
 #[test]
 fn a_server_without_its_database_starts_holds_and_recovers_by_itself() {
-    let mut cluster = PrivatePostgres::start(&[]).unwrap();
+    let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
     let key = database.mint("bot");
     database.insert(2);
-    cluster.stop(true).unwrap();
+    cluster.stop(true);
     let server = Server::start(&database, &["--degraded-hold", "60s"]);
     assert!(!server.is_ready());
     let held = Request::feed(&key).last_event_id(0).post(server.address());
@@ -255,7 +256,7 @@ fn a_server_started_without_its_database_answers_503_after_the_hold() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
     let key = database.mint("bot");
-    cluster.stop(true).unwrap();
+    cluster.stop(true);
     let server = Server::start(&database, &["--degraded-hold", "1s"]);
     assert_eq!(Request::feed(&key).send(server.address()).refusal(), (503, "degraded".into()));
     assert_eq!(Request::get("/healthz").send(server.address()).status, 200);
@@ -295,7 +296,7 @@ fn a_healthy_server_never_answers_503_while_it_starts() {
 #[test]
 fn held_requests_end_at_sigterm_and_when_their_client_disconnects() {
     let feed = Feed::start(&["--degraded-hold", "60s"]);
-    feed.cluster.stop(true).unwrap();
+    feed.cluster.stop(true);
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let address = feed.server.address();
     let mut held: Vec<Connection> =
@@ -316,8 +317,8 @@ fn held_requests_end_at_sigterm_and_when_their_client_disconnects() {
 
 #[test]
 fn held_requests_with_unknown_keys_are_limited_and_displace_no_known_key() {
-    let mut feed = Feed::start(&["--degraded-hold", "60s"]);
-    feed.cluster.stop(true).unwrap();
+    let feed = Feed::start(&["--degraded-hold", "60s"]);
+    feed.cluster.stop(true);
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let address = feed.server.address();
     let known = Request::feed(&feed.key).post(address);
@@ -335,8 +336,8 @@ fn held_requests_with_unknown_keys_are_limited_and_displace_no_known_key() {
 
 #[test]
 fn three_hundred_held_requests_with_a_known_key_are_all_served_in_the_end() {
-    let mut feed = Feed::start(&["--degraded-hold", "60s", "--max-clients-per-key", "300", "--max-clients", "300"]);
-    feed.cluster.stop(true).unwrap();
+    let feed = Feed::start(&["--degraded-hold", "60s", "--max-clients-per-key", "300", "--max-clients", "300"]);
+    feed.cluster.stop(true);
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let address = feed.server.address();
     let held: Vec<Connection> = (0..300).map(|_| Request::feed(&feed.key).last_event_id(0).post(address)).collect();
@@ -351,8 +352,8 @@ fn three_hundred_held_requests_with_a_known_key_are_all_served_in_the_end() {
 
 #[test]
 fn limits_are_judged_when_the_hold_ends() {
-    let mut feed = Feed::start(&["--degraded-hold", "60s", "--max-clients-per-key", "2"]);
-    feed.cluster.stop(true).unwrap();
+    let feed = Feed::start(&["--degraded-hold", "60s", "--max-clients-per-key", "2"]);
+    feed.cluster.stop(true);
     until("the outage is noticed", || (!feed.server.is_ready()).then_some(()));
     let held: Vec<Connection> =
         (0..5).map(|_| Request::feed(&feed.key).last_event_id(0).post(feed.server.address())).collect();
@@ -422,7 +423,7 @@ fn the_listening_session_holds_no_transaction_open() {
 
 #[test]
 fn no_event_is_lost_or_repeated_while_the_database_crashes_again_and_again() {
-    let mut feed = Feed::start(&[]);
+    let feed = Feed::start(&[]);
     let mut stream = feed.stream();
     let mut cursor = 0;
     for round in 0..4 {
@@ -430,7 +431,7 @@ fn no_event_is_lost_or_repeated_while_the_database_crashes_again_and_again() {
         for _ in 0..20 {
             client.batch_execute(&insert_signals(3)).unwrap();
         }
-        feed.cluster.stop(round % 2 == 0).unwrap();
+        feed.cluster.stop(round % 2 == 0);
         feed.cluster.start_again().unwrap();
         feed.database.insert(1);
         let head = feed.database.head();

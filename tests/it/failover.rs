@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::{Database, insert_signals};
 use crate::support::server::Server;
 use crate::support::sse::Request;
@@ -27,7 +28,7 @@ fn open_streams_follow_a_failover_to_another_host_and_miss_nothing() {
     database.insert(3);
     let last = stream.signals(3)[2].feed_seq();
     standby.wait_replayed(&database);
-    primary.stop(false).unwrap();
+    primary.stop(false);
     stream.system("degraded");
     standby.promote();
     stream.system("recovered");
@@ -54,7 +55,7 @@ fn a_failover_that_lost_events_sends_history_rewritten() {
     database.insert(2);
     let lost = open.signals(2);
     let lost_time = lost[1].data["event_time"].as_str().unwrap().to_owned();
-    primary.stop(false).unwrap();
+    primary.stop(false);
     open.system("degraded");
     // The same numbers are given again before the feed looks.
     server.signal(Signal::STOP);

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::Database;
 use crate::support::program::{self, signal_feed};
 use crate::support::server::Server;
@@ -121,7 +122,7 @@ fn an_outage_with_everybody_at_the_door_is_a_few_lines() {
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--degraded-hold", "0s"]);
     let before = server.log().len();
-    cluster.stop(true).unwrap();
+    cluster.stop(true);
     until("the outage is noticed", || (!server.is_ready()).then_some(()));
     for _ in 0..300 {
         assert_eq!(Request::feed(&key).send(server.address()).refusal(), (503, "degraded".into()));

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
 use crate::support::server::Server;
@@ -29,9 +30,9 @@ fn run(cluster: &PrivatePostgres, program: &str, arguments: &[&str]) {
 }
 
 /// Replaces the data by the base backup, and lets PostgreSQL recover to the restore point.
-fn recover(cluster: &mut PrivatePostgres) {
+fn recover(cluster: &PrivatePostgres) {
     let (data, backup) = (cluster.dir().join("data"), cluster.dir().join("backup"));
-    cluster.stop(true).unwrap();
+    cluster.stop(true);
     fs::rename(&data, cluster.dir().join("lost")).unwrap();
     fs::rename(&backup, &data).unwrap();
     let settings = data.join("postgresql.auto.conf");
@@ -39,6 +40,11 @@ fn recover(cluster: &mut PrivatePostgres) {
     give(&data, "postgresql.auto.conf", &(present + RECOVERY));
     give(&data, "recovery.signal", "");
     cluster.start_again().unwrap();
+    until("the recovery is over", || {
+        let mut client = postgres::Client::connect(&cluster.url("postgres"), postgres::NoTls).ok()?;
+        let recovers: bool = client.query_one("select pg_is_in_recovery()", &[]).ok()?.get(0);
+        (!recovers).then_some(())
+    });
 }
 
 /// Writes a file that belongs to whom the directory belongs to.
@@ -111,7 +117,7 @@ fn rewritten(cursor: i64, head: i64) -> Value {
 
 #[test]
 fn after_a_point_in_time_recovery_every_cursor_from_the_lost_future_gets_history_rewritten() {
-    let mut cluster = PrivatePostgres::start(&[
+    let cluster = PrivatePostgres::start(&[
         ("fsync", "on"),
         ("wal_level", "replica"),
         ("max_wal_senders", "4"),
@@ -153,7 +159,7 @@ fn after_a_point_in_time_recovery_every_cursor_from_the_lost_future_gets_history
     }
     database.sql("select pg_switch_wal()");
 
-    recover(&mut cluster);
+    recover(&cluster);
     assert_eq!(database.number("select max(feed_seq) from stock_market.signal_feed_event"), 8);
     // Open streams get history_rewritten at once, before any command was run.
     assert_eq!(told(&mut live), rewritten(18, 8));

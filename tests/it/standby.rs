@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use postgres::{Client, NoTls};
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::{Database, Frozen, insert_signals};
 use crate::support::program::signal_feed;
 use crate::support::server::Server;
@@ -85,7 +86,7 @@ fn a_feed_on_a_standby_delivers_what_its_primary_commits() {
 
 #[test]
 fn a_feed_is_degraded_while_its_standby_does_not_stream() {
-    let (mut primary, database) = primary();
+    let (primary, database) = primary();
     let key = database.mint("bot");
     let standby = Standby::start(&primary, &[]);
     let server = on_standby(&standby, &database, &["--degraded-hold", "1s"]);
@@ -105,7 +106,7 @@ fn a_feed_is_degraded_while_its_standby_does_not_stream() {
     stream.system("recovered");
     database.insert(1);
     stream.signal();
-    primary.stop(false).unwrap();
+    primary.stop(false);
     stream.system("degraded");
     let doctor = signal_feed(&standby.url(&database), &["doctor"]).failed(1);
     assert!(doctor.contains("standby"), "{doctor}");
@@ -210,7 +211,7 @@ fn a_promoted_standby_is_a_primary_to_the_same_server() {
     assert_eq!((standby.number(&database, recorded), standby.number(&database, used)), (0, 0));
     assert_eq!(server.status()["role"], "standby");
     standby.wait_replayed(&database);
-    primary.stop(false).unwrap();
+    primary.stop(false);
     stream.system("degraded");
     standby.promote();
     stream.system("recovered");

@@ -18,6 +18,7 @@ use signal_feed::consumer::stop::Stop;
 use signal_feed::consumer::stream::{ApiKey, Cursor};
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::{Database, Frozen};
 use crate::support::outside::{Port, Scratch, free_address, nginx};
 use crate::support::server::Server;
@@ -157,7 +158,7 @@ impl Manager {
 fn the_service_manager_hears_of_readiness_outages_and_the_end_and_the_watchdog_is_fed() {
     let scratch = Scratch::new("notify");
     let manager = Manager::new(&scratch);
-    let mut cluster = PrivatePostgres::start(&[]).unwrap();
+    let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
     let key = database.mint("bot");
     let server = manager.start(Server::command(&database.url, "127.0.0.1:0"));
@@ -172,7 +173,7 @@ fn the_service_manager_hears_of_readiness_outages_and_the_end_and_the_watchdog_i
     manager.wait("STATUS=live: streams 1, head 2\n");
     manager.wait("WATCHDOG=1\n");
 
-    cluster.stop(true).unwrap();
+    cluster.stop(true);
     let status = manager.wait("STATUS=degraded: ");
     assert!(status.contains("streams 1, head 2"), "{status}");
     manager.drain();
@@ -207,7 +208,7 @@ fn a_server_that_starts_without_its_database_is_ready_and_says_what_is_missing()
     let manager = Manager::new(&scratch);
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::migrated_in(&cluster);
-    cluster.stop(true).unwrap();
+    cluster.stop(true);
     let _server = manager.start(Server::command(&database.url, "127.0.0.1:0"));
     manager.wait("READY=1\n");
     manager.wait("STATUS=starting: ");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
 use crate::support::server::Server;
@@ -134,14 +135,13 @@ fn one_row_with_a_wrong_time_neither_delays_a_delayed_key_nor_is_seen_early() {
 #[test]
 fn a_delayed_stream_is_told_of_an_outage_and_misses_nothing() {
     let cluster = signal_feed::demo::postgres::PrivatePostgres::start(&[]).unwrap();
-    let mut cluster = cluster;
     let database = Database::migrated_in(&cluster);
     let key = database.mint_with("late", &["--delay", "1s"]);
     let server = Server::ready(&database, &[]);
     let mut stream = server.stream(&key);
     stream.connected();
     database.insert(3);
-    cluster.stop(true).unwrap();
+    cluster.stop(true);
     let mut blocks = Vec::new();
     let mut take_until = |stream: &mut crate::support::sse::Stream, reason: &str| {
         until(reason, || {

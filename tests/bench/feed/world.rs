@@ -9,6 +9,7 @@ use signal_feed::demo::postgres::PrivatePostgres;
 
 use super::client::{self, Measured};
 use super::usage;
+use crate::support::cluster::Cluster as _;
 use crate::support::database::Database;
 use crate::support::server::Server;
 

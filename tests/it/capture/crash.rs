@@ -5,6 +5,7 @@ use std::thread;
 
 use signal_feed::demo::postgres::PrivatePostgres;
 
+use crate::support::cluster::Cluster as _;
 use crate::support::database::Database;
 use crate::support::wait::until;
 
@@ -12,7 +13,7 @@ use super::{SIGNAL, assert_nothing_left, assert_whole, count};
 
 #[test]
 fn a_delivered_number_survives_kill_9_even_if_the_writer_commits_asynchronously() {
-    let mut cluster =
+    let cluster =
         PrivatePostgres::start(&[("fsync", "on"), ("wal_writer_delay", "10s"), ("restart_after_crash", "off")])
             .unwrap();
     let database = Database::empty_in(&cluster);
@@ -81,7 +82,7 @@ fn a_delivered_number_survives_kill_9_even_if_the_writer_commits_asynchronously(
 /// SIGKILL to the postmaster and to every process that it started.
 fn kill_all(cluster: &PrivatePostgres) {
     let parent = cluster.pid().to_string();
-    cluster.signal("STOP").unwrap();
+    cluster.signal("STOP");
     let mut victims = vec![parent.clone()];
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
@@ -103,4 +104,8 @@ fn kill_all(cluster: &PrivatePostgres) {
             })
             .then_some(())
     });
+    // Until somebody waits for the dead postmaster, its process id exists, and a new one would refuse to start.
+    for file in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
+        std::fs::remove_file(cluster.dir().join(file)).unwrap();
+    }
 }

@@ -172,7 +172,9 @@ fn the_first_installation_ends_with_a_feed_that_is_live() {
     let key = out.lines().find(|line| line.starts_with("sf_")).unwrap();
     let mut stream = Request::feed(key).open(feed.parse().unwrap());
     stream.connected();
-    let mut screener = postgres::Client::connect(&cluster.url_as("screener", "market"), postgres::NoTls).unwrap();
+    let mut screener =
+        postgres::Client::connect(&cluster.url("market").replace("user=postgres", "user=screener"), postgres::NoTls)
+            .unwrap();
     screener.batch_execute(&block("insert into stock_market.signal")).unwrap();
     assert_eq!(stream.signal().symbol(), "ACME");
     let units = ["signal-feed.socket signal-feed.service", "signal-feed-prune.timer signal-feed-doctor.timer"];

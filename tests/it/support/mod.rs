@@ -4,6 +4,7 @@
 #[cfg(feature = "tls")]
 pub mod authority;
 pub mod browser;
+pub mod cluster;
 pub mod crowd;
 pub mod database;
 pub mod directory;

@@ -13,11 +13,13 @@ use super::database::Database;
 use super::wait::until;
 
 /// What every standby of the tests runs with: the README's settings, and quick attempts to find its primary again.
-const SETTINGS: [(&str, &str); 4] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("wal_receiver_timeout", "8s"),
     ("wal_retrieve_retry_interval", "200ms"),
     ("hot_standby_feedback", "on"),
     ("max_connections", "200"),
+    // The copy has the settings of the tests' primary, which does not sync.
+    ("fsync", "on"),
 ];
 
 /// The socket's port; the primary's is 5432, in the same directory.
