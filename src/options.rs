@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, FromArgMatches};
+use clap::{ArgAction, FromArgMatches};
 use log::LevelFilter;
 
 use crate::db::Settings;
@@ -112,23 +111,19 @@ pub(crate) fn database_settings(url: Option<&str>, file: Option<&Path>) -> Resul
     Ok(Some(settings))
 }
 
-/// Whether `--database-url-file` is a flag and `--database-url` is not: a flag wins over the environment.
-pub(crate) fn file_wins(matches: &ArgMatches) -> bool {
-    let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
-    is_flag("database_url_file") && !is_flag("database_url")
-}
-
 /// A program's command line with what holds for every option of it. `prefix` and the option's name are its environment
 /// variable. The value of an option may begin with a hyphen: `-1s` is then a wrong value and not an unknown option. (This
 /// excludes options that take any text: there a missing value is the likelier mistake.) The variable of a flag may be
-/// `1` or `yes`.
+/// `1` or `yes`. A flag wins over the environment: with the flag `--key-file`, the variable of `--key` does not count.
 pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command {
     let command = command.mut_args(|argument| {
         let Some(name) = argument.get_long() else { return argument };
         let variable = format!("{prefix}{}", name.replace('-', "_").to_uppercase());
         let kind = argument.get_value_parser().type_id();
         let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
-        let argument = argument.env(variable);
+        let file = format!("--{name}-file");
+        let is_file_given = std::env::args_os().any(|flag| flag.to_string_lossy().split('=').next() == Some(&file));
+        let argument = if is_file_given { argument } else { argument.env(variable) };
         match argument.get_action() {
             ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
             action if action.takes_values() && !is_text => argument.allow_hyphen_values(true),
@@ -138,14 +133,30 @@ pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command 
     command.mut_subcommands(|command| with_rules(command, prefix))
 }
 
+/// Calls `handle` at SIGTERM and SIGINT, on a thread of its own.
+///
+/// # Errors
+/// If the system refuses, or at a second call.
+pub(crate) fn on_signal(handle: impl FnMut() + Send + 'static) -> Result<(), Error> {
+    ctrlc::set_handler(handle).map_err(|error| Error::Failed(format!("handle SIGTERM and SIGINT: {error}")))
+}
+
+/// Prints one line of a command's result, with control characters made visible. A closed pipe
+/// (`| head`) is no error.
+///
+/// # Errors
+/// If it cannot be written: a listing that was cut short must not look complete.
+pub(crate) fn output(line: impl Display) -> Result<(), Error> {
+    match writeln!(std::io::stdout(), "{}", text::visible(&line.to_string())) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.doing("write to standard output"),
+    }
+}
+
 /// Parses a program's command line, runs it, and says how the process ends.
-pub(crate) fn main<T: FromArgMatches>(
-    command: clap::Command,
-    run: impl FnOnce(T, &ArgMatches) -> Result<(), Error>,
-) -> ExitCode {
-    let parsed = command.try_get_matches().and_then(|matches| Ok((T::from_arg_matches(&matches)?, matches)));
-    let outcome = match parsed {
-        Ok((parsed, matches)) => run(parsed, &matches),
+pub(crate) fn main<T: FromArgMatches>(command: clap::Command, run: impl FnOnce(T) -> Result<(), Error>) -> ExitCode {
+    let outcome = match command.try_get_matches().and_then(|matches| T::from_arg_matches(&matches)) {
+        Ok(parsed) => run(parsed),
         Err(error) if !error.use_stderr() => {
             // Help and version; a closed pipe is a normal end.
             let _ = error.print();

@@ -1,12 +1,10 @@
 //! The command line of `trader-bot`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, Parser};
+use clap::{CommandFactory, Parser};
 
 use crate::consumer::bot::{self, BotOptions};
 use crate::consumer::broker::{Broker, ExecBroker, PaperBroker};
@@ -14,11 +12,10 @@ use crate::consumer::follow::FollowOptions;
 use crate::consumer::recovery::Recovery;
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, FeedUrl};
-use crate::error::{Doing, Error};
+use crate::error::Error;
 use crate::logging;
 use crate::options::{
-    self, OrOff, database_settings, file_wins, or_off, parse_duration, parse_log_level, parse_positive_duration,
-    with_rules,
+    self, OrOff, database_settings, or_off, parse_duration, parse_log_level, parse_positive_duration, with_rules,
 };
 use crate::text::one_line;
 
@@ -138,51 +135,51 @@ fn parse_broker(text: &str) -> Result<BrokerChoice, String> {
 }
 
 /// The definition of the command line, for help, completions and the manual page.
-pub(crate) fn command() -> clap::Command {
+pub fn command() -> clap::Command {
     with_rules(Args::command(), "TRADER_BOT_")
 }
 
 /// Parses the command line, runs the bot, and returns the exit code.
 pub fn main() -> ExitCode {
-    options::main(command(), |args: Args, matches| run(&args, matches))
+    options::main(command(), |args: Args| run(&args))
 }
 
-fn run(args: &Args, matches: &ArgMatches) -> Result<(), Error> {
-    let options = args.options(matches)?;
+fn run(args: &Args) -> Result<(), Error> {
+    let options = args.options()?;
     logging::start(args.log_level);
     if let (true, Some(recovery)) = (args.recovery_dry_run, &options.recovery) {
-        let lines = bot::dry_run(&options, recovery)?;
-        let lines: String = lines.iter().map(|line| one_line(line) + "\n").collect();
-        return match std::io::stdout().write_all(lines.as_bytes()) {
-            // A closed pipe (`| head`) is not an error.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            outcome => outcome.doing("write to standard output"),
-        };
+        return bot::dry_run(&options, recovery)?.iter().try_for_each(|line| options::output(one_line(line)));
     }
     let stop = Stop::new();
     let asked = stop.clone();
-    ctrlc::set_handler(move || asked.ask())
-        .map_err(|error| Error::Failed(format!("handle SIGTERM and SIGINT: {error}")))?;
+    options::on_signal(move || asked.ask())?;
     let outcome = bot::run(&options, &|journal| args.open_broker(journal, &stop), &stop);
     logging::finish();
     outcome
 }
 
 impl Args {
-    fn options(&self, matches: &ArgMatches) -> Result<BotOptions, Error> {
+    fn options(&self) -> Result<BotOptions, Error> {
         if self.backoff_min > self.backoff_max {
             let (min, max) = (crate::text::duration(self.backoff_min), crate::text::duration(self.backoff_max));
             return Err(Error::Usage(format!("--backoff-min {min}: expected at most --backoff-max, which is {max}")));
         }
+        // An environment file with every option may leave some empty.
+        let key_file = self.feed_api_key_file.clone().filter(|file| !file.as_os_str().is_empty());
+        let key = match (self.feed_api_key.as_ref().filter(|key| !key.is_empty()), &key_file) {
+            (Some(key), _) => ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))?,
+            (None, Some(file)) => ApiKey::from_file(file)?,
+            (None, None) => return Err(Error::Usage("no key: use --feed-api-key or --feed-api-key-file".to_owned())),
+        };
         let follow = FollowOptions {
             urls: self.feed_url.clone(),
-            key: self.key(matches)?,
-            key_file: self.feed_api_key_file.clone().filter(|file| !file.as_os_str().is_empty()),
+            key,
+            key_file,
             read_timeout: self.read_timeout,
             backoff_min: self.backoff_min,
             backoff_max: self.backoff_max,
         };
-        let recovery = if self.recovery || self.recovery_dry_run { Some(self.recovery(matches)?) } else { None };
+        let recovery = if self.recovery || self.recovery_dry_run { Some(self.recovery()?) } else { None };
         Ok(BotOptions {
             follow,
             state_file: self.state_file.clone(),
@@ -195,24 +192,8 @@ impl Args {
         })
     }
 
-    /// A flag wins over the environment, the key itself over its file. An environment file with every option may leave
-    /// some empty.
-    fn key(&self, matches: &ArgMatches) -> Result<ApiKey, Error> {
-        let is_flag = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
-        let key_wins = is_flag("feed_api_key") || !is_flag("feed_api_key_file");
-        let key = self.feed_api_key.as_ref().filter(|key| !key.is_empty() || is_flag("feed_api_key"));
-        match (key, &self.feed_api_key_file) {
-            (Some(key), file) if key_wins || file.is_none() => {
-                ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))
-            }
-            (_, Some(file)) => ApiKey::from_file(file),
-            _ => Err(Error::Usage("no key: use --feed-api-key or --feed-api-key-file".to_owned())),
-        }
-    }
-
-    fn recovery(&self, matches: &ArgMatches) -> Result<Recovery, Error> {
-        let url = self.database_url.as_deref().filter(|_| !file_wins(matches));
-        let database = database_settings(url, self.database_url_file.as_deref())?
+    fn recovery(&self) -> Result<Recovery, Error> {
+        let database = database_settings(self.database_url.as_deref(), self.database_url_file.as_deref())?
             .ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
         Ok(Recovery { database, lookback: self.recovery_lookback })
     }

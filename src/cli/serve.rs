@@ -7,7 +7,7 @@ use super::DatabaseArgs;
 use crate::config::ServeOptions;
 use crate::error::Error;
 use crate::logging;
-use crate::options::parse_log_level;
+use crate::options::{on_signal, parse_log_level};
 
 /// Run the feed until SIGTERM or SIGINT
 ///
@@ -38,9 +38,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
 /// A channel that receives a message at SIGTERM and SIGINT.
 pub(super) fn signals() -> Result<Receiver<()>, Error> {
     let (signal, signals) = bounded(1);
-    ctrlc::set_handler(move || {
+    on_signal(move || {
         let _ = signal.try_send(());
-    })
-    .map_err(|error| Error::Failed(format!("handle SIGTERM and SIGINT: {error}")))?;
+    })?;
     Ok(signals)
 }

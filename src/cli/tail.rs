@@ -1,17 +1,18 @@
 //! `signal-feed tail`: a consumer for the shell.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::output;
 use crate::consumer::follow::{End, FeedEvent, FollowOptions, Follower, Reason};
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
-use crate::options::parse_number;
+use crate::options::{on_signal, parse_number};
 use crate::text::one_line;
 
 /// Print every event of a feed as one JSON line
@@ -42,10 +43,12 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     let key = ApiKey::from_file(&args.feed_api_key_file)?;
     let stop = Stop::new();
     let asked = stop.clone();
-    ctrlc::set_handler(move || asked.ask())
-        .map_err(|error| Error::Failed(format!("set up the handler of SIGINT: {error}")))?;
+    on_signal(move || asked.ask())?;
     watch_reader(stop.clone())?;
-    let cursor = args.cursor.map(|start| Cursor { feed_seq: start.cursor(), event_time: None });
+    let cursor = args.cursor.map(|start| match start {
+        Start::After(feed_seq) => Cursor { feed_seq, event_time: None },
+        Start::Earliest => Cursor { feed_seq: 0, event_time: None },
+    });
     let mut options = FollowOptions::new(args.feed_url, key);
     options.key_file = Some(args.feed_api_key_file);
     let mut follower = Follower::new(&options, cursor, stop);
@@ -59,9 +62,9 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
         };
         match event {
             FeedEvent::Signal(event) => {
-                if !print(&event.data)? {
-                    break;
-                }
+                // On one line: JSON has these characters only as white space. If the pipe is closed, the thread that
+                // watches it asks to stop.
+                output(event.data.replace(['\n', '\r', '\t'], " "))?;
                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: event.event_time });
                 left = left.map(|left| left - 1);
             }
@@ -110,15 +113,6 @@ enum Start {
     Earliest,
 }
 
-impl Start {
-    fn cursor(self) -> i64 {
-        match self {
-            Self::After(feed_seq) => feed_seq,
-            Self::Earliest => 0,
-        }
-    }
-}
-
 fn parse_start(text: &str) -> Result<Start, String> {
     if text == "earliest" {
         return Ok(Start::Earliest);
@@ -139,31 +133,6 @@ fn watch_reader(stop: Stop) -> Result<(), Error> {
         }
     };
     thread::Builder::new().name("output".into()).spawn(watch).map(drop).doing("start the thread output")
-}
-
-/// Prints an event's data; false if standard output is closed (`| head`), which is a normal end.
-fn print(data: &str) -> Result<bool, Error> {
-    let mut line = json_line(data);
-    line.push('\n');
-    match io::stdout().write_all(line.as_bytes()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(cause) => Err(Error::Io { doing: "write to standard output".to_owned(), cause }),
-    }
-}
-
-/// The same JSON on one line, without control characters: outside of strings they are white space, inside
-/// they can be escaped.
-fn json_line(json: &str) -> String {
-    let mut line = String::with_capacity(json.len() + 1);
-    for c in json.chars() {
-        match c {
-            '\n' | '\r' | '\t' => line.push(' '),
-            c if c.is_control() => line.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => line.push(c),
-        }
-    }
-    line
 }
 
 fn notice(text: &str) {
