@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rustix::process::Pid;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -79,7 +80,7 @@ impl AlertCommand {
             order_ref: about.map(|about| about.order_ref),
         };
         let line = serde_json::to_string(&line).unwrap_or_default() + "\n";
-        match program::start(program) {
+        match program::start(program, Stdio::inherit()) {
             Ok(mut child) => {
                 if let Some(mut input) = child.stdin.take() {
                     // A program that does not read its input is not a failure.
@@ -92,7 +93,7 @@ impl AlertCommand {
         if self.running.len() > MOST_RUNNING {
             log::error!("--alert-command: {MOST_RUNNING} runs have not ended; killed the oldest");
             let mut oldest = self.running.remove(0);
-            program::kill(program::group_of(&oldest));
+            program::kill(Pid::from_child(&oldest));
             let _ = oldest.wait();
         }
     }

@@ -12,14 +12,12 @@ pub use database::{DatabaseError, NEEDS_SESSIONS};
 /// Why a command failed. The text is one line with the whole cause, and never holds a secret.
 #[derive(Debug)]
 pub enum Error {
-    /// A flag, an environment variable or a value in one is wrong: exit code 2.
+    /// A flag, an environment variable or a value in one is wrong, or `status` reaches no server there: exit code 2.
     Usage(String),
     /// The command failed; the text gives the whole cause: exit code 1.
     Failed(String),
     /// The feed refuses the key, and will refuse it again: exit code 77 (sysexits: EX_NOPERM).
     Refused(String),
-    /// `status`: the server does not answer: exit code 2.
-    Unreachable(String),
     /// A database call failed while doing something: exit code 1.
     Database {
         /// What the program was doing, as a verb phrase.
@@ -27,22 +25,15 @@ pub enum Error {
         /// The call's error.
         cause: DatabaseError,
     },
-    /// An operating system call failed while doing something: exit code 1.
-    Io {
-        /// What the program was doing, as a verb phrase.
-        doing: String,
-        /// The system's error.
-        cause: io::Error,
-    },
 }
 
 impl Error {
     /// The process's exit code for this error (contract, section 2).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Unreachable(_) => 2,
+            Self::Usage(_) => 2,
             Self::Refused(_) => 77,
-            Self::Failed(_) | Self::Database { .. } | Self::Io { .. } => 1,
+            Self::Failed(_) | Self::Database { .. } => 1,
         }
     }
 }
@@ -50,9 +41,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Failed(text) | Self::Refused(text) | Self::Unreachable(text) => f.write_str(text),
+            Self::Usage(text) | Self::Failed(text) | Self::Refused(text) => f.write_str(text),
             Self::Database { doing, cause } => write!(f, "{doing}: {cause}{}", advice(cause)),
-            Self::Io { doing, cause } => write!(f, "{doing}: {cause}"),
         }
     }
 }
@@ -90,6 +80,6 @@ impl<T> Doing<T> for Result<T, DatabaseError> {
 
 impl<T> Doing<T> for io::Result<T> {
     fn doing(self, doing: impl Into<String>) -> Result<T, Error> {
-        self.map_err(|cause| Error::Io { doing: doing.into(), cause })
+        self.map_err(|cause| Error::Failed(format!("{}: {cause}", doing.into())))
     }
 }

@@ -3,16 +3,15 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use jiff::SignedDuration;
 use jiff::civil::{DateTime, date};
 use jiff::fmt::temporal::{DateTimePrinter, Pieces};
-use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 
 /// PostgreSQL's epoch, 2000-01-01.
 const POSTGRES_EPOCH: DateTime = date(2000, 1, 1).at(0, 0, 0, 0);
-/// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
-const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+const UNIX_TO_POSTGRES_SECONDS: f64 = 946_684_800.0;
 /// 0001-01-01 and 10000-01-01 in PostgreSQL's microseconds: the range of an RFC 3339 year.
 const FIRST_USABLE: i64 = -63_082_281_600_000_000;
 const FIRST_BEYOND: i64 = 252_455_616_000_000_000;
@@ -57,40 +56,27 @@ impl EventTime {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
+    /// Seconds since 1970.
+    pub fn unix_seconds(self) -> f64 {
+        self.0 as f64 / 1e6 + UNIX_TO_POSTGRES_SECONDS
+    }
+
     /// How long after `other` it is; zero if it is not.
     pub fn since(self, other: Self) -> std::time::Duration {
         std::time::Duration::from_micros(u64::try_from(self.0.saturating_sub(other.0)).unwrap_or(0))
-    }
-
-    /// Whether it is in the last day of the year 9999, which the library reserves for offsets.
-    fn on_the_last_day(self) -> Option<DateTime> {
-        self.is_usable().then(|| POSTGRES_EPOCH.checked_add(SignedDuration::from_micros(self.0)).ok()).flatten()
-    }
-
-    /// The same instant as the library's type; `None` if it is unusable, or in the last day of the year 9999.
-    pub fn timestamp(self) -> Option<Timestamp> {
-        if !self.is_usable() {
-            return None;
-        }
-        Timestamp::from_microsecond(self.0.checked_add(POSTGRES_EPOCH_MICROS)?).ok()
     }
 }
 
 impl fmt::Display for EventTime {
     /// RFC 3339 in UTC with six digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.timestamp() {
-            Some(timestamp) => {
-                SIX_DIGITS.print_timestamp(&timestamp, jiff::fmt::StdFmtWrite(f)).map_err(|_| fmt::Error)
-            }
-            None => match self.on_the_last_day() {
-                Some(time) => {
-                    SIX_DIGITS.print_datetime(&time, jiff::fmt::StdFmtWrite(&mut *f)).map_err(|_| fmt::Error)?;
-                    f.write_str("Z")
-                }
-                None => f.write_str("unusable"),
-            },
+        if !self.is_usable() {
+            return f.write_str("unusable");
         }
+        // Not jiff's Timestamp, which ends a day before the year 9999 does.
+        let time = POSTGRES_EPOCH.checked_add(SignedDuration::from_micros(self.0)).map_err(|_| fmt::Error)?;
+        SIX_DIGITS.print_datetime(&time, jiff::fmt::StdFmtWrite(&mut *f)).map_err(|_| fmt::Error)?;
+        f.write_str("Z")
     }
 }
 
@@ -132,7 +118,6 @@ impl WrittenTime {
         let text = format!("{date_time}.{micros}0{}", offset.replacen(' ', "+", 1));
         let pieces = Pieces::parse(&text).ok()?;
         let offset = pieces.to_numeric_offset()?;
-        // Not jiff's Timestamp, which ends a day before the year 9999 does.
         let local = pieces.date().to_datetime(pieces.time()?);
         Some(Self(local.duration_since(POSTGRES_EPOCH) - SignedDuration::from_secs(offset.seconds().into()) + beyond))
     }
@@ -229,6 +214,9 @@ mod tests {
 
     use super::{EventTime, WrittenTime};
 
+    /// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
+    const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
     #[test]
     fn a_time_is_written_in_utc_with_six_digits() {
         assert_eq!(EventTime(0).to_string(), "2000-01-01T00:00:00.000000Z");
@@ -299,7 +287,7 @@ mod tests {
             let time = EventTime(micros);
             let text = time.to_string();
             prop_assert_eq!(text == "unusable", !time.is_usable());
-            if let Some(timestamp) = time.timestamp() {
+            if let Ok(timestamp) = jiff::Timestamp::from_microsecond(micros.saturating_add(POSTGRES_EPOCH_MICROS)) && time.is_usable() {
                 prop_assert_eq!(text.parse::<jiff::Timestamp>().unwrap(), timestamp);
                 prop_assert_eq!(text.len(), "2000-01-01T00:00:00.000000Z".len());
             }
@@ -322,7 +310,7 @@ mod tests {
             let written = instant.display_with_offset(offset).to_string();
             if !written.starts_with('-') {
                 for written in [written.clone(), written.replace('+', " ")] {
-                    let time = EventTime(micros - super::POSTGRES_EPOCH_MICROS);
+                    let time = EventTime(micros - POSTGRES_EPOCH_MICROS);
                     prop_assert!(WrittenTime::parse(&written).unwrap().is(time), "{}", written);
                 }
             }

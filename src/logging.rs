@@ -33,7 +33,7 @@ static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 /// Sets up the log of this process, panics included. A second call changes nothing.
 pub(crate) fn start(level: LevelFilter) {
-    let logger = LOGGER.get_or_init(|| Logger { level, is_journal: is_journal(), floods: Mutex::default() });
+    let logger = LOGGER.get_or_init(|| Logger { is_journal: is_journal(), floods: Mutex::default() });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(level);
         std::panic::set_hook(Box::new(|panic| {
@@ -80,7 +80,6 @@ fn priority(level: Level, text: &str) -> &'static str {
 }
 
 struct Logger {
-    level: LevelFilter,
     is_journal: bool,
     floods: Mutex<Counts>,
 }
@@ -110,8 +109,8 @@ impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // The HTTP client would log headers, which contain the key; the database driver would log statements with
         // hashes. The broker's library reports its failures only in the log.
-        let is_broker_trouble = metadata.level() <= Level::Warn && metadata.target().starts_with(BROKER_LIBRARY);
-        metadata.level() <= self.level && (metadata.target().starts_with("signal_feed") || is_broker_trouble)
+        metadata.target().starts_with("signal_feed")
+            || metadata.level() <= Level::Warn && metadata.target().starts_with(BROKER_LIBRARY)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -143,23 +142,21 @@ struct Counts(HashMap<Kind, Count>);
 #[derive(Debug)]
 struct Count {
     since: Instant,
-    written: usize,
-    held: usize,
+    lines: usize,
+    /// The last line that was not written.
     last: (Level, String),
 }
 
 impl Counts {
     /// Counts a line. Returns whether to write it.
     fn admit(&mut self, kind: Kind, level: Level, text: &str, now: Instant) -> bool {
-        let new = || Count { since: now, written: 0, held: 0, last: (level, String::new()) };
-        let count = self.0.entry(kind).or_insert_with(new);
-        if count.written < FLOOD_LINES {
-            count.written += 1;
-            return true;
+        let count = self.0.entry(kind).or_insert(Count { since: now, lines: 0, last: (level, String::new()) });
+        count.lines += 1;
+        let is_written = count.lines <= FLOOD_LINES;
+        if !is_written {
+            count.last = (level, text.to_owned());
         }
-        count.held += 1;
-        count.last = (level, text.to_owned());
-        false
+        is_written
     }
 
     /// The summaries of windows that are over. A kind with counted lines is limited for another window.
@@ -170,13 +167,14 @@ impl Counts {
             if lasted < FLOOD_WINDOW {
                 return true;
             }
-            if count.held == 0 {
+            let held = count.lines.saturating_sub(FLOOD_LINES);
+            if held == 0 {
                 return false;
             }
             let (level, text) = &count.last;
             let seconds = FLOOD_WINDOW.as_secs();
-            summaries.push((*level, format!("… and {} more like it in {seconds} s, the last: {text}", count.held)));
-            (count.since, count.held) = (now, 0);
+            summaries.push((*level, format!("… and {held} more like it in {seconds} s, the last: {text}")));
+            (count.since, count.lines) = (now, FLOOD_LINES);
             true
         });
         summaries
@@ -219,15 +217,15 @@ mod tests {
 
     #[test]
     fn alerts_and_the_brokers_library_are_limited_and_no_kind_hides_another() {
-        let logger = Logger { level: LevelFilter::Info, is_journal: false, floods: Mutex::default() };
+        let logger = Logger { is_journal: false, floods: Mutex::default() };
         for target in ["ibapi::transport", "signal_feed::limited::hole ", "signal_feed::limited::quarantined "] {
             for _ in 0..FLOOD_LINES + 5 {
                 let line = Record::builder().level(Level::Warn).target(target).args(format_args!("again")).build();
                 logger.log(&line);
             }
         }
-        let held: Vec<usize> = lock(&logger.floods).0.values().map(|count| count.held).collect();
-        assert_eq!(held, [5; 3]);
+        let lines: Vec<usize> = lock(&logger.floods).0.values().map(|count| count.lines).collect();
+        assert_eq!(lines, [FLOOD_LINES + 5; 3]);
     }
 
     #[test]

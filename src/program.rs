@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -20,17 +20,9 @@ const MOST_HEARD_BYTES: usize = 4096;
 /// Longest wait for the end of standard error after the program has ended: its children may keep it open.
 const HEAR_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Starts a program with its input open. Ctrl-C at this program's terminal does not reach it.
-pub(crate) fn start(path: &Path) -> io::Result<Child> {
-    command(path).spawn()
-}
-
-/// The same, and keeps its standard error for [`finish`].
-pub(crate) fn start_heard(path: &Path) -> io::Result<Child> {
-    command(path).stderr(Stdio::piped()).spawn()
-}
-
-fn command(path: &Path) -> Command {
+/// Starts a program with its input open. Ctrl-C at this program's terminal does not reach it. If its standard error is
+/// a pipe, [`finish`] reads it.
+pub(crate) fn start(path: &Path, errors: Stdio) -> io::Result<Child> {
     let mut command = Command::new(path);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -38,8 +30,7 @@ fn command(path: &Path) -> Command {
             command.env_remove(&name);
         }
     }
-    command.process_group(0).stdin(Stdio::piped());
-    command
+    command.process_group(0).stdin(Stdio::piped()).stderr(errors).spawn()
 }
 
 /// How a program ended.
@@ -56,12 +47,12 @@ pub(crate) enum Ended {
 }
 
 /// Gives the program its line and waits for its end. After `patience` it kills the process group. Also returns the
-/// end of its standard error, if it was started by [`start_heard`].
+/// end of its standard error, if that is a pipe.
 ///
 /// # Errors
 /// If no thread can be started; then the program got no input.
 pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::Result<(Ended, String)> {
-    let group = group_of(&child);
+    let group = Pid::from_child(&child);
     let heard = child.stderr.take().map(Heard::start).transpose()?;
     let (sender, receiver) = mpsc::channel();
     // A program may never read its input, and a long line does not fit into a pipe: the write can block until the end.
@@ -74,7 +65,10 @@ pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::
     };
     std::thread::Builder::new().name("program".into()).spawn(feed_and_wait)?;
     let ended = match receiver.recv_timeout(patience) {
-        Ok(Ok(status)) => ended(status),
+        Ok(Ok(status)) => match status.code() {
+            Some(code) => Ended::Code(code),
+            None => Ended::Signal(status.signal().unwrap_or_default()),
+        },
         Ok(Err(_)) => Ended::Untold,
         Err(_) => {
             kill(group);
@@ -118,24 +112,10 @@ impl Heard {
     }
 }
 
-fn ended(status: ExitStatus) -> Ended {
-    match status.code() {
-        Some(code) => Ended::Code(code),
-        None => Ended::Signal(status.signal().unwrap_or_default()),
-    }
-}
-
 /// Kills the rest of a program's process group.
-pub(crate) fn kill(group: Option<Pid>) {
-    if let Some(group) = group {
-        // An empty group is fine too.
-        let _ = kill_process_group(group, Signal::KILL);
-    }
-}
-
-/// The process group of a program that [`start`] started.
-pub(crate) fn group_of(child: &Child) -> Option<Pid> {
-    Pid::from_raw(i32::try_from(child.id()).ok()?)
+pub(crate) fn kill(group: Pid) {
+    // An empty group is fine too.
+    let _ = kill_process_group(group, Signal::KILL);
 }
 
 /// A process group in a form that a later process can recognise.
@@ -150,7 +130,7 @@ pub(crate) struct Group {
 impl Group {
     /// The process group of a program that was just started.
     pub(crate) fn of(child: &Child) -> Option<Self> {
-        let id = group_of(child)?.as_raw_nonzero().get();
+        let id = Pid::from_child(child).as_raw_nonzero().get();
         Some(Self { id, leader_started: stat(id)?.started, boot: boot_id() })
     }
 
@@ -167,14 +147,14 @@ impl Group {
     /// Waits for its end, at most `patience`, then kills it. Returns false if the wait was interrupted.
     pub(crate) fn outwait(&self, patience: Duration, is_interrupted: impl Fn() -> bool) -> bool {
         let until = Instant::now() + patience;
-        let mut killed = false;
         while self.is_alive() {
             if is_interrupted() {
                 return false;
             }
-            if !killed && Instant::now() >= until {
-                kill(Pid::from_raw(self.id));
-                killed = true;
+            if let Some(group) = Pid::from_raw(self.id)
+                && Instant::now() >= until
+            {
+                kill(group);
             }
             std::thread::sleep(LOOK_EVERY);
         }

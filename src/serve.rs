@@ -82,7 +82,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let (accept, stop_accept) = accept(&feed, "accept", listeners, connections.clone(), handler)?;
     running.push(accept);
 
-    let mut manager = ServiceManager::from_env();
+    let mut manager = ServiceManager::default();
     let outcome = loop {
         select! {
             recv(stop) -> _ => break Ok(()),
@@ -93,7 +93,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
         logging::turn();
     };
 
-    manager.stopping(&feed);
+    service::stopping(&feed);
     log::info!("stopping: closing {} streams", feed.clients.count());
     let began = Instant::now();
     feed.stop();

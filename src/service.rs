@@ -12,58 +12,44 @@ use crate::feed::Feed;
 /// How often to report and to check the reader.
 pub(crate) const TURN_EVERY: Duration = Duration::from_millis(250);
 
-/// The service manager. Without one, nothing is sent.
+/// What the service manager that `NOTIFY_SOCKET` names was told. Without one, nothing is sent.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceManager {
-    is_told: bool,
-    has_watchdog: bool,
     is_ready: bool,
     status: String,
     reader_turns: u64,
 }
 
 impl ServiceManager {
-    /// The service manager that `NOTIFY_SOCKET` and `WATCHDOG_USEC` name.
-    pub(crate) fn from_env() -> Self {
-        Self {
-            is_told: std::env::var_os("NOTIFY_SOCKET").is_some(),
-            has_watchdog: sd_notify::watchdog_enabled().is_some(),
-            ..Self::default()
-        }
-    }
-
     /// Reports readiness and changes of state, and feeds the watchdog if the reader has turned. Call it at least every
     /// [`TURN_EVERY`]. Ready is a server that has tried its database: one with a schema that it does not know never is.
     pub(crate) fn turn(&mut self, feed: &Feed) {
         if !self.is_ready && feed.health.is_tried() {
-            self.tell(&[NotifyState::Ready]);
+            tell(&[NotifyState::Ready]);
             self.is_ready = true;
         }
         let status = status(feed);
         if status != self.status {
-            self.tell(&[NotifyState::Status(&status)]);
+            tell(&[NotifyState::Status(&status)]);
             self.status = status;
         }
         let turns = feed.stats.reader_turns.get();
-        if self.has_watchdog && turns != self.reader_turns {
-            self.tell(&[NotifyState::Watchdog]);
+        if turns != self.reader_turns {
+            tell(&[NotifyState::Watchdog]);
             self.reader_turns = turns;
         }
     }
+}
 
-    /// Reports that the server is stopping.
-    pub(crate) fn stopping(&mut self, feed: &Feed) {
-        let status = format!("stopping: streams {}", feed.clients.count());
-        self.tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);
-    }
+/// Reports that the server is stopping.
+pub(crate) fn stopping(feed: &Feed) {
+    let status = format!("stopping: streams {}", feed.clients.count());
+    tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);
+}
 
-    fn tell(&mut self, what: &[NotifyState<'_>]) {
-        if !self.is_told {
-            return;
-        }
-        if let Err(error) = sd_notify::notify(what) {
-            log::warn!("tell the service manager: {error}");
-        }
+fn tell(what: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(what) {
+        log::warn!("tell the service manager: {error}");
     }
 }
 

@@ -1,8 +1,7 @@
 //! `signal-feed doctor`: checks the installation end to end.
 
-use super::progress::Progress;
 use super::table::output_rows;
-use super::{DatabaseArgs, output};
+use super::{DatabaseArgs, output, progress};
 use crate::db::doctor;
 use crate::error::{Doing, Error};
 
@@ -24,7 +23,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let progress = Progress::start("doctor");
+    let progress = progress::start("doctor");
     let checks = doctor::examine(&args.database.settings()?).doing("connect to the database");
     drop(progress);
     let checks = checks?;

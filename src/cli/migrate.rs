@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::progress::Progress;
-use super::{DatabaseArgs, output};
+use super::{DatabaseArgs, output, progress, say};
 use crate::db::Connection;
 use crate::db::migrate::{self, Options, ROLES_SQL, SignalInserted};
 use crate::error::{Doing, Error};
@@ -44,11 +43,11 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut connection =
         Connection::open(&args.database.settings()?, "signal-feed migrate").doing("connect to the database")?;
     migrate::allow_long_statements(&mut connection)?;
-    let progress = Progress::start("migrate");
+    let progress = progress::start("migrate");
     if !args.check {
         return migrate::migrate(&mut connection, &options, &mut |line| {
-            progress.say(line);
-            progress.tell(format!("last {line:?}"));
+            progress.suspend(|| say(line));
+            progress.set_message(format!("last {line:?}"));
         });
     }
     let missing = migrate::check(&mut connection, &options)?;

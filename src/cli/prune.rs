@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::DatabaseArgs;
-use super::progress::Progress;
+use super::{DatabaseArgs, progress, say};
 use crate::db::{migrate, prune};
 use crate::error::{Doing, Error};
 use crate::options::{parse_duration, parse_positive_duration};
@@ -34,26 +33,27 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut connection = args.database.connect()?;
     migrate::check_schema(&mut connection)?;
     migrate::allow_long_statements(&mut connection)?;
-    let progress = Progress::start("prune");
+    let progress = progress::start("prune");
     let plan = prune::plan(&mut connection, args.older_than, args.replay_window).doing("find what to prune")?;
     let age = crate::text::duration(plan.older_than);
     if plan.older_than > args.older_than {
-        progress.say(&format!(
+        let lengthened = format!(
             "--older-than {} lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and events younger than an hour are never removed",
             crate::text::duration(args.older_than),
             crate::text::duration(args.replay_window),
             crate::text::duration(plan.longest_delay)
-        ));
+        );
+        progress.suspend(|| say(lengthened));
     }
     let through = plan.through.map(|through| format!(", up to {through}")).unwrap_or_default();
     if args.dry_run {
-        progress.say(&format!("would remove {} events older than {age}{through}", plan.events));
+        progress.suspend(|| say(format_args!("would remove {} events older than {age}{through}", plan.events)));
         return Ok(());
     }
     let removed = prune::run(&mut connection, &plan, &mut |removed| {
-        progress.tell(format!("{removed} of {} events removed", plan.events));
+        progress.set_message(format!("{removed} of {} events removed", plan.events));
     })
     .doing("prune the log")?;
-    progress.say(&format!("removed {removed} events older than {age}{through}"));
+    progress.suspend(|| say(format_args!("removed {removed} events older than {age}{through}")));
     Ok(())
 }

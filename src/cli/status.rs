@@ -63,58 +63,43 @@ fn fetch(url: &str) -> Result<String, Error> {
     let mut answer = answer.map_err(|error| {
         unreachable(url, format!("no answer: {error}; is the server running, with this --ops-listen?"))
     })?;
-    let body = answer.body_mut().read_to_string().map_err(|error| unreachable(url, error))?;
-    match answer.status().as_u16() {
-        200 => Ok(body),
-        status => {
-            Err(unreachable(url, format!("the server answered {status}; --url needs the address of --ops-listen")))
-        }
+    if answer.status() != 200 {
+        let why = format!("the server answered {}; --url needs the address of --ops-listen", answer.status().as_u16());
+        return Err(unreachable(url, why));
     }
+    answer.body_mut().read_to_string().map_err(|error| unreachable(url, error))
 }
 
 fn unreachable(url: &str, why: impl std::fmt::Display) -> Error {
-    Error::Unreachable(format!("--url {url}: {why}"))
+    Error::Usage(format!("--url {url}: {why}"))
 }
 
 fn show(status: &Value) -> Result<(), Error> {
-    let behind = status["standby_lag_seconds"].as_f64().map(|lag| format!(", {lag:.1} s behind its primary"));
-    let last_event = time(&status["last_event_at"]).map(|at| format!("{} ago ({at:.0})", since(at)));
-    let up = time(&status["started_at"]).map(since).unwrap_or_default();
-    let outage =
-        status["database"]["outage_seconds"].as_f64().and_then(|outage| Duration::try_from_secs_f64(outage).ok());
-    let degraded = outage.map(|outage| {
-        format!(" for {} (the server's log says why)", text::duration(Duration::from_secs(outage.as_secs())))
-    });
     let plain = |name: &str| plain(&status[name]);
+    let up = time(&status["started_at"]).map(since).unwrap_or_default();
+    let last_event = time(&status["last_event_at"]).map(|at| format!("{} ago ({at:.0})", since(at)));
+    let behind = status["standby_lag_seconds"].as_f64().map(|lag| format!(", {lag:.1} s behind its primary"));
+    let outage = status["database"]["outage_seconds"].as_f64();
+    let outage = outage.and_then(|seconds| Duration::try_from_secs_f64(seconds.floor()).ok()).map(text::duration);
+    let degraded = outage.map(|outage| format!(" for {outage} (the server's log says why)")).unwrap_or_default();
+    let capture = if degraded.is_empty() { "capture" } else { "capture was last" };
+    let state = format!("{}{degraded}, {capture} {}, {}", plain("state"), plain("capture"), plain("role"));
     let rows = [
-        ["server", &format!("{}, version {}, up {up}", plain("instance"), plain("version"))],
-        [
-            "state",
-            &format!(
-                "{}{}, capture {}{}, {}{}",
-                plain("state"),
-                degraded.as_deref().unwrap_or_default(),
-                if outage.is_some() { "was last " } else { "" },
-                plain("capture"),
-                plain("role"),
-                behind.unwrap_or_default()
-            ),
-        ],
-        ["last event", &last_event.unwrap_or("none".into())],
-        ["head", &format!("{}, replay from {}", plain("head"), plain("earliest"))],
-        ["streams", &list(&status["clients"]).len().to_string()],
+        ("server", format!("{}, version {}, up {up}", plain("instance"), plain("version"))),
+        ("state", state + &behind.unwrap_or_default()),
+        ("last event", last_event.unwrap_or("none".into())),
+        ("head", format!("{}, replay from {}", plain("head"), plain("earliest"))),
+        ("streams", list(&status["clients"]).len().to_string()),
     ];
-    output_rows(&rows.map(|row| row.map(str::to_owned)))?;
+    output_rows(&rows.map(|(name, value)| [name.to_owned(), value]))?;
     if status["database"]["another_cluster"] == true {
         output(
             "The database was restored or failed over: run \"signal-feed restored\", or with --nothing-lost if it lost no commit.",
         )?;
     }
-    match status["database"]["unsettled_quarantined_events"].as_u64() {
-        None | Some(0) => {}
-        Some(count) => {
-            output(format_args!("Quarantined and not settled: {count}; see \"signal-feed quarantine list\"."))?
-        }
+    let quarantined = status["database"]["unsettled_quarantined_events"].as_u64().unwrap_or(0);
+    if quarantined > 0 {
+        output(format_args!("Quarantined and not settled: {quarantined}; see \"signal-feed quarantine list\"."))?;
     }
     output("")?;
     show_away(list(&status["keys"]))?;

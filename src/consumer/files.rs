@@ -32,7 +32,7 @@ pub(super) fn lock(file: &File, path: &Path, used: &Path) -> Result<(), Error> {
             used.display(),
             path.display()
         ))),
-        Err(TryLockError::Error(cause)) => Err(Error::Io { doing: format!("lock {}", path.display()), cause }),
+        Err(TryLockError::Error(cause)) => Err(cause).doing(format!("lock {}", path.display())),
     }
 }
 

@@ -45,7 +45,7 @@ impl StateFile {
         let state = match fs::read(&file.path) {
             Ok(bytes) => json::object_from_bytes::<State>(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err("there is none".to_owned()),
-            Err(cause) => return Err(Error::Io { doing: file.doing("read"), cause }),
+            Err(cause) => return Err(cause).doing(file.doing("read")),
         };
         let state = match state {
             Ok(state) if state.version == VERSION => state,

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use crate::text::{duration, one_line};
+
 /// How PostgreSQL must be reached. Said wherever a fault shows that it is not.
 pub const NEEDS_SESSIONS: &str = "connect to PostgreSQL directly, or through a proxy that pools sessions: a PgBouncer in \
                                   transaction mode loses LISTEN and prepared statements";
@@ -81,9 +83,7 @@ impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Settings(text) | Self::Unreachable(text) | Self::Incomplete(text) => f.write_str(text),
-            Self::TimedOut(after) => {
-                write!(f, "no answer from PostgreSQL within {}", crate::text::duration(*after))
-            }
+            Self::TimedOut(after) => write!(f, "no answer from PostgreSQL within {}", duration(*after)),
             Self::GivenUp => f.write_str("the call was given up"),
             Self::Closed => f.write_str("the connection was lost in an earlier call"),
             Self::Postgres(error) => match error.as_db_error() {
@@ -123,7 +123,3 @@ impl fmt::Display for DatabaseError {
 }
 
 impl std::error::Error for DatabaseError {}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}

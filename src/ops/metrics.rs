@@ -64,7 +64,6 @@ fn figures(feed: &Feed) -> Vec<Figure> {
     let facts = feed.facts();
     let is_up = |part| f64::from(feed.health.proven_for(part).is_some());
     let standby_lag = if facts.is_standby { facts.standby_lag } else { Duration::ZERO };
-    let last_event = feed.last_event_at().and_then(EventTime::timestamp);
     let lag = feed.clients.present().iter().map(|client| feed.lag_events(client)).max();
     vec![
         ("signal_feed_database_up", "Whether the log can be read", is_up(Part::Log)),
@@ -96,7 +95,7 @@ fn figures(feed: &Feed) -> Vec<Figure> {
         (
             "signal_feed_last_event_timestamp_seconds",
             "When the newest event was written, in seconds since 1970; 0 before the first",
-            last_event.map_or(0.0, |at| at.as_microsecond() as f64 / 1e6),
+            feed.last_event_at().map_or(0.0, EventTime::unix_seconds),
         ),
         (
             "signal_feed_unsettled_quarantined_events",

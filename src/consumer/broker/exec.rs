@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Attempt, Broker};
@@ -78,9 +80,9 @@ impl ExecBroker {
     /// certainly got no order.
     fn run(&mut self, order: &Order, kind: &str) -> Result<(Ended, String), String> {
         self.outwait_leftover()?;
-        let child = program::start_heard(&self.program)
+        let child = program::start(&self.program, Stdio::piped())
             .map_err(|error| format!("start {}: {error}", self.program.display()))?;
-        let group = program::group_of(&child);
+        let group = Pid::from_child(&child);
         // The program gets its order after this is written: a bot killed in between leaves a program with empty input.
         // It needs no sync: a crash of the machine ends the program too.
         let noted = Group::of(&child).map_or(Ok(()), |group| {

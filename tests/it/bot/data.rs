@@ -245,7 +245,7 @@ fn control_characters_in_a_row_make_it_unusable_and_reach_no_terminal() {
     stream.connected_as("\\u001b[2J", 7, 0, "null");
     assert_eq!(bot.exit_code(), Some(1));
     let log = place.read("log");
-    assert!(log.contains(FEED_ID) && log.contains("\\u{1b}[2J"), "{log}");
+    assert!(log.contains(FEED_ID) && log.contains("\\u001b[2J"), "{log}");
     assert!(!log.contains('\u{1b}') && !place.read("alerts").contains('\u{1b}'), "{log}");
     assert_eq!(place.paper(), Vec::<String>::new());
 }

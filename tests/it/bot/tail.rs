@@ -217,7 +217,7 @@ fn tail_shows_control_characters_and_never_sends_them_to_a_terminal() {
     assert_eq!(code(&mut child), Some(0));
     let (printed, notices) = (text(child.stdout.take().unwrap()), text(child.stderr.take().unwrap()));
     assert!(!printed.contains('\u{9b}') && printed.contains("A\\u009b2J"), "{printed}");
-    assert!(!notices.contains('\u{1b}') && notices.contains("\\u{1b}[2J"), "{notices}");
+    assert!(!notices.contains('\u{1b}') && notices.contains("\\u001b[2J"), "{notices}");
 }
 
 #[test]
