@@ -11,7 +11,8 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 
 /// PostgreSQL's epoch, 2000-01-01.
 const POSTGRES_EPOCH: DateTime = date(2000, 1, 1).at(0, 0, 0, 0);
-const UNIX_TO_POSTGRES_SECONDS: f64 = 946_684_800.0;
+/// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// 0001-01-01 and 10000-01-01 in PostgreSQL's microseconds: the range of an RFC 3339 year.
 const FIRST_USABLE: i64 = -63_082_281_600_000_000;
 const FIRST_BEYOND: i64 = 252_455_616_000_000_000;
@@ -58,7 +59,7 @@ impl EventTime {
 
     /// Seconds since 1970.
     pub fn unix_seconds(self) -> f64 {
-        self.0 as f64 / 1e6 + UNIX_TO_POSTGRES_SECONDS
+        self.0.saturating_add(POSTGRES_EPOCH_MICROS) as f64 / 1e6
     }
 
     /// How long after `other` it is; zero if it is not.
@@ -212,10 +213,7 @@ impl std::fmt::Display for Poison {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{EventTime, WrittenTime};
-
-    /// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
-    const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+    use super::{EventTime, POSTGRES_EPOCH_MICROS, WrittenTime};
 
     #[test]
     fn a_time_is_written_in_utc_with_six_digits() {

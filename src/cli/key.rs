@@ -124,17 +124,11 @@ fn show(key: &str, name: &str) -> Result<(), Error> {
 
 fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
     let mut connection = database.connect()?;
-    match keys::revoke(&mut connection, name).doing("revoke a key")? {
-        0 => Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}; see key list"))),
-        1 => {
-            say(format_args!("revoked {name}"));
-            Ok(())
-        }
-        count => {
-            say(format_args!("revoked {name}: {count} keys"));
-            Ok(())
-        }
+    if keys::revoke(&mut connection, name).doing("revoke a key")? == 0 {
+        return Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}; see key list")));
     }
+    say(format_args!("revoked {name}"));
+    Ok(())
 }
 
 fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
