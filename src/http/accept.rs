@@ -82,17 +82,12 @@ fn wait(listeners: &[TcpListener], stop: &OwnedFd) -> bool {
     poll(&mut watched, None).is_ok() && !watched[0].revents().is_empty()
 }
 
-/// The next connection that waits; `None` if none does.
+/// The next connection; `None` if none waits, or if it is gone already. What waits behind that one, the next poll finds.
 fn accept(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
-    loop {
-        match listener.accept() {
-            Ok(accepted) => return Ok(Some(accepted)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => return Ok(None),
-                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
-                _ => return Err(error),
-            },
-        }
+    use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+    match listener.accept() {
+        Err(error) if matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted) => Ok(None),
+        accepted => accepted.map(Some),
     }
 }
 

@@ -21,21 +21,13 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(2000), Duration::from
 impl Stream<'_> {
     /// Tells the stream `connected`, and finds its position.
     pub(super) fn begin(&mut self) -> Step {
-        match self.asked.cursor {
-            None => self.begin_now(),
-            Some(cursor) => self.begin_at(cursor),
-        }
-    }
-
-    fn begin_now(&mut self) -> Step {
-        let earliest = self.earliest()?.seq;
-        let head = self.head()?;
-        self.connected(head.seq, head.seq, earliest);
-        self.set_position(head.position());
-        Ok(())
-    }
-
-    fn begin_at(&mut self, cursor: FeedSeq) -> Step {
+        let Some(cursor) = self.asked.cursor else {
+            let earliest = self.earliest()?.seq;
+            let head = self.head()?;
+            self.connected(head.seq, head.seq, earliest);
+            self.set_position(head.position());
+            return Ok(());
+        };
         lock(&self.client.writer).position.cursor = cursor;
         let earliest = self.earliest()?.seq;
         let head = self.head()?;
