@@ -242,6 +242,40 @@ mod tests {
         assert!(error.contains("line 3 is damaged"), "{error}");
     }
 
+    #[test]
+    fn an_order_of_a_former_version_is_closed_by_its_outcome_however_its_id_was_written() {
+        let scratch = Scratch::new("former");
+        let path = scratch.journal();
+        let order = r#"{"type":"order","order_ref":"sf-17.0-entry","signal_id":17.0,"action":"entry","symbol":"A","side":"BUY","quantity":1,"price":null,"feed_seq":1,"event_time":"2026-11-20T12:00:00Z","signal":{"id":17.0,"action":"entry","symbol":"A","side":"BUY"}}"#;
+        let text = [
+            r#"{"record":"journal","time":"2026-11-20T11:00:00Z","version":1}"#.to_owned(),
+            format!(r#"{{"record":"intent","time":"2026-11-20T12:00:00Z","order":{order}}}"#),
+            r#"{"record":"placed","time":"2026-11-20T12:00:01Z","feed_seq":1,"event_time":"2026-11-20T12:00:00Z","signal_id":17.0,"action":"entry"}"#.to_owned(),
+            String::new(),
+        ];
+        fs::write(&path, text[..2].join("\n") + "\n").unwrap();
+        let ledger = Journal::look(&path, Path::new("")).unwrap();
+        assert_eq!(ledger.first_open().unwrap().order.order_ref, "sf-17.0-entry");
+        fs::write(&path, text.join("\n")).unwrap();
+        let ledger = Journal::look(&path, Path::new("")).unwrap();
+        assert!(ledger.first_open().is_none());
+        assert_eq!(ledger.known("sf-17-entry").unwrap().outcome, Record::Placed);
+    }
+
+    #[test]
+    fn a_persons_line_about_a_followed_order_does_not_end_the_following() {
+        let scratch = Scratch::new("person");
+        let path = scratch.journal();
+        let mut journal = Journal::open(&path, Path::new("")).unwrap();
+        let order = order(1);
+        journal.append(&Line { order_id: Some(5), ..intent_line(&order) }, false).unwrap();
+        journal.append(&Line { order_id: Some(5), ..Line::new(Record::Placed).order_key(&order) }, false).unwrap();
+        journal.append(&Line::new(Record::Placed).order_key(&order), false).unwrap();
+        assert_eq!(journal.ledger.working().count(), 1);
+        journal.append(&Line::new(Record::Filled).order_key(&order), false).unwrap();
+        assert_eq!(journal.ledger.working().count(), 0);
+    }
+
     proptest! {
         #[test]
         fn damage_is_named_or_the_line_counts_as_never_written_and_nothing_panics(

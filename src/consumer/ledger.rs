@@ -61,7 +61,7 @@ pub(super) struct Ledger {
     pub(super) mode: Mode,
     /// The newest event time in any line.
     pub(super) last_event_time: Option<String>,
-    /// By the order's reference.
+    /// By [`key_of`] the order.
     known: BTreeMap<String, Known>,
     intents: Vec<OpenIntent>,
     /// The highest number that any order was sent under.
@@ -109,7 +109,7 @@ impl Ledger {
             Record::Unsent | Record::Unknown => {
                 let (id, action) = outcome_key()?;
                 let key = order_ref(&id, action);
-                let is_it = |intent: &&mut OpenIntent| intent.stage != Record::Placed && intent.order.order_ref == key;
+                let is_it = |intent: &&mut OpenIntent| intent.stage != Record::Placed && key_of(&intent.order) == key;
                 if let Some(intent) = self.intents.iter_mut().find(is_it) {
                     intent.stage = line.record;
                     intent.attempt.broke = line.broke == Some(true);
@@ -146,11 +146,12 @@ impl Ledger {
             created_at: order.created_at.clone(),
             outcome: Record::Intent,
         };
-        self.known.insert(order.order_ref.clone(), known);
+        let key = key_of(&order);
+        self.known.insert(key.clone(), known);
         let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
         // Without a later line about it, that bot and its connection have ended.
         let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent == Some(true) };
-        match self.intents.iter_mut().find(|intent| intent.order.order_ref == order.order_ref) {
+        match self.intents.iter_mut().find(|intent| key_of(&intent.order) == key) {
             // Sent once more, because the broker certainly did not have it.
             Some(intent) => {
                 attempt.resent |= intent.attempt.resent;
@@ -166,11 +167,13 @@ impl Ledger {
         let outcome = if line.record == Record::Known { line.outcome.unwrap_or(Record::Placed) } else { line.record };
         // An accepted order without a number cannot be followed.
         if let (Record::Placed, Some(_)) = (line.record, line.order_id) {
-            for intent in self.intents.iter_mut().filter(|intent| intent.order.order_ref == key) {
+            for intent in self.intents.iter_mut().filter(|intent| key_of(&intent.order) == key) {
                 (intent.stage, intent.attempt.order_id) = (Record::Placed, line.order_id);
             }
         } else {
-            self.intents.retain(|intent| intent.order.order_ref != key);
+            // A person's line about an order that is followed changes nothing: the bot must still learn how it ends.
+            let is_followed = |intent: &OpenIntent| line.record == Record::Placed && intent.stage == Record::Placed;
+            self.intents.retain(|intent| key_of(&intent.order) != key || is_followed(intent));
         }
         let known = self.known.entry(key).or_insert_with(|| Known {
             id,
@@ -226,4 +229,10 @@ impl Ledger {
         }
         lines
     }
+}
+
+/// What all lines about an order have in common. Its reference may differ: a former version wrote ids there as the row
+/// had them.
+pub(super) fn key_of(order: &Order) -> String {
+    order_ref(&id_text(&order.signal_id).unwrap_or_default(), order.action)
 }

@@ -6,7 +6,7 @@ use super::super::alert::Reason;
 use super::super::backoff::Backoff;
 use super::super::broker::Answer;
 use super::super::decide::admit;
-use super::super::ledger::OpenIntent;
+use super::super::ledger::{OpenIntent, key_of};
 use super::super::line::Record;
 use super::super::order::Order;
 use super::{Bot, Halt};
@@ -137,6 +137,6 @@ impl Bot<'_> {
 
     fn is_unsent(&self, order: &Order) -> bool {
         let first = self.journal.ledger.first_open();
-        first.is_some_and(|first| first.stage == Record::Unsent && first.order.order_ref == order.order_ref)
+        first.is_some_and(|first| first.stage == Record::Unsent && key_of(&first.order) == key_of(order))
     }
 }

@@ -22,7 +22,7 @@ impl IbkrBroker {
         let deadline = Instant::now() + self.timeout;
         let ready = self.ready(self.timeout);
         // Any message about the order is an answer, even a late one.
-        let answer = attempt.order_id.and_then(|order_id| self.heard_answer(order, order_id, deadline));
+        let answer = attempt.order_id.and_then(|order_id| self.heard_answer(order, order_id, deadline, true));
         match answer {
             None | Some(Answer::Unknown(_)) => {}
             Some(answer) => return answer,

@@ -53,7 +53,7 @@ impl IbkrBroker {
         let mut last = None;
         loop {
             self.hear(SLICE);
-            if let Some(answer) = self.heard_answer(order, order_id, deadline) {
+            if let Some(answer) = self.heard_answer(order, order_id, deadline, false) {
                 return answer;
             }
             let heard = self.heard.entry(order_id).or_default();
@@ -73,8 +73,14 @@ impl IbkrBroker {
         }
     }
 
-    /// The answer, if the gateway's messages about the order are one.
-    pub(super) fn heard_answer(&mut self, order: &Order, order_id: i64, deadline: Instant) -> Option<Answer> {
+    /// The answer, if the gateway's messages about the order are one. For a look-up, only lists make an error final.
+    pub(super) fn heard_answer(
+        &mut self,
+        order: &Order,
+        order_id: i64,
+        deadline: Instant,
+        is_lookup: bool,
+    ) -> Option<Answer> {
         let verdict = self.heard.get(&order_id)?.verdict();
         let Verdict::Refused(refusal) = verdict else { return verdict.answer(order_id) };
         if self.is_not_sent(&refusal) {
@@ -89,7 +95,7 @@ impl IbkrBroker {
                 self.look_at = Some(Instant::now());
                 return Some(Answer::Has(Some(if found > 0 { found } else { order_id })));
             }
-            Err(why) if self.is_away() => {
+            Err(why) if is_lookup || self.is_away() || self.stop.is_asked() => {
                 return Some(Answer::Unknown(format!("{}; {why}", refusal.why())));
             }
             _ => {}

@@ -260,3 +260,21 @@ fn orders_survive_kills_and_lost_connections_at_any_moment_each_placed_once() {
     assert_eq!(live.len(), 40);
     assert_eq!(world.gateway.live().len(), 40, "{:?}", world.gateway.live());
 }
+
+#[test]
+fn a_late_error_ends_an_order_of_unknown_outcome_only_if_the_lists_agree() {
+    let world = World::new();
+    let _bot = world.start();
+    world.gateway.script(&[]);
+    let cursor = world.send(1, "exit");
+    world.place.wait_alert("outcome_unknown");
+    world.gateway.state().book.push(Booked::submitted(1, "sf-1-exit"));
+    world.gateway.state().silent_lists = true;
+    world.gateway.error(10311, "a remark about the order");
+    // Longer than the bot waits for lists.
+    std::thread::sleep(Duration::from_secs(8));
+    assert!(!world.place.journal_has("rejected", 1));
+    world.gateway.state().silent_lists = false;
+    world.place.wait_cursor(cursor);
+    assert!(world.place.journal_has("placed", 1) && !world.place.journal_has("rejected", 1));
+}
