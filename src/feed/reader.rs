@@ -100,6 +100,7 @@ impl<'a> Reader<'a> {
 
     /// Connects if necessary, checks (if due) that the log is still the same, and broadcasts new events.
     fn look(&mut self, connection: &mut Option<Connection>, is_check_due: bool) -> Result<(), db::Error> {
+        let began = Instant::now();
         let is_new = connection.is_none();
         if is_new {
             *connection = Some(self.connect()?);
@@ -108,7 +109,12 @@ impl<'a> Reader<'a> {
         if is_new || is_check_due {
             self.check(connection, is_new)?;
         }
-        self.broadcast_new(connection)
+        self.broadcast_new(connection)?;
+        // After an outage streams get what they missed before `recovered`.
+        if self.feed.health.proven_for(Part::Log).is_none() {
+            self.feed.proven(Part::Log, began);
+        }
+        Ok(())
     }
 
     /// Connects to the database. A start ends here if the schema is not the one that this program knows, or is not for this
@@ -214,7 +220,9 @@ impl<'a> Reader<'a> {
             if is_replaced {
                 self.check(connection, false)?;
             }
-            self.feed.proven(Part::Log, began);
+            if self.feed.health.proven_for(Part::Log).is_some() {
+                self.feed.proven(Part::Log, began);
+            }
             if is_replaced || page.rows.is_empty() {
                 return Ok(());
             }
