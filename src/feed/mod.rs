@@ -67,15 +67,29 @@ pub struct Feed {
     facts: Mutex<Facts>,
     fatal: Sender<String>,
     /// Wakes `reader`: there may be something new.
-    wakes: (Sender<()>, Receiver<()>),
+    wakes: Channel<()>,
     /// Quarantined events, for `upkeep` to record.
-    poisoned: (Sender<Poisoned>, Receiver<Poisoned>),
+    poisoned: Channel<Poisoned>,
     /// Newly quarantined events, for the thread that alerts the operator. Without one they remain unread.
-    pub(crate) alerts: (Sender<Poisoned>, Receiver<Poisoned>),
+    pub(crate) alerts: Channel<Poisoned>,
     /// The numbers of quarantined events. Locked to add or remove one.
     known_poison: Mutex<BTreeSet<FeedSeq>>,
     /// The ids of keys that were used and not recorded yet. Locked to add, list or remove ids.
     used_keys: Mutex<BTreeSet<i64>>,
+}
+
+/// A bounded channel: any thread sends, one thread receives.
+#[derive(Debug)]
+pub(crate) struct Channel<T> {
+    pub(crate) sender: Sender<T>,
+    pub(crate) receiver: Receiver<T>,
+}
+
+impl<T> Channel<T> {
+    fn bounded(slots: usize) -> Self {
+        let (sender, receiver) = bounded(slots);
+        Self { sender, receiver }
+    }
 }
 
 /// What the database was last found to be and to hold.
@@ -119,10 +133,10 @@ impl Feed {
             started_at: Timestamp::now(),
             facts: Mutex::default(),
             fatal,
-            wakes: bounded(1),
-            poisoned: bounded(upkeep::POISONED_SLOTS),
+            wakes: Channel::bounded(1),
+            poisoned: Channel::bounded(upkeep::POISONED_SLOTS),
             used_keys: Mutex::default(),
-            alerts: bounded(upkeep::POISONED_SLOTS),
+            alerts: Channel::bounded(upkeep::POISONED_SLOTS),
             known_poison: Mutex::default(),
             options,
         }
@@ -189,7 +203,7 @@ impl Feed {
 
     /// Asks the reader to look at the log; returns at once.
     pub fn wake_reader(&self) {
-        let _ = self.wakes.0.try_send(());
+        let _ = self.wakes.sender.try_send(());
     }
 
     /// Tells every thread that the server ends.
@@ -212,7 +226,7 @@ impl Feed {
         drop(known);
         self.stats.quarantined.inc();
         let event = Poisoned { seq: row.seq, error: poison.to_string(), is_new };
-        if self.poisoned.0.try_send(event).is_err() {
+        if self.poisoned.sender.try_send(event).is_err() {
             // Too many at once: this one is recorded when it is next read.
             lock(&self.known_poison).remove(&row.seq);
         }

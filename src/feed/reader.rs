@@ -56,7 +56,7 @@ impl<'a> Reader<'a> {
         let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
             self.feed.stats.reader_turns.inc();
-            let is_woken = self.feed.wakes.1.recv_deadline(next_read.min(next_check)).is_ok();
+            let is_woken = self.feed.wakes.receiver.recv_deadline(next_read.min(next_check)).is_ok();
             let now = Instant::now();
             let is_check_due = now >= next_check;
             // While the database is away only the timer counts: no notification can come.

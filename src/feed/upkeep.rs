@@ -95,12 +95,12 @@ pub fn run(feed: &Feed, settings: Settings) {
             let until = upkeep.refresh_due.min(now + WRITE_EVERY);
             select! {
                 recv(feed.keys.woken) -> _ => upkeep.refresh_due = upkeep.refresh_due.min(upkeep.refresh_soonest),
-                recv(feed.poisoned.1) -> event => upkeep.receive(event),
+                recv(feed.poisoned.receiver) -> event => upkeep.receive(event),
                 default(until.saturating_duration_since(now)) => {}
             }
         }
     }
-    upkeep.receive(feed.poisoned.1.try_iter());
+    upkeep.receive(feed.poisoned.receiver.try_iter());
     if feed.health.outage().is_none() {
         // The last calls are made although the server stops.
         upkeep.settings = upkeep.settings.with_watch(None);
@@ -237,7 +237,7 @@ impl Upkeep<'_> {
             log::error!("event {seq} is quarantined: {error}");
             self.unwritten.insert(*seq, error.clone());
             // If the channel is full or unread, there is still the log line.
-            let _ = self.feed.alerts.0.try_send(event);
+            let _ = self.feed.alerts.sender.try_send(event);
         }
         Ok(())
     }

@@ -59,7 +59,7 @@ pub fn run(feed: &Feed, program: PathBuf) {
         }
         alerted = now;
         // Any number of events at once is one alert.
-        if let Some(message) = quarantined_message(&feed.alerts.1.try_iter().collect::<Vec<_>>()) {
+        if let Some(message) = quarantined_message(&feed.alerts.receiver.try_iter().collect::<Vec<_>>()) {
             command.run(Level::Critical, "quarantined", &message, None);
         }
     }
