@@ -34,7 +34,7 @@ impl ServiceManager {
             self.status = status;
         }
         let turns = feed.stats.reader_turns.get();
-        if turns != self.reader_turns {
+        if turns != self.reader_turns && sd_notify::watchdog_enabled().is_some() {
             tell(&[NotifyState::Watchdog]);
             self.reader_turns = turns;
         }

@@ -100,7 +100,6 @@ impl<'a> Reader<'a> {
 
     /// Connects if necessary, checks (if due) that the log is still the same, and broadcasts new events.
     fn look(&mut self, connection: &mut Option<Connection>, is_check_due: bool) -> Result<(), db::Error> {
-        let began = Instant::now();
         let is_new = connection.is_none();
         if is_new {
             *connection = Some(self.connect()?);
@@ -109,12 +108,7 @@ impl<'a> Reader<'a> {
         if is_new || is_check_due {
             self.check(connection, is_new)?;
         }
-        self.broadcast_new(connection)?;
-        // After an outage streams get what they missed before `recovered`.
-        if self.feed.health.proven_for(Part::Log).is_none() {
-            self.feed.proven(Part::Log, began);
-        }
-        Ok(())
+        self.broadcast_new(connection)
     }
 
     /// Connects to the database. A start ends here if the schema is not the one that this program knows, or is not for this
@@ -220,18 +214,16 @@ impl<'a> Reader<'a> {
             if is_replaced {
                 self.check(connection, false)?;
             }
-            if self.feed.health.proven_for(Part::Log).is_some() {
-                self.feed.proven(Part::Log, began);
-            }
-            if is_replaced || page.rows.is_empty() {
-                return Ok(());
-            }
             let prev = head.max(page.pruned_through);
             let feed = self.feed;
-            for batch in pages::render(page.rows, prev, generation, |row, poison| feed.quarantine(row, poison, true)) {
+            let rows = if is_replaced { Vec::new() } else { page.rows };
+            let is_last = rows.is_empty() || !page.is_full;
+            for batch in pages::render(rows, prev, generation, |row, poison| feed.quarantine(row, poison, true)) {
                 self.broadcast(batch);
             }
-            if !page.is_full || self.feed.health.is_stopping() {
+            // After the page: what an outage held up comes before `recovered`, if it is one page.
+            self.feed.proven(Part::Log, began);
+            if is_last || self.feed.health.is_stopping() {
                 return Ok(());
             }
         }

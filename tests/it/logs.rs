@@ -121,6 +121,8 @@ fn an_outage_with_everybody_at_the_door_is_a_few_lines() {
     let database = Database::migrated_in(&cluster);
     let key = database.mint("bot");
     let server = Server::ready(&database, &["--degraded-hold", "0s"]);
+    // Now the server knows the key.
+    server.stream(&key).connected();
     let before = server.log().len();
     cluster.stop(true);
     until("the outage is noticed", || (!server.is_ready()).then_some(()));
