@@ -168,7 +168,6 @@ impl Stream<'_> {
             self.flush()?;
             let position = lock(&self.client.writer).position;
             let head = self.head()?;
-            self.end_if_overflowed(position, head)?;
             let (generation, read) = {
                 let tail = lock(&self.feed.tail);
                 (tail.generation, tail.read(position.cursor, head.seq, WRITE_BYTES))
@@ -177,6 +176,7 @@ impl Stream<'_> {
                 self.check_generation(position, generation)?;
                 continue;
             }
+            self.end_if_overflowed(position, head)?;
             match read {
                 _ if head.generation != generation => {}
                 None => self.write_page(position, head)?,
