@@ -67,7 +67,7 @@ pub struct ServeOptions {
 }
 
 impl ServeOptions {
-    /// The defaults, whatever the environment says.
+    /// The default of every option. Environment variables do not count.
     pub fn defaults() -> Self {
         let matches = Self::augment_args(clap::Command::new("serve")).get_matches_from(["serve"]);
         // Every option has a default or may be left out, so this cannot fail.

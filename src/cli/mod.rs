@@ -28,8 +28,8 @@ use crate::text::visible;
 /// Stream a PostgreSQL table of trading signals to bots: a gapless, commit-ordered log over Server-Sent Events
 ///
 /// Every option is also an environment variable (--listen is SIGNAL_FEED_LISTEN); the flag wins. Durations are written
-/// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage; also 2 if status
-/// reaches no server, and 77 if the feed refuses the key of tail.
+/// 500ms, 15s, 5m, 72h or 30d. Exit codes: 0 success, 1 failure, 2 wrong usage; also 2 if status reaches no server, and
+/// 77 if the feed refuses the key of tail.
 #[derive(Debug, Parser)]
 #[command(
     name = "signal-feed",

@@ -38,8 +38,8 @@ pub(super) struct StateFile {
 }
 
 impl StateFile {
-    /// Reads the file and takes its cursor into the journal's ledger, where that is right. The two differ after a crash
-    /// between the two writes; the journal is written first.
+    /// Reads the file. Its cursor and the ledger's differ after a crash between the two writes, of which the journal's comes
+    /// first; then the ledger takes the lower one, if both have the same mode.
     pub(super) fn load(path: PathBuf, ledger: &mut Ledger) -> Result<Self, Error> {
         let mut file = Self { path, key_warned_at: None, is_told: Cell::new(false) };
         let state = match fs::read(&file.path) {
