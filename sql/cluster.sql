@@ -1,13 +1,12 @@
 -- Whether the log is in the cluster and database that were recorded: a restore or a failover changes them. One row, as of a
--- check of doctor. A managed server may not show its cluster or timeline.
+-- check of doctor; none if nothing was recorded. A managed server may not show its cluster or timeline.
 select v.wrong is null, coalesce(v.wrong, v.found), case when v.wrong is not null then
     'as a member of signal_feed_admin: "signal-feed restored" if events may be lost; "signal-feed restored --nothing-lost" if you are certain that none are' end
 from stock_market.signal_feed_cluster_now() as n
 join pg_catalog.pg_database as d on d.datname = pg_catalog.current_database()
-left join stock_market.signal_feed_cluster as c on true
+join stock_market.signal_feed_cluster as c on c.database_oid is not null
 cross join lateral (select
-    case when c.database_oid is null then 'the cluster was never recorded'
-        when c.system_identifier <> n.system_identifier then pg_catalog.format('the log is in another cluster than recorded (%s and not %s): it was restored from a backup or copied',
+    case when c.system_identifier <> n.system_identifier then pg_catalog.format('the log is in another cluster than recorded (%s and not %s): it was restored from a backup or copied',
             n.system_identifier, c.system_identifier)
         when c.timeline <> n.timeline then pg_catalog.format('the cluster is on timeline %s and not %s: it was recovered to a point in time, or failed over',
             n.timeline, c.timeline)

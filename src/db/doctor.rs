@@ -5,6 +5,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::blockers::{self, Blocker};
@@ -168,6 +169,11 @@ impl Doctor {
     /// A check that could not run, with the sessions that may be the cause.
     fn unasked(&mut self, error: &Error) -> Verdict {
         let message = format!("cannot be checked: {error}");
+        let is_absent =
+            [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::UNDEFINED_FUNCTION)].contains(&error.sql_state());
+        if is_absent || matches!(error, Error::Incomplete(_)) {
+            return wrong(message, "{migrate}");
+        }
         match blockers::read(&mut self.connection, false) {
             Ok(found) if !found.is_empty() => named(&message, &found),
             _ => wrong(
@@ -179,12 +185,23 @@ impl Doctor {
 }
 
 /// Whether the log is in the cluster, the timeline and the database that were recorded.
+///
+/// # Errors
+/// See [`Error`]; [`Error::Incomplete`] if none were recorded.
 pub fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
-    query(connection, CLUSTER)
+    let row = connection.query_opt(CLUSTER, &[])?.ok_or_else(|| {
+        let text =
+            "the table stock_market.signal_feed_cluster has no row; \"signal-feed migrate\" records this cluster";
+        Error::Incomplete(text.into())
+    })?;
+    verdict(&row)
 }
 
 fn query(connection: &mut Connection, sql: &str) -> Result<Verdict, Error> {
-    let row = connection.query_one(sql, &[])?;
+    verdict(&connection.query_one(sql, &[])?)
+}
+
+fn verdict(row: &Row) -> Result<Verdict, Error> {
     Ok(Verdict { ok: row.try_get(0)?, message: row.try_get(1)?, fix: row.try_get(2)? })
 }
 

@@ -12,6 +12,7 @@ use crossbeam_channel::select;
 
 use super::{Feed, keys};
 use crate::db::{self, Connection, Settings, doctor};
+use crate::error::Error;
 use crate::event::FeedSeq;
 use crate::sync::lock;
 
@@ -54,7 +55,7 @@ struct Upkeep<'a> {
     /// When the keys are next read, and the earliest time that a request for it can change this to.
     refresh_due: Instant,
     refresh_soonest: Instant,
-    /// Why each kind of work last failed, as it was logged.
+    /// What was logged when each kind of work last failed.
     causes: HashMap<&'static str, String>,
     /// Poisoned events that may have been recorded by an earlier run.
     found: Vec<Poisoned>,
@@ -133,10 +134,10 @@ impl Upkeep<'_> {
             Ok(()) => drop(self.causes.remove(doing)),
             Err(error) if error.is_conflict() => self.feed.stats.replay_conflicts.inc(),
             Err(_) if self.feed.health.is_stopping() => {}
-            Err(error) => {
-                let cause = error.to_string();
-                if self.causes.insert(doing, cause.clone()).as_ref() != Some(&cause) {
-                    log::warn!("{doing}: {cause}");
+            Err(cause) => {
+                let text = Error::Database { doing: doing.into(), cause }.to_string();
+                if self.causes.insert(doing, text.clone()).as_ref() != Some(&text) {
+                    log::warn!("{text}");
                 }
             }
         }

@@ -5,6 +5,7 @@ use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
+use crate::support::server::Server;
 use crate::support::wait::until;
 
 const SIGNAL: &str = "insert into stock_market.signal (symbol, action, side) values ('A', 'entry', 'BUY')";
@@ -228,6 +229,27 @@ fn doctor_says_which_checks_it_lacks_rights_for() {
     assert!(
         examined(&database.url_as("admin"), "snapshots").1.contains("cannot be seen: as a superuser, grant pg_monitor")
     );
+}
+
+#[test]
+fn a_cluster_that_is_not_recorded_is_no_other_cluster_and_migrate_records_it() {
+    let database = Database::migrated();
+    let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0"]);
+    for (harm, words) in [
+        ("delete from stock_market.signal_feed_cluster", "has no row"),
+        ("drop table stock_market.signal_feed_cluster", "does not exist"),
+    ] {
+        database.sql(harm);
+        let (ok, text) = examined(&database.url, "cluster");
+        assert!(!ok && text.contains("signal_feed_cluster") && text.contains(words), "{text}");
+        assert!(text.contains("signal-feed migrate") && !text.contains("restored"), "{text}");
+        server.wait_log(&["[WARN] check the installation: ", "signal_feed_cluster", words, "signal-feed migrate"]);
+        assert_eq!(server.status()["database"]["another_cluster"], false);
+        database.migrate();
+        let (ok, text) = examined(&database.url, "cluster");
+        assert!(ok, "{text}");
+    }
+    assert!(!server.stop().iter().any(|line| line.contains("restored")));
 }
 
 #[test]
