@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, FromArgMatches};
 use log::LevelFilter;
 
-use crate::db::Settings;
+use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
 use crate::{logging, text};
 
@@ -87,28 +87,54 @@ pub(crate) fn or_off<T>(
     }
 }
 
-/// The connection string: `--database-url`, else the contents of `--database-url-file`, else `DATABASE_URL`. An empty
-/// value counts as not given, so that an environment file can list every variable.
-///
-/// # Errors
-/// If the file cannot be read, or the connection string cannot be used; the text names its source and the
-/// offending part, never a secret. `None` if nothing is given.
-pub(crate) fn database_settings(url: Option<&str>, file: Option<&Path>) -> Result<Option<Settings>, Error> {
-    let variable = std::env::var("DATABASE_URL").unwrap_or_default();
-    let (source, text) = match (url, file) {
-        (Some(url), _) if !url.trim().is_empty() => ("--database-url".to_owned(), url.to_owned()),
-        (_, Some(file)) if !file.as_os_str().is_empty() => {
-            let source = format!("--database-url-file {}", file.display());
-            let text = fs::read_to_string(file).doing(format!("read {source}"))?;
-            let settings =
-                Settings::from_file(file, &text).map_err(|error| Error::Usage(format!("{source}: {error}")))?;
-            return Ok(Some(settings));
-        }
-        _ if !variable.trim().is_empty() => ("DATABASE_URL".to_owned(), variable),
-        _ => return Ok(None),
-    };
-    let settings = text.trim().parse().map_err(|error| Error::Usage(format!("{source}: {error}")))?;
-    Ok(Some(settings))
+/// The options that name the database.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DatabaseArgs {
+    /// Connection string (postgres:// or key=value); DATABASE_URL works too
+    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Database", global = true)]
+    database_url: Option<String>,
+    /// File with the connection string; keeps the password out of the environment
+    #[arg(long, value_name = "FILE", help_heading = "Database", global = true)]
+    database_url_file: Option<PathBuf>,
+}
+
+impl DatabaseArgs {
+    /// The connection string: `--database-url`, else the contents of `--database-url-file`, else `DATABASE_URL`. An empty
+    /// value counts as not given, so that an environment file can list every variable.
+    ///
+    /// # Errors
+    /// If it cannot be read or used; the text names its source and the offending part, never a secret.
+    pub(crate) fn given(&self) -> Result<Option<Settings>, Error> {
+        let variable = std::env::var("DATABASE_URL").unwrap_or_default();
+        let (source, settings) = match (&self.database_url, &self.database_url_file) {
+            (Some(url), _) if !url.trim().is_empty() => ("--database-url".to_owned(), url.trim().parse()),
+            (_, Some(file)) if !file.as_os_str().is_empty() => {
+                let source = format!("--database-url-file {}", file.display());
+                let text = fs::read_to_string(file).doing(format!("read {source}"))?;
+                (source, Settings::from_file(file, &text))
+            }
+            _ if !variable.trim().is_empty() => ("DATABASE_URL".to_owned(), variable.trim().parse()),
+            _ => return Ok(None),
+        };
+        settings.map(Some).map_err(|error| Error::Usage(format!("{source}: {error}")))
+    }
+
+    /// The connection string, for a command that needs one.
+    ///
+    /// # Errors
+    /// As [`given`](Self::given), and if there is none.
+    pub(crate) fn settings(&self) -> Result<Settings, Error> {
+        self.given()?
+            .ok_or_else(|| Error::Usage("no database: give --database-url, --database-url-file or DATABASE_URL".into()))
+    }
+
+    /// Connects, for a command.
+    ///
+    /// # Errors
+    /// As [`settings`](Self::settings), and if connecting fails.
+    pub(crate) fn connect(&self) -> Result<Connection, Error> {
+        Connection::open(&self.settings()?, "signal-feed").doing("connect to the database")
+    }
 }
 
 /// A program's command line with what holds for every option of it. `prefix` and the option's name are its environment

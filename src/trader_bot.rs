@@ -15,7 +15,7 @@ use crate::consumer::stream::{ApiKey, FeedUrl};
 use crate::error::Error;
 use crate::logging;
 use crate::options::{
-    self, OrOff, database_settings, or_off, parse_duration, parse_log_level, parse_positive_duration, with_rules,
+    self, DatabaseArgs, OrOff, or_off, parse_duration, parse_log_level, parse_positive_duration, with_rules,
 };
 use crate::text::one_line;
 
@@ -80,18 +80,14 @@ struct Args {
     #[arg(long, value_name = "FILE", default_value = "trader-bot.journal", help_heading = "Files")]
     journal: PathBuf,
 
-    /// First place the missed orders from the database and leave close-only mode; needs --database-url
+    /// First place the missed orders from the database (role signal_feed_bot) and leave close-only mode
     #[arg(long, help_heading = "Recovery")]
     recovery: bool,
     /// Print what --recovery would place, send nothing, change no file, and exit
     #[arg(long, help_heading = "Recovery")]
     recovery_dry_run: bool,
-    /// Connection string of a login with the role signal_feed_bot; DATABASE_URL works too
-    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Recovery")]
-    database_url: Option<String>,
-    /// File with the connection string
-    #[arg(long, value_name = "FILE", help_heading = "Recovery")]
-    database_url_file: Option<PathBuf>,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// How far back recovery looks for created or updated rows; further if the bot was away for longer
     #[arg(long, value_name = "DURATION", default_value = "72h",
           value_parser = parse_duration, help_heading = "Recovery")]
@@ -193,8 +189,8 @@ impl Args {
     }
 
     fn recovery(&self) -> Result<Recovery, Error> {
-        let database = database_settings(self.database_url.as_deref(), self.database_url_file.as_deref())?
-            .ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
+        let database = self.database.given()?;
+        let database = database.ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
         Ok(Recovery { database, lookback: self.recovery_lookback })
     }
 

@@ -4,9 +4,11 @@ use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use clap::Subcommand;
+use serde_json::{Value, json};
 
 use super::table::{minute, output_rows};
 use super::{DatabaseArgs, output, say};
+use crate::db::Connection;
 use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
 use crate::event::EventTime;
@@ -26,6 +28,8 @@ const LONGEST_NAME: usize = 100;
   signal-feed key mint --name bot-1
   signal-feed key list")]
 pub(super) struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
     #[command(subcommand)]
     action: Action,
 }
@@ -37,8 +41,6 @@ enum Action {
   signal-feed key mint --name bot-1 > bot-1.key
   signal-feed key mint --name guest --expires-in 90d --delay 15m")]
     Mint {
-        #[command(flatten)]
-        database: DatabaseArgs,
         /// Name of the key; refused if a live key has it
         #[arg(long, value_name = "NAME", value_parser = parse_name)]
         name: String,
@@ -54,8 +56,6 @@ enum Action {
   signal-feed key list
   signal-feed key list --json | jq -r '.[] | select(.state == \"live\") | .name'")]
     List {
-        #[command(flatten)]
-        database: DatabaseArgs,
         /// Print a JSON array
         #[arg(long)]
         json: bool,
@@ -63,8 +63,6 @@ enum Action {
     /// Revoke every live key of a name at once; its streams end within a second
     #[command(after_help = "Example:\n  signal-feed key revoke bot-1")]
     Revoke {
-        #[command(flatten)]
-        database: DatabaseArgs,
         /// Name of the key
         #[arg(value_parser = parse_name)]
         name: String,
@@ -72,8 +70,6 @@ enum Action {
     /// Create a new key for a name and print it; the old key ends after an overlap
     #[command(after_help = "Example:\n  signal-feed key rotate bot-1 --overlap 2h > bot-1.key")]
     Rotate {
-        #[command(flatten)]
-        database: DatabaseArgs,
         /// Name of the key
         #[arg(value_parser = parse_name)]
         name: String,
@@ -87,33 +83,37 @@ enum Action {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
+    let mut connection = args.database.connect()?;
     match args.action {
-        Action::Mint { database, name, expires_in, delay } => mint(&database, &name, expires_in, delay),
-        Action::List { database, json } => list(&database, json),
-        Action::Revoke { database, name } => revoke(&database, &name),
-        Action::Rotate { database, name, overlap, expires_in } => rotate(&database, &name, overlap, expires_in),
+        Action::Mint { name, expires_in, delay } => {
+            let (key, hash) = new_key()?;
+            if !keys::insert(&mut connection, &name, &hash, expires_in, delay).doing("mint a key")? {
+                return Err(Error::Failed(format!(
+                    "mint a key: there is already a live key named {name:?}; use key rotate or key revoke"
+                )));
+            }
+            show(&key, &name)
+        }
+        Action::Rotate { name, overlap, expires_in } => {
+            let (key, hash) = new_key()?;
+            if !keys::rotate(&mut connection, &name, &hash, overlap, expires_in).doing("rotate a key")? {
+                return Err(none_live("rotate", &name));
+            }
+            show(&key, &name)
+        }
+        Action::Revoke { name } => {
+            if keys::revoke(&mut connection, &name).doing("revoke a key")? == 0 {
+                return Err(none_live("revoke", &name));
+            }
+            say(format_args!("revoked {name}"));
+            Ok(())
+        }
+        Action::List { json } => list(&mut connection, json),
     }
 }
 
-fn mint(database: &DatabaseArgs, name: &str, expires_in: Option<Duration>, delay: Duration) -> Result<(), Error> {
-    let (key, hash) = new_key()?;
-    let mut connection = database.connect()?;
-    let added = keys::insert(&mut connection, name, &hash, expires_in, delay).doing("mint a key")?;
-    if !added {
-        return Err(Error::Failed(format!(
-            "mint a key: there is already a live key named {name:?}; use key rotate or key revoke"
-        )));
-    }
-    show(&key, name)
-}
-
-fn rotate(database: &DatabaseArgs, name: &str, overlap: Duration, expires_in: Option<Duration>) -> Result<(), Error> {
-    let (key, hash) = new_key()?;
-    let mut connection = database.connect()?;
-    if !keys::rotate(&mut connection, name, &hash, overlap, expires_in).doing("rotate a key")? {
-        return Err(Error::Failed(format!("rotate a key: there is no live key named {name:?}; see key list")));
-    }
-    show(&key, name)
+fn none_live(doing: &str, name: &str) -> Error {
+    Error::Failed(format!("{doing} a key: there is no live key named {name:?}; see key list"))
 }
 
 /// Shows a new key. It cannot be shown again, so if this fails, the command fails.
@@ -122,21 +122,10 @@ fn show(key: &str, name: &str) -> Result<(), Error> {
         .doing(format!("show the new key {name:?}: it is live but was not shown; revoke it and mint another"))
 }
 
-fn revoke(database: &DatabaseArgs, name: &str) -> Result<(), Error> {
-    let mut connection = database.connect()?;
-    if keys::revoke(&mut connection, name).doing("revoke a key")? == 0 {
-        return Err(Error::Failed(format!("revoke a key: there is no live key named {name:?}; see key list")));
-    }
-    say(format_args!("revoked {name}"));
-    Ok(())
-}
-
-fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
-    let mut connection = database.connect()?;
-    let (keys, now) = keys::read_all(&mut connection).doing("read the keys")?;
+fn list(connection: &mut Connection, json: bool) -> Result<(), Error> {
+    let (keys, now) = keys::read_all(connection).doing("read the keys")?;
     if json {
-        let list: Vec<_> = keys.iter().map(|key| as_json(key, now)).collect();
-        return output(serde_json::Value::from(list));
+        return output(keys.iter().map(|key| as_json(key, now)).collect::<Value>());
     }
     if keys.is_empty() {
         return output("no keys yet; mint one with: signal-feed key mint --name NAME");
@@ -155,16 +144,15 @@ fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
     output_rows(&rows)
 }
 
-fn as_json(key: &Key, now: EventTime) -> serde_json::Value {
-    let time = |at: Option<EventTime>| at.map(|at| at.to_string());
-    serde_json::json!({
+fn as_json(key: &Key, now: EventTime) -> Value {
+    json!({
         "name": key.name,
         "state": key.state(now).name(),
-        "created_at": key.created_at.to_string(),
-        "expires_at": time(key.expires_at),
-        "revoked_at": time(key.revoked_at),
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
         "delay_seconds": seconds(key.delay),
-        "last_used_at": time(key.last_used_at),
+        "last_used_at": key.last_used_at,
     })
 }
 

@@ -1,6 +1,5 @@
 //! The command line of `signal-feed`: one file per subcommand.
 
-mod database;
 mod demo;
 mod doctor;
 mod key;
@@ -14,15 +13,13 @@ mod status;
 mod table;
 mod tail;
 
-pub use database::DatabaseArgs;
-
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::Error;
-use crate::options::{self, output, with_rules};
+use crate::options::{self, DatabaseArgs, output, with_rules};
 use crate::text::visible;
 
 /// Stream a PostgreSQL table of trading signals to bots: a gapless, commit-ordered log over Server-Sent Events

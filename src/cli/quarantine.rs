@@ -1,10 +1,12 @@
 //! `signal-feed quarantine`: the events that cannot be delivered.
 
 use clap::Subcommand;
+use serde_json::{Value, json};
 
 use super::table::{minute, output_rows};
 use super::{DatabaseArgs, output, say};
-use crate::db::{migrate, quarantine};
+use crate::db::quarantine::{self, Quarantined};
+use crate::db::{Connection, migrate};
 use crate::error::{Doing, Error};
 use crate::event::FeedSeq;
 use crate::options::parse_number;
@@ -15,6 +17,8 @@ use crate::options::parse_number;
   signal-feed quarantine list
   signal-feed quarantine settle 12346")]
 pub(super) struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
     #[command(subcommand)]
     action: Action,
 }
@@ -26,8 +30,6 @@ enum Action {
   signal-feed quarantine list
   signal-feed quarantine list --json | jq '.[-1]'")]
     List {
-        #[command(flatten)]
-        database: DatabaseArgs,
         /// Print a JSON array
         #[arg(long)]
         json: bool,
@@ -38,8 +40,6 @@ enum Action {
     /// signal_feed_admin.
     #[command(after_help = "Example:\n  signal-feed quarantine settle 12346")]
     Settle {
-        #[command(flatten)]
-        database: DatabaseArgs,
         /// The event's number
         #[arg(value_name = "SEQ", value_parser = parse_number(1..=i64::MAX))]
         seq: i64,
@@ -47,42 +47,35 @@ enum Action {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
+    let mut connection = args.database.connect()?;
+    migrate::check_schema(&mut connection)?;
     match args.action {
-        Action::List { database, json } => list(&database, json),
-        Action::Settle { database, seq } => settle(&database, seq),
+        Action::List { json } => list(&mut connection, json),
+        Action::Settle { seq } => {
+            if !quarantine::settle(&mut connection, FeedSeq(seq)).doing("settle the event")? {
+                return Err(Error::Failed(format!(
+                    "event {seq} is not quarantined: \"signal-feed quarantine list\" shows those that are"
+                )));
+            }
+            say(format_args!("event {seq} is settled"));
+            Ok(())
+        }
     }
 }
 
-fn settle(database: &DatabaseArgs, seq: i64) -> Result<(), Error> {
-    let mut connection = database.connect()?;
-    migrate::check_schema(&mut connection)?;
-    if !quarantine::settle(&mut connection, FeedSeq(seq)).doing("settle the event")? {
-        return Err(Error::Failed(format!(
-            "event {seq} is not quarantined: \"signal-feed quarantine list\" shows those that are"
-        )));
-    }
-    say(format_args!("event {seq} is settled"));
-    Ok(())
-}
-
-fn list(database: &DatabaseArgs, json: bool) -> Result<(), Error> {
-    let mut connection = database.connect()?;
-    migrate::check_schema(&mut connection)?;
-    let list = quarantine::read_all(&mut connection).doing("read the quarantine")?;
+fn list(connection: &mut Connection, json: bool) -> Result<(), Error> {
+    let list = quarantine::read_all(connection).doing("read the quarantine")?;
     if json {
-        let list: Vec<_> = list
-            .iter()
-            .map(|one| serde_json::json!({"feed_seq": one.seq, "error": one.error, "quarantined_at": one.at.to_string()}))
-            .collect();
-        output(serde_json::Value::from(list))
-    } else if list.is_empty() {
-        output("nothing is quarantined")
-    } else {
-        let mut rows = vec![["NUMBER", "FOUND (UTC)", "SETTLED", "ERROR"].map(str::to_owned)];
-        rows.extend(list.into_iter().map(|one| {
-            let settled = if one.is_settled { "yes" } else { "no" };
-            [one.seq.to_string(), minute(one.at), settled.to_owned(), one.error]
-        }));
-        output_rows(&rows)
+        let as_json = |one: &Quarantined| json!({"feed_seq": one.seq, "error": one.error, "quarantined_at": one.at});
+        return output(list.iter().map(as_json).collect::<Value>());
     }
+    if list.is_empty() {
+        return output("nothing is quarantined");
+    }
+    let mut rows = vec![["NUMBER", "FOUND (UTC)", "SETTLED", "ERROR"].map(str::to_owned)];
+    rows.extend(list.into_iter().map(|one| {
+        let settled = if one.is_settled { "yes" } else { "no" };
+        [one.seq.to_string(), minute(one.at), settled.to_owned(), one.error]
+    }));
+    output_rows(&rows)
 }
