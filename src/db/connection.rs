@@ -80,8 +80,8 @@ impl Settings {
     }
 
     fn new(text: &str, file: Option<PathBuf>) -> Result<Self, Error> {
-        let target = Arc::new(text.parse::<Target>().map_err(Error::Settings)?);
-        dial::connector(&target).map_err(Error::Settings)?;
+        let target = Arc::new(text.parse::<Target>().map_err(Error::Unreachable)?);
+        dial::connector(&target).map_err(Error::Unreachable)?;
         let current = Arc::new(Mutex::new((text.to_owned(), target)));
         Ok(Self { file, current, deadline: Duration::from_secs(10), watch: None })
     }
@@ -157,7 +157,7 @@ impl Connection {
             .enable_io()
             .enable_time()
             .build()
-            .map_err(|error| Error::Settings(format!("set up a connection: {error}")))?;
+            .map_err(|error| Error::Unreachable(format!("set up a connection: {error}")))?;
         let deadline = settings.deadline;
         let (client, driver) = match runtime.block_on(async {
             let dialled = pin!(dial(settings, name));

@@ -51,7 +51,7 @@ pub(super) fn connector(target: &Target) -> Result<Connector, String> {
 /// The server's own error if there is one host, else [`Error::Unreachable`] with each host and its error.
 pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Result<Session, Error> {
     let until = Instant::now() + deadline;
-    let connector = connector(target).map_err(Error::Settings)?;
+    let connector = connector(target).map_err(Error::Unreachable)?;
     let mut failures = Vec::new();
     for (index, host) in target.hosts.iter().enumerate() {
         let mut config = host.config.clone();
@@ -63,7 +63,7 @@ pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Res
         let patience = target.connect_timeout.map_or(share, |limit| limit.min(share));
         config.connect_timeout(target.connect_timeout.unwrap_or(ADDRESS_TIMEOUT));
         let attempt = timeout(patience, connect(config, &connector)).await;
-        let error = match attempt.unwrap_or_else(|_| Err(Error::TimedOut(whole_millis(patience)))) {
+        let error = match attempt.unwrap_or_else(|_| Err(Error::TimedOut(patience))) {
             Ok(session) => return Ok(session),
             Err(error) => error,
         };
@@ -111,8 +111,4 @@ fn explained(error: tokio_postgres::Error) -> Error {
         return Error::Unreachable(format!("{}; {advice}", Error::from(error)));
     }
     Error::from(error)
-}
-
-fn whole_millis(duration: Duration) -> Duration {
-    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,7 +1,6 @@
 //! Checks an installation: `migrate` repairs what is found and `doctor` reports it. The queries are in `sql/`.
 
-use std::fmt;
-
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 use super::{Connection, Error};
@@ -15,36 +14,15 @@ const STRANGERS: &str = include_str!("../../sql/strangers.sql");
 const INSPECT: &str = include_str!("../../sql/inspect.sql");
 const TRIGGERS: &str = include_str!("../../sql/triggers.sql");
 const REMARKS: &str = include_str!("../../sql/remarks.sql");
-const ROLES: &str = "{wanted}
-    select pg_catalog.format('the role %I', w.role) from wanted_role as w
-    where not exists (select from pg_catalog.pg_roles as r where r.rolname = w.role)
-    union all
-    select pg_catalog.format('the membership of %I in %I', current_user, r.rolname)
-    from pg_catalog.pg_roles as r join wanted_role as w on w.role = r.rolname
-    where w.owns_objects and not pg_catalog.pg_has_role(r.oid, 'usage')";
+const MISSING_ROLES: &str = include_str!("../../sql/missing_roles.sql");
 const REFUSALS: &str = include_str!("../../sql/refusals.sql");
 const ROWS: &str = include_str!("../../sql/rows.sql");
+const SUBSCRIBED: &str = include_str!("../../sql/subscribed.sql");
+const TWO_PHASE: &str = include_str!("../../sql/two_phase.sql");
 const SIGNAL_INSERTED: &str = include_str!("../../sql/signal_inserted.sql");
-
-/// Subscriptions that write the log itself. Only some roles may read the list of subscriptions.
-const SUBSCRIBED: &str = "
-    select pg_catalog.format('the subscription %s writes this database''s log itself: publish only stock_market.signal, \
-        and let this database number what arrives', s.subname)
-    from pg_catalog.pg_subscription_rel as r
-    join pg_catalog.pg_subscription as s on s.oid = r.srsubid
-    join pg_catalog.pg_class as c on c.oid = r.srrelid
-    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-    where n.nspname = 'stock_market' and c.relname in ('signal_feed_event', 'signal_feed_counter')";
-
-/// PostgreSQL 15 and newer.
-const TWO_PHASE: &str = "
-    select distinct pg_catalog.format('the subscription %1$I has two_phase: the first prepared transaction that writes a signal \
-        stops it, because PostgreSQL refuses PREPARE TRANSACTION after NOTIFY; make it again with two_phase = false', s.subname)
-    from pg_catalog.pg_subscription_rel as r
-    join pg_catalog.pg_subscription as s on s.oid = r.srsubid
-    where s.subtwophasestate <> 'd' and (r.srrelid = pg_catalog.to_regclass('stock_market.signal')
-        or r.srrelid in (select i.inhrelid from pg_catalog.pg_inherits as i
-            where i.inhparent = pg_catalog.to_regclass('stock_market.signal')))";
+/// Only some roles may read the secret.
+const NO_SECRET: &str = "select 'the table signal_feed_private.signal_feed_session_secret has no row'
+    where not exists (select from signal_feed_private.signal_feed_session_secret)";
 
 /// One fault of the installation.
 #[derive(Debug, Clone)]
@@ -71,10 +49,11 @@ fn texts(connection: &mut Connection, sql: &str) -> Result<Vec<String>, Error> {
     Ok(connection.query(sql, &[])?.iter().map(|row| row.get(0)).collect())
 }
 
-/// The same for a query that this login or this PostgreSQL may not allow: then the result is empty.
+/// The same for a query that this login or this version of PostgreSQL may not allow: then the result is empty.
 fn texts_if_allowed(connection: &mut Connection, sql: &str) -> Result<Vec<String>, Error> {
+    let refusals = [Some(&SqlState::INSUFFICIENT_PRIVILEGE), Some(&SqlState::UNDEFINED_COLUMN)];
     match texts(connection, sql) {
-        Err(error) if error.is_statement_error() => Ok(Vec::new()),
+        Err(error) if refusals.contains(&error.sql_state()) => Ok(Vec::new()),
         outcome => outcome,
     }
 }
@@ -101,7 +80,7 @@ pub(super) fn strangers(connection: &mut Connection) -> Result<Option<String>, E
 
 /// The feed's roles that are missing, or that the runner would have to be a member of.
 pub(super) fn missing_roles(connection: &mut Connection) -> Result<Vec<String>, Error> {
-    texts(connection, &with_wanted(ROLES))
+    texts(connection, &with_wanted(MISSING_ROLES))
 }
 
 /// Every trigger of the feed that is missing, changed or not ENABLE ALWAYS.
@@ -138,16 +117,10 @@ pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
         return Ok(faults);
     }
     faults.extend(read_faults(connection, ROWS, &[])?);
-    let secret = "signal_feed_private.signal_feed_session_secret";
-    let readable: bool =
-        connection.query_one("select pg_catalog.has_table_privilege($1::text, 'select')", &[&secret])?.get(0);
-    if readable && connection.query_opt(&format!("select from {secret}"), &[])?.is_none() {
-        faults.push(Fault::new(format!("the table {secret} has no row")));
-    }
+    faults.extend(texts_if_allowed(connection, NO_SECRET)?.into_iter().map(Fault::new));
     let inserted = signal_inserted(connection, true)?;
-    let should_send = inserted.chosen == "on" || inserted.chosen == "auto" && inserted.other.is_none();
-    if inserted.sends != should_send {
-        faults.push(Fault::new(format!("not as chosen: {inserted}")));
+    if !inserted.is_as_chosen {
+        faults.push(Fault::new(format!("not as chosen: {}", inserted.text)));
     }
     Ok(faults)
 }
@@ -155,22 +128,11 @@ pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
 /// Which triggers notify channel `signal_inserted`.
 pub(super) struct SignalInsertedState {
     pub(super) chosen: String,
-    /// Whether the feed's own trigger does.
-    pub(super) sends: bool,
-    /// Another trigger on `signal` that does.
+    /// A trigger on `signal` that is not the feed's own and does.
     pub(super) other: Option<String>,
-}
-
-impl fmt::Display for SignalInsertedState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "signal_inserted: {}; ", self.chosen)?;
-        match (&self.other, self.sends) {
-            (Some(name), false) => write!(f, "the trigger {name} notifies it"),
-            (Some(name), true) => write!(f, "BOTH the feed and the trigger {name} notify it"),
-            (None, true) => f.write_str("the feed notifies it"),
-            (None, false) => f.write_str("nothing notifies it"),
-        }
-    }
+    /// What was chosen and who does.
+    pub(super) text: String,
+    is_as_chosen: bool,
 }
 
 pub(super) fn signal_inserted(connection: &mut Connection, is_installed: bool) -> Result<SignalInsertedState, Error> {
@@ -180,7 +142,7 @@ pub(super) fn signal_inserted(connection: &mut Connection, is_installed: bool) -
         "'auto'"
     };
     let row = connection.query_one(&SIGNAL_INSERTED.replace("{chosen}", chosen), &[])?;
-    Ok(SignalInsertedState { chosen: row.get(0), sends: row.get(1), other: row.get(2) })
+    Ok(SignalInsertedState { chosen: row.get(0), other: row.get(1), text: row.get(2), is_as_chosen: row.get(3) })
 }
 
 /// Something that `migrate` reports and does not repair.

@@ -21,8 +21,10 @@ const TABLES: &str = include_str!("../../sql/0005_tables.sql");
 const TABLES_NAME: &str = "0005_tables";
 /// How the fault ends that says so of a migration.
 const NOT_APPLIED: &str = " is not applied";
+const TAKE_LOCKS: &str = include_str!("../../sql/take_locks.sql");
 /// Owners, rows, grants and triggers: safe to run again at any time.
 const INSTALL: &str = include_str!("../../sql/install.sql");
+const CAPTURE_WAS_OFF: &str = include_str!("../../sql/capture_was_off.sql");
 
 /// The newest schema that this program knows.
 pub(super) const KNOWN_VERSION: i32 = 5;
@@ -120,7 +122,7 @@ pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnM
         Migration { connection: &mut *connection, options, until, say: &mut *say }.run()?;
     }
     let doing = "look at the installation";
-    say(&inspect::signal_inserted(connection, true).doing(doing)?.to_string());
+    say(&inspect::signal_inserted(connection, true).doing(doing)?.text);
     let remarks = inspect::remarks(connection).doing(doing)?.into_iter().map(|remark| remark.text);
     for text in remarks.chain(inspect::two_phase(connection).doing(doing)?) {
         say(&format!("warning: {text}"));
@@ -379,45 +381,8 @@ fn apply(
     if !capture_was_off {
         return Ok(Ok(None));
     }
-    let event = connection.query_one(APPEND_CAPTURE_WAS_OFF, &[])?.get(0);
+    let event = connection.query_one(CAPTURE_WAS_OFF, &[])?.get(0);
     connection
         .batch("delete from signal_feed_private.signal_feed_outbox; truncate signal_feed_private.signal_feed_first")?;
     Ok(Ok(Some(event)))
 }
-
-/// Taken before any other lock that a writer could hold: every session that has written a signal holds this lock. It
-/// waits for readers only if the owner of signal changes or a trigger of the sequence era is dropped.
-const TAKE_LOCKS: &str = "do $lock$
-declare
-    signal regclass := pg_catalog.to_regclass('stock_market.signal');
-begin
-    if exists (select from pg_catalog.pg_trigger as t join pg_catalog.pg_proc as p on p.oid = t.tgfoid
-            where t.tgrelid = signal and p.proname = 'signal_feed_append')
-        or exists (select from pg_catalog.pg_class as c where c.oid = signal
-            and pg_catalog.pg_get_userbyid(c.relowner) = 'signal_feed_owner')
-    then
-        lock table stock_market.signal in access exclusive mode;
-    elsif signal is not null then
-        lock table stock_market.signal in share row exclusive mode;
-    end if;
-    if exists (select from pg_catalog.pg_attrdef as d
-        where d.adrelid = pg_catalog.to_regclass('stock_market.signal_feed_event'))
-    then
-        lock table stock_market.signal_feed_event in access exclusive mode;
-    end if;
-end $lock$";
-
-/// The event that tells consumers that signals are missing.
-const APPEND_CAPTURE_WAS_OFF: &str = "
-    with counted as (
-        update stock_market.signal_feed_counter as c set value = c.value + 1
-        where c.value = (select l.value from stock_market.signal_feed_counter as l order by l.value desc limit 1)
-        returning c.value
-    ), appended as (
-        insert into stock_market.signal_feed_event (feed_seq, event_time, op, signal)
-        select c.value, clock_timestamp(), 'INSERT', null from counted as c
-    ), quarantined as (
-        insert into stock_market.signal_feed_quarantine (feed_seq, error)
-        select c.value, 'capture was off' from counted as c
-    )
-    select c.value, pg_notify('signal_feed', c.value::text) from counted as c";

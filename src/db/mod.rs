@@ -4,7 +4,6 @@
 //! says nothing of errors, they are those of its calls: see [`Error`].
 
 mod blockers;
-pub mod capture;
 mod connection;
 mod connection_string;
 mod dial;

@@ -16,9 +16,8 @@ pub const NEEDS_SESSIONS: &str = "connect to PostgreSQL directly, or through a p
 /// again.
 #[derive(Debug)]
 pub enum DatabaseError {
-    /// The connection string cannot be used; only the offending part is named, never a secret.
-    Settings(String),
-    /// No server could be reached: each attempt, and why it failed.
+    /// No server can be reached: what is wrong with the connection string (only the offending part is named, never a
+    /// secret), or each attempt and why it failed.
     Unreachable(String),
     /// The database has no feed, or not all of it yet: what is missing.
     Incomplete(String),
@@ -82,7 +81,7 @@ impl From<tokio_postgres::Error> for DatabaseError {
 impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Settings(text) | Self::Unreachable(text) | Self::Incomplete(text) => f.write_str(text),
+            Self::Unreachable(text) | Self::Incomplete(text) => f.write_str(text),
             Self::TimedOut(after) => write!(f, "no answer from PostgreSQL within {}", duration(*after)),
             Self::GivenUp => f.write_str("the call was given up"),
             Self::Closed => f.write_str("the connection was lost in an earlier call"),

@@ -166,7 +166,7 @@ impl Upkeep<'_> {
 
     fn check_capture(&self, connection: &mut Connection) -> Result<(), db::Error> {
         let unsettled = db::quarantine::count_unsettled(connection)?;
-        let fault = db::capture::capture_fault(connection)?;
+        let fault = doctor::capture_fault(connection)?;
         let was_off = {
             let mut facts = lock(&self.feed.facts);
             facts.unsettled_events = unsettled;

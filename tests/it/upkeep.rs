@@ -382,7 +382,7 @@ fn a_promoted_standby_is_on_another_timeline_until_that_is_acknowledged() {
         });
         // On a hot standby every check that can run passes, and migrate is refused.
         let mut connection = signal_feed::db::Connection::open(&standby.parse().unwrap(), "test").unwrap();
-        assert_eq!(signal_feed::db::capture::capture_fault(&mut connection).unwrap(), None);
+        assert_eq!(signal_feed::db::doctor::capture_fault(&mut connection).unwrap(), None);
         signal_feed::db::migrate::check_schema(&mut connection).unwrap();
         signal_feed(&standby, &["doctor"]).ok();
         assert!(signal_feed(&standby, &["migrate"]).failed(1).contains("standby"));
@@ -437,7 +437,7 @@ fn the_whole_upkeep_works_without_a_superuser() {
     screener.batch_execute(SIGNAL).unwrap();
     let mut connection =
         signal_feed::db::Connection::open(&database.url_as("serving").parse().unwrap(), "test").unwrap();
-    assert_eq!(signal_feed::db::capture::capture_fault(&mut connection).unwrap(), None);
+    assert_eq!(signal_feed::db::doctor::capture_fault(&mut connection).unwrap(), None);
     signal_feed::db::migrate::check_schema(&mut connection).unwrap();
     client.batch_execute("alter table stock_market.signal disable trigger \"!signal_feed_capture\"").unwrap();
     assert!(signal_feed(&boss, &["migrate"]).ok().contains("capture was off"));

@@ -2,7 +2,7 @@
 
 use postgres::fallible_iterator::FallibleIterator;
 use signal_feed::db::Connection;
-use signal_feed::db::capture::capture_fault;
+use signal_feed::db::doctor::capture_fault;
 
 use crate::support::wait::PATIENCE;
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 
 use signal_feed::db::Connection;
-use signal_feed::db::capture::capture_fault;
+use signal_feed::db::doctor::capture_fault;
 use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::Database;
