@@ -19,7 +19,7 @@ pub mod tail;
 pub mod upkeep;
 pub mod writer;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ use crate::db::Settings;
 use crate::event::{EventTime, FeedSeq, LogRow, Poison};
 use crate::sync::lock;
 
-/// How many quarantined numbers are remembered, so that each is logged once.
+/// How many quarantined events are remembered, so that each is logged and recorded once.
 const REMEMBERED_POISON: usize = 10_000;
 
 /// What all threads of the server share.
@@ -68,12 +68,11 @@ pub struct Feed {
     fatal: Sender<String>,
     /// Wakes `reader`: there may be something new.
     wakes: Channel<()>,
-    /// Quarantined events, for `upkeep` to record.
-    poisoned: Channel<Poisoned>,
+    /// The quarantined events that were read: what `upkeep` has to record, and `None` once it has. Locked to copy them or
+    /// change one.
+    poisoned: Mutex<BTreeMap<FeedSeq, Option<Poisoned>>>,
     /// Newly quarantined events, for the thread that alerts the operator. Without one they remain unread.
     pub(crate) alerts: Channel<Poisoned>,
-    /// The numbers of quarantined events. Locked to add or remove one.
-    known_poison: Mutex<BTreeSet<FeedSeq>>,
     /// The ids of keys that were used and not recorded yet. Locked to add, list or remove ids.
     used_keys: Mutex<BTreeSet<i64>>,
 }
@@ -134,10 +133,9 @@ impl Feed {
             facts: Mutex::default(),
             fatal,
             wakes: Channel::bounded(1),
-            poisoned: Channel::bounded(upkeep::POISONED_SLOTS),
+            poisoned: Mutex::default(),
             used_keys: Mutex::default(),
-            alerts: Channel::bounded(upkeep::POISONED_SLOTS),
-            known_poison: Mutex::default(),
+            alerts: Channel::bounded(REMEMBERED_POISON),
             options,
         }
     }
@@ -216,19 +214,24 @@ impl Feed {
     /// Counts a row that cannot be delivered, once; `upkeep` logs and records it. `is_new`: it was written while the
     /// server ran.
     pub fn quarantine(&self, row: &LogRow, poison: &Poison, is_new: bool) {
-        let mut known = lock(&self.known_poison);
-        if !known.insert(row.seq) {
+        let mut poisoned = lock(&self.poisoned);
+        if poisoned.contains_key(&row.seq) {
             return;
         }
-        if known.len() > REMEMBERED_POISON {
-            known.pop_first();
-        }
-        drop(known);
+        poisoned.insert(row.seq, Some(Poisoned { seq: row.seq, error: poison.to_string(), is_new, is_logged: false }));
+        let forgotten = (poisoned.len() > REMEMBERED_POISON).then(|| poisoned.pop_first()).flatten();
+        drop(poisoned);
         self.stats.quarantined.inc();
-        let event = Poisoned { seq: row.seq, error: poison.to_string(), is_new };
-        if self.poisoned.sender.try_send(event).is_err() {
-            // Too many at once: this one is recorded when it is next read.
-            lock(&self.known_poison).remove(&row.seq);
+        if let Some((seq, Some(event))) = forgotten {
+            // It is found again when it is next read.
+            log::error!("event {seq} is quarantined but not recorded, because too many wait: {}", event.error);
+        }
+    }
+
+    /// Changes what `upkeep` has to do about a quarantined event, unless that was forgotten.
+    fn note_poisoned(&self, seq: FeedSeq, event: Option<Poisoned>) {
+        if let Some(known) = lock(&self.poisoned).get_mut(&seq) {
+            *known = event;
         }
     }
 

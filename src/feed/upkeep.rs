@@ -1,14 +1,11 @@
 //! The thread `upkeep`: what `serve` refreshes or writes at intervals. It refreshes the keys, records poisoned events
 //! and uses of keys, and checks that capture is on and that the database is still the same cluster.
 //!
-//! It owns one connection. While that is lost, a bounded number of poisoned events waits. On a standby it writes nothing:
-//! poisoned events wait for a promotion. It receives them, and requests for a refresh, over bounded channels, ends the
-//! streams whose key has ended, and ends when the server stops.
+//! It owns one connection. While that is lost, poisoned events wait. On a standby it writes nothing: they wait for a
+//! promotion. It receives requests for a refresh, ends the streams whose key has ended, and ends when the server stops.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::select;
 
 use super::{Feed, keys};
 use crate::db::{self, Connection, Settings, doctor};
@@ -24,10 +21,6 @@ const REFRESH_EVERY: Duration = Duration::from_secs(5);
 const STANDBY_REFRESH_EVERY: Duration = Duration::from_millis(400);
 /// The wait after a failed refresh.
 const REFRESH_RETRY: Duration = Duration::from_millis(500);
-/// The most poisoned events that wait to be received; further ones are found again when they are next read.
-pub const POISONED_SLOTS: usize = 1024;
-/// The most poisoned events that wait while the database is away.
-const WAITING_EVENTS: usize = 10_000;
 /// How often poisoned events are written, and uses of keys.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 const USES_EVERY: Duration = Duration::from_secs(10);
@@ -37,7 +30,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(8);
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
 
 /// An event that cannot be delivered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Poisoned {
     /// Its number.
     pub seq: FeedSeq,
@@ -45,6 +38,8 @@ pub struct Poisoned {
     pub error: String,
     /// Whether it was written while the server ran.
     pub is_new: bool,
+    /// Whether `upkeep` has logged it.
+    pub is_logged: bool,
 }
 
 /// The thread's own state.
@@ -57,25 +52,13 @@ struct Upkeep<'a> {
     refresh_soonest: Instant,
     /// What was logged when each kind of work last failed.
     causes: HashMap<&'static str, String>,
-    /// Poisoned events that may have been recorded by an earlier run.
-    found: Vec<Poisoned>,
-    /// Poisoned events that are logged and not recorded yet.
-    unwritten: BTreeMap<FeedSeq, String>,
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
 pub fn run(feed: &Feed, settings: Settings) {
     let now = Instant::now();
-    let mut upkeep = Upkeep {
-        feed,
-        settings,
-        connection: None,
-        refresh_due: now,
-        refresh_soonest: now,
-        causes: HashMap::new(),
-        found: Vec::new(),
-        unwritten: BTreeMap::new(),
-    };
+    let mut upkeep =
+        Upkeep { feed, settings, connection: None, refresh_due: now, refresh_soonest: now, causes: HashMap::new() };
     let (mut write_due, mut uses_due, mut check_due) = (now + WRITE_EVERY, now, now);
     while !feed.health.is_stopping() {
         let now = Instant::now();
@@ -94,14 +77,11 @@ pub fn run(feed: &Feed, settings: Settings) {
             }
         } else {
             let until = upkeep.refresh_due.min(now + WRITE_EVERY);
-            select! {
-                recv(feed.keys.woken) -> _ => upkeep.refresh_due = upkeep.refresh_due.min(upkeep.refresh_soonest),
-                recv(feed.poisoned.receiver) -> event => upkeep.receive(event),
-                default(until.saturating_duration_since(now)) => {}
+            if feed.keys.woken.recv_deadline(until).is_ok() {
+                upkeep.refresh_due = upkeep.refresh_due.min(upkeep.refresh_soonest);
             }
         }
     }
-    upkeep.receive(feed.poisoned.receiver.try_iter());
     if feed.health.outage().is_none() {
         // The last calls are made although the server stops.
         upkeep.settings = upkeep.settings.with_watch(None);
@@ -133,7 +113,8 @@ impl Upkeep<'_> {
         match outcome {
             Ok(()) => drop(self.causes.remove(doing)),
             Err(error) if error.is_conflict() => self.feed.stats.replay_conflicts.inc(),
-            Err(_) if self.feed.health.is_stopping() => {}
+            // The server stops.
+            Err(db::Error::GivenUp) => {}
             Err(cause) => {
                 let text = Error::Database { doing: doing.into(), cause }.to_string();
                 if self.causes.insert(doing, text.clone()).as_ref() != Some(&text) {
@@ -197,50 +178,39 @@ impl Upkeep<'_> {
         Ok(())
     }
 
-    fn receive(&mut self, events: impl IntoIterator<Item = Poisoned>) {
-        for event in events {
-            if self.found.len() + self.unwritten.len() < WAITING_EVENTS {
-                self.found.push(event);
-            } else {
-                // It is found again when it is read after a restart.
-                let Poisoned { seq, error, .. } = event;
-                log::error!("event {seq} is quarantined but not recorded, because too many wait: {error}");
-            }
-        }
-    }
-
-    /// Records the poisoned events that wait. On a standby they are only logged, and wait for a promotion.
+    /// Logs and records the poisoned events that were read. On a standby they are only logged, and wait for a promotion.
     fn write_poisoned(&mut self) {
-        if self.found.is_empty() && self.unwritten.is_empty() {
+        let mut open: Vec<Poisoned> = lock(&self.feed.poisoned).values().flatten().cloned().collect();
+        if open.is_empty() {
             return;
         }
         self.with("record poisoned events", |upkeep, connection| {
-            upkeep.announce(connection)?;
-            while let Some((seq, error)) = upkeep.unwritten.first_key_value().filter(|_| !upkeep.feed.is_standby()) {
-                db::quarantine::record(connection, *seq, error)?;
-                upkeep.unwritten.pop_first();
+            let seqs: Vec<FeedSeq> = open.iter().map(|event| event.seq).collect();
+            let recorded = db::quarantine::recorded(connection, &seqs)?;
+            for event in open.iter_mut().filter(|event| !event.is_logged) {
+                upkeep.announce(event, recorded.contains(&event.seq));
+                event.is_logged = true;
+                upkeep.feed.note_poisoned(event.seq, Some(event.clone()));
+            }
+            for event in open.iter().filter(|_| !upkeep.feed.is_standby()) {
+                db::quarantine::record(connection, event.seq, &event.error)?;
+                upkeep.feed.note_poisoned(event.seq, None);
             }
             Ok(())
         });
     }
 
-    /// Logs newly quarantined events and alerts to them, and drops those that an earlier run recorded. A new one can be
-    /// recorded too: `migrate` records the event that says that capture was off.
-    fn announce(&mut self, connection: &mut Connection) -> Result<(), db::Error> {
-        let seqs: Vec<FeedSeq> = self.found.iter().map(|event| event.seq).collect();
-        let recorded = db::quarantine::recorded(connection, &seqs)?;
-        for event in self.found.drain(..) {
-            let Poisoned { seq, error, is_new } = &event;
-            if recorded.contains(seq) && !is_new {
-                log::info!("event {seq} is still quarantined: {error}");
-                continue;
-            }
-            log::error!("event {seq} is quarantined: {error}");
-            self.unwritten.insert(*seq, error.clone());
-            // If the channel is full or unread, there is still the log line.
-            let _ = self.feed.alerts.sender.try_send(event);
+    /// Logs a poisoned event and alerts to it, unless an earlier run did. A new one can be recorded too: `migrate` records
+    /// the event that says that capture was off.
+    fn announce(&self, event: &Poisoned, is_recorded: bool) {
+        let Poisoned { seq, error, is_new, .. } = event;
+        if is_recorded && !is_new {
+            log::info!("event {seq} is still quarantined: {error}");
+            return;
         }
-        Ok(())
+        log::error!("event {seq} is quarantined: {error}");
+        // If the channel is full or unread, there is still the log line.
+        let _ = self.feed.alerts.sender.try_send(event.clone());
     }
 
     fn write_uses(&mut self) {

@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn many_quarantined_events_are_one_message() {
-        let event = |seq| Poisoned { seq: FeedSeq(seq), error: "too large".to_owned(), is_new: true };
+        let event = |seq| Poisoned { seq: FeedSeq(seq), error: "too large".to_owned(), is_new: true, is_logged: true };
         assert_eq!(quarantined_message(&[]), None);
         assert!(quarantined_message(&[event(7)]).unwrap().starts_with("event 7 cannot be delivered: too large"));
         assert!(
