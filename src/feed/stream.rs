@@ -135,6 +135,8 @@ struct Stream<'a> {
     was_overflowed: bool,
 }
 
+// What an idle stream does not do is `inline(never)`. Else its variables would be part of the stack of every stream: 4 KiB
+// of memory each.
 impl Stream<'_> {
     fn run(mut self) -> End {
         let Err(stop) = self.begin().and_then(|()| self.follow());
@@ -201,6 +203,7 @@ impl Stream<'_> {
     }
 
     /// Reads one page of the log and writes it.
+    #[inline(never)]
     fn write_page(&mut self, position: Position, head: Head) -> Step {
         let range = Range { after: position.cursor, upto: head.seq, due: head.due };
         let mut pages = self.pages;
@@ -280,6 +283,7 @@ impl Stream<'_> {
     }
 
     /// Ends the stream if its queue overflowed while the client was stalled.
+    #[inline(never)]
     fn end_if_overflowed(&mut self, position: Position, head: Head) -> Step {
         let capacity = i64::try_from(self.feed.options.queue_capacity).unwrap_or(i64::MAX);
         // There cannot be more events than numbers.
@@ -304,6 +308,7 @@ impl Stream<'_> {
     }
 
     /// Tells the stream that events after `requested` lie before the replay window, and continues from `earliest`.
+    #[inline(never)]
     fn truncated(&self, requested: FeedSeq, earliest: WindowStart, generation: u64) {
         log::warn!(
             "replay truncated: key {:?} from {} asked for events after {requested}, replay begins at {}",
@@ -317,6 +322,7 @@ impl Stream<'_> {
     }
 
     /// Tells the stream that the log does not have its cursor, and continues from the head.
+    #[inline(never)]
     fn rewritten(&mut self, cursor: FeedSeq) -> Step {
         let head = self.head()?;
         self.feed.stats.rewritten.inc();
@@ -332,6 +338,7 @@ impl Stream<'_> {
     }
 
     /// Handles a log that was replaced under the running server: continues if the new log has the last event as sent.
+    #[inline(never)]
     fn check_generation(&mut self, position: Position, generation: u64) -> Step {
         let cursor = position.cursor;
         let now = self.query(|connection| event_log::read_time(connection, cursor))?;
@@ -355,6 +362,7 @@ impl Stream<'_> {
     }
 
     /// Reads the head of a delayed key, at least the row `known` if that is due.
+    #[inline(never)]
     fn read_head(&mut self, known: FeedSeq) -> Step<Head> {
         self.until_done(|stream| stream.feed.read_head(stream.delay, known, &stream.watch))
     }
