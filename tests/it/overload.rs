@@ -5,6 +5,9 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
+use crate::history::replace_log;
 use crate::support::database::{Database, insert_signals};
 use crate::support::server::Server;
 use crate::support::sse::{Block, Ending, Request, Stream};
@@ -79,6 +82,34 @@ fn a_stalled_client_gets_dropped_and_then_exactly_the_missing_events() {
     let rest = again.signals(usize::try_from(total - cursor).unwrap());
     assert_eq!((rest[0].prev_seq(), rest.last().unwrap().feed_seq()), (Some(cursor), Some(total)));
     server.wait_log(&["dropped", &format!("{from}"), &format!("{to}"), "bot"]);
+}
+
+#[test]
+fn a_stalled_client_whose_log_is_replaced_is_told_that_and_not_of_dropped_events() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--queue-capacity", "50"]);
+    let mut slow = stalled(&server, &key);
+    // Less than the queue holds, and more than the socket.
+    database.sql(&insert_large(40));
+    // Nothing shows from outside that it counts as stalled, after a second.
+    std::thread::sleep(Duration::from_millis(2_500));
+    // The restored log is so long that its numbers alone look like an overflow.
+    replace_log(&database, 500, 500);
+    server.wait_log(&["ERROR", "replaced"]);
+    let mut cursor = 0;
+    let notice = loop {
+        let block = slow.block();
+        if block.reason().is_some() {
+            break block;
+        }
+        assert_eq!(block.prev_seq(), Some(cursor));
+        cursor = block.feed_seq().unwrap();
+    };
+    assert_eq!(notice.data, json!({"reason": "history_rewritten", "cursor": cursor, "head": 500}));
+    assert!(cursor < 40, "the client was not stalled");
+    database.insert(1);
+    assert_eq!(slow.signal().prev_seq(), Some(500));
 }
 
 #[test]
