@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,13 +15,25 @@ use std::process::{Child, Command, Stdio};
 use crate::error::{Doing, Error};
 use crate::random::random_u64;
 
-/// Waits for the end of its input, then stops PostgreSQL and removes everything.
+/// The keeper, given the server programs, the directory and more settings. It does everything itself and in order, so that
+/// nothing still writes into the directory when it is removed, however early its input ends. It closes its output when
+/// PostgreSQL accepts connections, and says before what failed, if something did.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
+{
+    "$1/initdb" --pgdata="$2/data" --username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync &&
+    printf '%s' "$3" >>"$2/data/postgresql.conf" &&
+    "$1/pg_ctl" start --pgdata="$2/data" --wait --timeout=60 --log="$2/log"
+} </dev/null >"$2/start" 2>&1 || tail -n 5 "$2/start" "$2/log"
+exec >/dev/null
 read -r _
-"$1" stop --pgdata="$2/data" --mode=immediate
+"$1/pg_ctl" stop --pgdata="$2/data" --mode=immediate
 rm -rf "$2"
 "#;
+
+/// Settings of every cluster, besides its socket's directory.
+const SETTINGS: [(&str, &str); 4] =
+    [("listen_addresses", ""), ("fsync", "off"), ("max_connections", "200"), ("log_min_messages", "log")];
 
 /// A running private PostgreSQL. Dropping it stops it and removes its files.
 #[derive(Debug)]
@@ -44,56 +57,33 @@ impl PrivatePostgres {
     /// seconds. Nothing listens on TCP unless a setting says so.
     ///
     /// # Errors
-    /// If the server programs are not installed (the text names the package), or do not start.
+    /// If the server programs are not installed (the text names the package), or do not start within a minute.
     pub fn start(settings: &[(&str, &str)]) -> Result<Self, Error> {
         let programs = find_programs()?;
         let account = unprivileged_account()?;
         let dir = make_directory(account)?;
-        let keeper = as_account("/bin/sh", account)
-            .args([OsStr::new("-c"), OsStr::new(KEEPER), OsStr::new("keeper")])
-            .args([programs.join("pg_ctl"), dir.clone()])
+        let socket = dir.to_string_lossy();
+        let socket = [("unix_socket_directories", &*socket)];
+        let lines = socket.iter().chain(&SETTINGS).chain(settings);
+        let lines: String = lines.map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect();
+        let port = settings.iter().find(|(name, _)| *name == "port").map_or("5432", |(_, port)| port).to_owned();
+        let mut keeper = as_account("/bin/sh", account)
+            .args(["-c", KEEPER, "keeper"].map(OsStr::new))
+            .args([programs.as_os_str(), dir.as_os_str(), OsStr::new(&lines)])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .doing("start /bin/sh")?;
-        let port = settings.iter().find(|(name, _)| *name == "port").map_or("5432", |(_, port)| port).to_owned();
-        let postgres = Self { dir, programs, account, port, keeper };
-        let init = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
-        postgres.run("initdb", &init)?;
-        postgres.configure(settings)?;
-        postgres.start_again()?;
-        Ok(postgres)
-    }
-
-    fn configure(&self, settings: &[(&str, &str)]) -> Result<(), Error> {
-        let file = self.dir.join("data/postgresql.conf");
-        let mut text = fs::read_to_string(&file).doing("read PostgreSQL's settings")?;
-        let socket = self.dir.to_string_lossy();
-        let defaults = [
-            ("unix_socket_directories", &*socket),
-            ("listen_addresses", ""),
-            ("fsync", "off"),
-            ("max_connections", "200"),
-            ("log_min_messages", "log"),
-        ];
-        for (name, value) in defaults.iter().chain(settings) {
-            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        let mut failure = String::new();
+        if let Some(mut output) = keeper.stdout.take() {
+            output.read_to_string(&mut failure).doing("wait for PostgreSQL")?;
         }
-        fs::write(&file, text).doing("write PostgreSQL's settings")
-    }
-
-    /// Starts PostgreSQL if it was stopped or killed. Blocks until it accepts connections.
-    ///
-    /// # Errors
-    /// If it does not within a minute.
-    pub fn start_again(&self) -> Result<(), Error> {
-        let log = format!("--log={}", self.dir.join("log").display());
-        self.run("pg_ctl", &["start", "--wait", "--timeout=60", &log]).map_err(|error| {
-            let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            Error::Failed(format!("{error}: {}", lines[lines.len().saturating_sub(5)..].join(" | ")))
-        })
+        let postgres = Self { dir, programs, account, port, keeper };
+        match failure.trim() {
+            "" => Ok(postgres),
+            failure => Err(Error::Failed(format!("start PostgreSQL: {failure}"))),
+        }
     }
 
     /// The connection string of a database of this cluster, as its superuser.
@@ -114,17 +104,6 @@ impl PrivatePostgres {
     /// A command that runs as PostgreSQL's user.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         as_account(program, self.account)
-    }
-
-    /// Runs a server program on this cluster's data.
-    fn run(&self, program: &str, arguments: &[&str]) -> Result<(), Error> {
-        let mut command = self.command(self.programs.join(program));
-        command.args(arguments).arg("--pgdata").arg(self.dir.join("data")).stdin(Stdio::null());
-        let output = command.output().doing(format!("run {program}"))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(Error::Failed(format!("run {program}: {}", String::from_utf8_lossy(&output.stderr).trim())))
     }
 }
 

@@ -48,7 +48,7 @@ fn clients_are_told_of_a_database_restart_and_miss_nothing() {
         assert!(stopped.elapsed() < Duration::from_secs(2), "noticed after {:?}", stopped.elapsed());
         assert!(!feed.server.is_ready());
         assert_eq!(Request::get("/healthz").send(feed.server.address()).status, 200);
-        feed.cluster.start_again().unwrap();
+        feed.cluster.start_again();
         feed.database.insert(2);
         // An event written before the server was back may come before or after `recovered`: nothing is missed.
         let mut seen = Vec::new();
@@ -194,7 +194,7 @@ fn a_request_is_held_through_a_short_outage_and_then_served() {
         assert!(!connection.ends_within(Duration::from_millis(300)));
         assert!(connection.all().is_empty(), "answered during the hold");
     }
-    feed.cluster.start_again().unwrap();
+    feed.cluster.start_again();
     let mut stream = held.stream(PATIENCE);
     stream.connected();
     stream.signals(2);
@@ -243,7 +243,7 @@ fn a_server_without_its_database_starts_holds_and_recovers_by_itself() {
     let server = Server::start(&database, &["--degraded-hold", "60s"]);
     assert!(!server.is_ready());
     let held = Request::feed(&key).last_event_id(0).post(server.address());
-    cluster.start_again().unwrap();
+    cluster.start_again();
     let mut stream = held.stream(PATIENCE);
     stream.connected();
     stream.signals(2);
@@ -330,7 +330,7 @@ fn held_requests_with_unknown_keys_are_limited_and_displace_no_known_key() {
     });
     assert!(unknown[0].ends_within(Duration::ZERO) && !unknown[299].ends_within(Duration::from_millis(1)));
     feed.server.wait_log(&["more than 256 unauthenticated connections: closed the oldest to keep"]);
-    feed.cluster.start_again().unwrap();
+    feed.cluster.start_again();
     known.stream(PATIENCE).connected();
 }
 
@@ -344,7 +344,7 @@ fn three_hundred_held_requests_with_a_known_key_are_all_served_in_the_end() {
     // Unauthenticated connections do not count against --max-clients.
     let _unknown: Vec<Connection> = (0..250).map(|_| Request::feed("sf_wrong").post(address)).collect();
     until("all are held", || (feed.server.client_threads() == 550).then_some(()));
-    feed.cluster.start_again().unwrap();
+    feed.cluster.start_again();
     for connection in held {
         connection.stream(PATIENCE).connected();
     }
@@ -358,7 +358,7 @@ fn limits_are_judged_when_the_hold_ends() {
     let held: Vec<Connection> =
         (0..5).map(|_| Request::feed(&feed.key).last_event_id(0).post(feed.server.address())).collect();
     until("all are held", || (feed.server.client_threads() == 5).then_some(()));
-    feed.cluster.start_again().unwrap();
+    feed.cluster.start_again();
     let mut open = Vec::new();
     let mut refused = 0;
     for mut connection in held {
@@ -432,7 +432,7 @@ fn no_event_is_lost_or_repeated_while_the_database_crashes_again_and_again() {
             client.batch_execute(&insert_signals(3)).unwrap();
         }
         feed.cluster.stop(round % 2 == 0);
-        feed.cluster.start_again().unwrap();
+        feed.cluster.start_again();
         feed.database.insert(1);
         let head = feed.database.head();
         while cursor < head {

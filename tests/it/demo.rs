@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -59,6 +60,33 @@ fn demo_that_is_killed_leaves_no_postgresql_behind() {
     until("PostgreSQL ends and its directory goes", || {
         (std::fs::read_dir(&scratch).unwrap().count() == 0).then_some(())
     });
+    std::fs::remove_dir(&scratch).unwrap();
+}
+
+#[test]
+fn demo_that_is_killed_before_it_is_up_leaves_nothing_behind_either() {
+    let scratch = std::env::temp_dir().join(format!("signal-feed-demo-early-{}", std::process::id()));
+    std::fs::create_dir_all(&scratch).unwrap();
+    std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let path = scratch.to_str().unwrap();
+    // At many moments: while its files are made, while PostgreSQL starts, and a little later.
+    for step in 0..16 {
+        let mut demo = command("")
+            .args(["demo", "--listen", "127.0.0.1:0"])
+            .env("TMPDIR", &scratch)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(60) * step);
+        demo.kill().unwrap();
+        demo.wait().unwrap();
+        until("its last process ends", || {
+            let lines = std::fs::read_dir("/proc").unwrap().flatten().map(|process| process.path().join("cmdline"));
+            let left = lines.flat_map(std::fs::read_to_string).any(|line| line.contains(path));
+            (!left).then_some(())
+        });
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "left behind at step {step}");
+    }
     std::fs::remove_dir(&scratch).unwrap();
 }
 

@@ -39,7 +39,7 @@ fn recover(cluster: &PrivatePostgres) {
     let present = fs::read_to_string(&settings).unwrap();
     give(&data, "postgresql.auto.conf", &(present + RECOVERY));
     give(&data, "recovery.signal", "");
-    cluster.start_again().unwrap();
+    cluster.start_again();
     until("the recovery is over", || {
         let mut client = postgres::Client::connect(&cluster.url("postgres"), postgres::NoTls).ok()?;
         let recovers: bool = client.query_one("select pg_is_in_recovery()", &[]).ok()?.get(0);

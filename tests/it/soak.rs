@@ -183,7 +183,7 @@ impl Life {
             2 | 6 => {
                 cluster.stop(blow % 7 == 2);
                 std::thread::sleep(random_between(Duration::ZERO, Duration::from_secs(1)));
-                cluster.start_again().unwrap();
+                cluster.start_again();
             }
             3 => leap(database),
             _ => self.restore(database),

@@ -152,7 +152,7 @@ fn a_delayed_stream_is_told_of_an_outage_and_misses_nothing() {
         });
     };
     take_until(&mut stream, "degraded");
-    cluster.start_again().unwrap();
+    cluster.start_again();
     take_until(&mut stream, "recovered");
     database.insert(2);
     let mut seqs: Vec<i64> = blocks.iter().filter_map(|block| block.feed_seq()).collect();

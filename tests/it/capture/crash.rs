@@ -62,7 +62,7 @@ fn a_delivered_number_survives_kill_9_even_if_the_writer_commits_asynchronously(
             let written: i64 = writers.into_iter().map(|writer| writer.join().unwrap()).sum();
             (seen, written)
         });
-        cluster.start_again().unwrap();
+        cluster.start_again();
         let mut client = database.connect();
         let rows: Vec<(i64, String)> = client
             .query("select feed_seq, signal ->> 'id' from stock_market.signal_feed_event order by feed_seq", &[])
