@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::bounded;
 
 use super::say;
-use super::serve::signals;
+use super::serve::stop_on_signal;
 use crate::config::ServeOptions;
 use crate::db::{Connection, Settings, keys, migrate};
 use crate::demo::postgres::PrivatePostgres;
@@ -19,8 +19,6 @@ use crate::http::accept::bind;
 use crate::logging;
 use crate::options::parse_address;
 
-/// The demo's database.
-const DATABASE: &str = "demo";
 /// Short, because nothing else uses the demo's database.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
@@ -41,37 +39,32 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     logging::start(log::LevelFilter::Warn);
-    let stop = signals()?;
+    let (asked, stop) = bounded(1);
+    stop_on_signal(asked.clone())?;
     // Checked before PostgreSQL is started, and port 0 becomes a real port.
     let address = bind(args.listen, &[])?.local_addr().doing("find a free port")?;
     // Any free port: a server with the usual one may run beside the demo.
     let ops_address = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &[])?.local_addr().doing("find a free port")?;
     let options = ServeOptions { listen: vec![address], ops_listen: Some(ops_address), ..ServeOptions::defaults() };
     let postgres = PrivatePostgres::start(&[])?;
-    Connection::open(&settings(&postgres.url("postgres"))?, "signal-feed demo")
-        .and_then(|mut connection| connection.batch(&format!("create database {DATABASE}")))
-        .doing("create the demo's database")?;
-    let database_url = postgres.url(DATABASE);
-    let settings = settings(&database_url)?;
+    let database_url = postgres.url("postgres");
+    let settings = database_url.parse::<Settings>().doing("read the demo's own connection string")?;
     let key = install(&settings)?;
 
-    let (stop_screener, screener_stops) = bounded::<()>(0);
-    let (stop_server, server_stops) = bounded(1);
-    let (server_ended, server_ends) = bounded(1);
-    let (screener_ended, screener_ends) = bounded(1);
+    let (stop_server, server_stops) = bounded::<()>(0);
     thread::scope(|scope| {
-        let (settings, server_stops) = (&settings, &server_stops);
-        scope.spawn(move || server_ended.send(crate::serve::serve(options, settings, server_stops)));
-        scope.spawn(move || screener_ended.send(screener::run(settings, args.rate, &screener_stops)));
+        let settings = &settings;
+        let server = scope.spawn(move || {
+            let outcome = crate::serve::serve(options, settings, &server_stops);
+            // If the server ends by itself, the screener ends too.
+            let _ = asked.try_send(());
+            outcome
+        });
         introduce(args.rate, address, ops_address, &key, &database_url);
-        let outcome = select! {
-            recv(stop) -> _ => Ok(()),
-            recv(server_ends) -> outcome => outcome.unwrap_or(Ok(())),
-            recv(screener_ends) -> outcome => outcome.unwrap_or(Ok(())),
-        };
-        drop(stop_screener);
-        let _ = stop_server.try_send(());
-        outcome
+        let written = screener::run(settings, args.rate, &stop);
+        drop(stop_server);
+        let served = server.join().unwrap_or_else(|_| Err(Error::Failed("run the server: it panicked".into())));
+        written.and(served)
     })
 }
 
@@ -99,10 +92,6 @@ see the stream:
 everything from the beginning:
   curl -N -H 'Authorization: Bearer {key}' 'http://{address}/feed?cursor=0'"
     ));
-}
-
-fn settings(url: &str) -> Result<Settings, Error> {
-    url.parse::<Settings>().doing("read the demo's own connection string")
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {

@@ -1,6 +1,6 @@
 //! `signal-feed serve`: runs the feed until SIGTERM or SIGINT.
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Sender, bounded};
 use log::LevelFilter;
 
 use super::DatabaseArgs;
@@ -30,16 +30,16 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<(), Error> {
     logging::start(args.log_level);
     let settings = args.database.settings()?;
-    let outcome = crate::serve::serve(args.options, &settings, &signals()?);
+    let (asked, stop) = bounded(1);
+    stop_on_signal(asked)?;
+    let outcome = crate::serve::serve(args.options, &settings, &stop);
     logging::finish();
     outcome
 }
 
-/// A channel that receives a message at SIGTERM and SIGINT.
-pub(super) fn signals() -> Result<Receiver<()>, Error> {
-    let (signal, signals) = bounded(1);
+/// Sends a message at SIGTERM and SIGINT.
+pub(super) fn stop_on_signal(asked: Sender<()>) -> Result<(), Error> {
     on_signal(move || {
-        let _ = signal.try_send(());
-    })?;
-    Ok(signals)
+        let _ = asked.try_send(());
+    })
 }

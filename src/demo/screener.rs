@@ -29,7 +29,7 @@ struct Symbol {
     open: Option<(&'static str, i64)>,
 }
 
-/// Writes `rate` signals a second until `stop` is disconnected. Blocks.
+/// Writes `rate` signals a second until `stop` gets a message. Blocks.
 pub(crate) fn run(settings: &Settings, rate: f64, stop: &Receiver<()>) -> Result<(), Error> {
     let mut connection = Connection::open(settings, "screener").doing("connect the screener")?;
     let mut market = MARKET.map(|(name, cents)| Symbol { name, cents, open: None });

@@ -70,14 +70,14 @@ fn demo_that_is_killed_before_it_is_up_leaves_nothing_behind_either() {
     std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let path = scratch.to_str().unwrap();
     // At many moments: while its files are made, while PostgreSQL starts, and a little later.
-    for step in 0..16 {
+    for step in 0..8 {
         let mut demo = command("")
             .args(["demo", "--listen", "127.0.0.1:0"])
             .env("TMPDIR", &scratch)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(60) * step);
+        std::thread::sleep(Duration::from_millis(120) * step);
         demo.kill().unwrap();
         demo.wait().unwrap();
         until("its last process ends", || {
