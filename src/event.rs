@@ -164,49 +164,13 @@ pub struct LogRow {
     pub time: EventTime,
     /// `INSERT` or `UPDATE`.
     pub op: Cow<'static, str>,
-    /// The row's JSON as PostgreSQL prints it, or why there is none.
-    pub signal: Result<Vec<u8>, Poison>,
+    /// The row's JSON as PostgreSQL prints it, or why the event cannot be delivered to anybody.
+    pub signal: Result<Vec<u8>, String>,
 }
 
-/// Why one event cannot be delivered to anybody.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Poison {
-    /// `signal` is NULL: the row could not become jsonb, or capture was off.
-    NullSignal,
-    /// `event_time` is infinite or outside the years 1 to 9999.
-    UnusableTime,
-    /// The block would be larger than [`LARGEST_BLOCK_BYTES`].
-    TooLarge {
-        /// The size of the row's JSON.
-        bytes: u64,
-    },
-    /// The text is not UTF-8.
-    NotUtf8,
-    /// The database cannot read the row; the SQLSTATE says how.
-    Unreadable {
-        /// The database's own code.
-        sql_state: String,
-    },
-    /// Rendering panicked.
-    Panicked,
-    /// The error that the quarantine table has for this event.
-    Recorded(String),
-}
-
-impl std::fmt::Display for Poison {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NullSignal => f.write_str("the row could not be converted to JSON"),
-            Self::UnusableTime => f.write_str("event_time is not a time between the years 1 and 9999"),
-            Self::TooLarge { bytes } => {
-                write!(f, "the row's {bytes} bytes do not fit into a block of {LARGEST_BLOCK_BYTES} bytes")
-            }
-            Self::NotUtf8 => f.write_str("the row's text is not valid UTF-8"),
-            Self::Unreadable { sql_state } => write!(f, "the row cannot be read (SQLSTATE {sql_state})"),
-            Self::Panicked => f.write_str("the row cannot be rendered"),
-            Self::Recorded(text) => f.write_str(text),
-        }
-    }
+/// Why an event whose row has so many bytes cannot be delivered.
+pub fn too_large(bytes: impl fmt::Display) -> String {
+    format!("the row's {bytes} bytes do not fit into a block of {LARGEST_BLOCK_BYTES} bytes")
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::{Connection, Error};
-use crate::event::{EventTime, FeedSeq, LARGEST_BLOCK_BYTES, LogRow, Poison};
+use crate::event::{EventTime, FeedSeq, LARGEST_BLOCK_BYTES, LogRow, too_large};
 
 /// A row whose value is larger than this, 16 KiB, as it is stored or as text, is read by a statement of its own. So the
 /// first statement of a page never returns more than this for each of its rows, however well the values are compressed.
@@ -215,10 +215,11 @@ fn read_rows(
         let (seq, time) = (FeedSeq(row.try_get(0)?), row.try_get(1)?);
         let text: Option<RawText<'_>> = row.try_get(3)?;
         let signal = match (unreadable, text) {
-            (Some(sql_state), _) => Err(Poison::Unreadable { sql_state: sql_state.to_owned() }),
+            (Some(sql_state), _) => Err(format!("the row cannot be read (SQLSTATE {sql_state})")),
             (None, Some(text)) => Ok(text.0.to_vec()),
             (None, None) if row.try_get(4)? => {
-                Err(row.try_get::<_, Option<String>>(5)?.map_or(Poison::NullSignal, Poison::Recorded))
+                let recorded: Option<String> = row.try_get(5)?;
+                Err(recorded.unwrap_or_else(|| "the row could not be converted to JSON".to_owned()))
             }
             (None, None) => match read_large_row(connection, seq, time)? {
                 Some(signal) => signal,
@@ -249,7 +250,7 @@ fn read_large_row(
     connection: &mut Connection,
     seq: FeedSeq,
     time: EventTime,
-) -> Result<Option<Result<Vec<u8>, Poison>>, Error> {
+) -> Result<Option<Result<Vec<u8>, String>>, Error> {
     let limit = i64::try_from(LARGEST_BLOCK_BYTES).unwrap_or(i64::MAX);
     let row = connection.query_opt(
         "select octet_length(rendered.signal)::bigint, \
@@ -262,7 +263,7 @@ fn read_large_row(
     let text: Option<RawText<'_>> = row.try_get(1)?;
     Ok(Some(match text {
         Some(text) => Ok(text.0.to_vec()),
-        None => Err(Poison::TooLarge { bytes: u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0) }),
+        None => Err(too_large(row.try_get::<_, i64>(0)?)),
     }))
 }
 

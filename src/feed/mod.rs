@@ -36,7 +36,7 @@ use self::tail::Tail;
 use self::upkeep::Poisoned;
 use crate::config::ServeOptions;
 use crate::db::Settings;
-use crate::event::{EventTime, FeedSeq, LogRow, Poison};
+use crate::event::{EventTime, FeedSeq, LogRow};
 use crate::sync::lock;
 
 /// How many quarantined events are remembered, so that each is logged and recorded once.
@@ -213,12 +213,12 @@ impl Feed {
 
     /// Counts a row that cannot be delivered, once; `upkeep` logs and records it. `is_new`: it was written while the
     /// server ran.
-    pub fn quarantine(&self, row: &LogRow, poison: &Poison, is_new: bool) {
+    pub fn quarantine(&self, row: &LogRow, error: &str, is_new: bool) {
         let mut poisoned = lock(&self.poisoned);
         if poisoned.contains_key(&row.seq) {
             return;
         }
-        poisoned.insert(row.seq, Some(Poisoned { seq: row.seq, error: poison.to_string(), is_new, is_logged: false }));
+        poisoned.insert(row.seq, Some(Poisoned { seq: row.seq, error: error.to_owned(), is_new, is_logged: false }));
         let forgotten = (poisoned.len() > REMEMBERED_POISON).then(|| poisoned.pop_first()).flatten();
         drop(poisoned);
         self.stats.quarantined.inc();

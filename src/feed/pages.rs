@@ -4,7 +4,7 @@ use super::batch::Batch;
 use super::render;
 use crate::db::event_log::{self, Page, Range};
 use crate::db::{Connection, Error};
-use crate::event::{FeedSeq, LogRow, Poison};
+use crate::event::{FeedSeq, LogRow};
 
 /// The most rows of a page.
 const PAGE_ROWS: i64 = 2_000;
@@ -62,7 +62,7 @@ pub fn render(
     rows: Vec<LogRow>,
     prev: FeedSeq,
     generation: u64,
-    mut poisoned: impl FnMut(&LogRow, &Poison),
+    mut poisoned: impl FnMut(&LogRow, &str),
 ) -> impl Iterator<Item = Batch> {
     let mut rows = rows.into_iter();
     let mut prev = prev;

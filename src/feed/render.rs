@@ -4,39 +4,39 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::batch::Batch;
-use crate::event::{FeedSeq, LARGEST_BLOCK_BYTES, LogRow, Poison};
+use crate::event::{FeedSeq, LARGEST_BLOCK_BYTES, LogRow, too_large};
 
 /// Adds one row to a batch: its event, or the notice that it is quarantined. Returns why it is quarantined.
-pub fn push_row(batch: &mut Batch, row: &LogRow) -> Option<Poison> {
+pub fn push_row(batch: &mut Batch, row: &LogRow) -> Option<String> {
     push_written_by(batch, row, write_signal)
 }
 
 fn push_written_by(
     batch: &mut Batch,
     row: &LogRow,
-    write: impl FnOnce(&mut Vec<u8>, FeedSeq, &LogRow) -> Result<(), Poison>,
-) -> Option<Poison> {
+    write: impl FnOnce(&mut Vec<u8>, FeedSeq, &LogRow) -> Result<(), String>,
+) -> Option<String> {
     let prev = batch.last();
     let rendered = catch_unwind(AssertUnwindSafe(|| batch.push(row.seq, row.time, |bytes| write(bytes, prev, row))));
     let poison = match rendered {
         Ok(Ok(())) => return None,
         Ok(Err(poison)) => poison,
-        Err(_) => Poison::Panicked,
+        Err(_) => "the row cannot be rendered".to_owned(),
     };
     let notice = serde_json::json!({
-        "reason": "quarantined", "feed_seq": row.seq, "prev_seq": prev, "error": poison.to_string(),
+        "reason": "quarantined", "feed_seq": row.seq, "prev_seq": prev, "error": poison,
     });
     let _ = batch.push(row.seq, row.time, |bytes| {
         let _ = write!(bytes, "id: {}\nevent: system\ndata: {notice}\n\n", row.seq);
-        Ok::<_, Poison>(())
+        Ok::<_, String>(())
     });
     Some(poison)
 }
 
-fn write_signal(bytes: &mut Vec<u8>, prev: FeedSeq, row: &LogRow) -> Result<(), Poison> {
-    let signal = row.signal.as_ref().map_err(Poison::clone)?;
+fn write_signal(bytes: &mut Vec<u8>, prev: FeedSeq, row: &LogRow) -> Result<(), String> {
+    let signal = row.signal.as_ref().map_err(String::clone)?;
     if !row.time.is_usable() {
-        return Err(Poison::UnusableTime);
+        return Err("event_time is not a time between the years 1 and 9999".to_owned());
     }
     let from = bytes.len();
     bytes.reserve(signal.len() + 160);
@@ -51,13 +51,13 @@ fn write_signal(bytes: &mut Vec<u8>, prev: FeedSeq, row: &LogRow) -> Result<(), 
     write_json_in_one_line(bytes, signal)?;
     bytes.extend_from_slice(b"}\n\n");
     if bytes.len() - from > LARGEST_BLOCK_BYTES {
-        return Err(Poison::TooLarge { bytes: signal.len() as u64 });
+        return Err(too_large(signal.len()));
     }
     Ok(())
 }
 
 /// Writes the operation as a JSON string: a log of the sequence era may hold any text.
-fn write_op(bytes: &mut Vec<u8>, op: &str) -> Result<(), Poison> {
+fn write_op(bytes: &mut Vec<u8>, op: &str) -> Result<(), String> {
     match op {
         "INSERT" => bytes.extend_from_slice(b"\"INSERT\""),
         "UPDATE" => bytes.extend_from_slice(b"\"UPDATE\""),
@@ -68,12 +68,12 @@ fn write_op(bytes: &mut Vec<u8>, op: &str) -> Result<(), Poison> {
 
 /// Copies JSON text, with the three characters escaped that some clients take for line ends. (PostgreSQL escapes CR and
 /// LF itself.)
-fn write_json_in_one_line(bytes: &mut Vec<u8>, json: &[u8]) -> Result<(), Poison> {
+fn write_json_in_one_line(bytes: &mut Vec<u8>, json: &[u8]) -> Result<(), String> {
     if json.is_ascii() {
         bytes.extend_from_slice(json);
         return Ok(());
     }
-    let text = std::str::from_utf8(json).map_err(|_| Poison::NotUtf8)?;
+    let text = std::str::from_utf8(json).map_err(|_| "the row's text is not valid UTF-8")?;
     let mut copied = 0;
     for (at, found) in text.match_indices(['\u{85}', '\u{2028}', '\u{2029}']) {
         bytes.extend_from_slice(&json[copied..at]);
@@ -94,11 +94,11 @@ mod tests {
     use super::*;
     use crate::event::EventTime;
 
-    fn row(signal: Result<Vec<u8>, Poison>) -> LogRow {
+    fn row(signal: Result<Vec<u8>, String>) -> LogRow {
         LogRow { seq: FeedSeq(7), time: EventTime(0), op: "INSERT".into(), signal }
     }
 
-    fn rendered(row: &LogRow) -> (String, Option<Poison>) {
+    fn rendered(row: &LogRow) -> (String, Option<String>) {
         let mut batch = Batch::new(FeedSeq(5), 0);
         let poison = push_row(&mut batch, row);
         (String::from_utf8(batch.finish().whole(false).to_vec()).unwrap(), poison)
@@ -138,18 +138,18 @@ mod tests {
             bytes.extend_from_slice(b"half a block");
             panic!("as if by a fault of its own")
         });
-        assert_eq!(poison, Some(Poison::Panicked));
+        assert_eq!(poison, Some("the row cannot be rendered".to_owned()));
         let block = String::from_utf8(batch.finish().whole(false).to_vec()).unwrap();
         assert!(block.starts_with("id: 7\nevent: system\n") && block.ends_with("}\n\n"), "{block}");
     }
 
     #[test]
     fn an_event_that_cannot_be_delivered_leaves_a_notice_with_its_number() {
-        let too_large = vec![b'1'; LARGEST_BLOCK_BYTES];
+        let large = vec![b'1'; LARGEST_BLOCK_BYTES];
         for (signal, why) in [
-            (Err(Poison::NullSignal), Poison::NullSignal),
-            (Ok(b"\"\xff\"".to_vec()), Poison::NotUtf8),
-            (Ok(too_large), Poison::TooLarge { bytes: LARGEST_BLOCK_BYTES as u64 }),
+            (Err("no row".to_owned()), "no row".to_owned()),
+            (Ok(b"\"\xff\"".to_vec()), "the row's text is not valid UTF-8".to_owned()),
+            (Ok(large), too_large(LARGEST_BLOCK_BYTES)),
         ] {
             let (block, poison) = rendered(&row(signal));
             assert!(block.starts_with("id: 7\nevent: system\ndata: {"), "{block}");
