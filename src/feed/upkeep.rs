@@ -196,6 +196,8 @@ impl Upkeep<'_> {
                 db::quarantine::record(connection, event.seq, &event.error)?;
                 upkeep.feed.note_poisoned(event.seq, None);
             }
+            let unsettled = db::quarantine::count_unsettled(connection)?;
+            lock(&upkeep.feed.facts).unsettled_events = unsettled;
             Ok(())
         });
     }
