@@ -33,7 +33,7 @@ pub(crate) enum Level {
 }
 
 /// The order that an alert is about.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct About<'a> {
     /// The signal's `id`, as JSON.
     pub(crate) signal_id: &'a RawValue,
@@ -47,10 +47,8 @@ struct Line<'a> {
     reason: &'a str,
     message: &'a str,
     time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    signal_id: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    order_ref: Option<&'a str>,
+    #[serde(flatten)]
+    about: Option<About<'a>>,
 }
 
 /// Starts the program of `--alert-command`.
@@ -67,17 +65,15 @@ impl AlertCommand {
     }
 
     /// Starts the program with one line on its input. Does not wait for it. A failure is logged.
-    pub(crate) fn run(&mut self, level: Level, reason: &str, message: &str, about: Option<&About<'_>>) {
+    pub(crate) fn run(&mut self, level: Level, reason: &str, message: &str, about: Option<About<'_>>) {
         self.reap();
         let Some(program) = &self.program else { return };
-        let about = about.filter(|about| about.signal_id.get().len() <= MOST_ID_BYTES);
         let line = Line {
             level,
             reason,
             message: &text::cut(text::one_line(message), MOST_MESSAGE_BYTES),
             time: format!("{:.6}", Timestamp::now()),
-            signal_id: about.map(|about| about.signal_id),
-            order_ref: about.map(|about| about.order_ref),
+            about: about.filter(|about| about.signal_id.get().len() <= MOST_ID_BYTES),
         };
         let line = serde_json::to_string(&line).unwrap_or_default() + "\n";
         match program::start(program, Stdio::inherit()) {
@@ -125,10 +121,9 @@ mod tests {
         let id = serde_json::value::to_raw_value(&"\u{e9}".repeat(127)).unwrap();
         let order_ref = "%C3%A9".repeat(127);
         let message = text::cut("\"".repeat(5000), MOST_MESSAGE_BYTES);
-        let (signal_id, order_ref) = (Some(&*id), Some(order_ref.as_str()));
+        let about = Some(About { signal_id: &id, order_ref: &order_ref });
         let time = format!("{:.6}", Timestamp::now());
-        let line =
-            Line { level: Level::Critical, reason: "outcome_unknown", message: &message, time, signal_id, order_ref };
+        let line = Line { level: Level::Critical, reason: "outcome_unknown", message: &message, time, about };
         assert!(id.get().len() <= MOST_ID_BYTES);
         assert!(serde_json::to_string(&line).unwrap().len() < 4096);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::table::{minute, output_rows};
+use super::table::{minute, output_table};
 use super::{DatabaseArgs, output, say};
 use crate::db::Connection;
 use crate::db::keys::{self, Key};
@@ -130,8 +130,7 @@ fn list(connection: &mut Connection, json: bool) -> Result<(), Error> {
     if keys.is_empty() {
         return output("no keys yet; mint one with: signal-feed key mint --name NAME");
     }
-    let mut rows = vec![["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"].map(str::to_owned)];
-    rows.extend(keys.iter().map(|key| {
+    let rows = keys.iter().map(|key| {
         [
             key.name.clone(),
             key.state(now).name().to_owned(),
@@ -140,8 +139,8 @@ fn list(connection: &mut Connection, json: bool) -> Result<(), Error> {
             if key.delay.is_zero() { "none".to_owned() } else { crate::text::duration(key.delay).to_string() },
             key.last_used_at.map_or("never".to_owned(), minute),
         ]
-    }));
-    output_rows(&rows)
+    });
+    output_table(["NAME", "STATE", "CREATED (UTC)", "ENDS", "DELAY", "LAST USED"], rows.collect())
 }
 
 fn as_json(key: &Key, now: EventTime) -> Value {

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::table::{minute, output_rows};
+use super::table::{minute, output_table};
 use super::{DatabaseArgs, output, say};
 use crate::db::quarantine::{self, Quarantined};
 use crate::db::{Connection, migrate};
@@ -72,10 +72,9 @@ fn list(connection: &mut Connection, json: bool) -> Result<(), Error> {
     if list.is_empty() {
         return output("nothing is quarantined");
     }
-    let mut rows = vec![["NUMBER", "FOUND (UTC)", "SETTLED", "ERROR"].map(str::to_owned)];
-    rows.extend(list.into_iter().map(|one| {
+    let rows = list.into_iter().map(|one| {
         let settled = if one.is_settled { "yes" } else { "no" };
         [one.seq.to_string(), minute(one.at), settled.to_owned(), one.error]
-    }));
-    output_rows(&rows)
+    });
+    output_table(["NUMBER", "FOUND (UTC)", "SETTLED", "ERROR"], rows.collect())
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::output;
-use super::table::output_rows;
+use super::table::{output_rows, output_table};
 use crate::error::Error;
 use crate::text;
 
@@ -75,65 +75,56 @@ fn unreachable(url: &str, why: impl std::fmt::Display) -> Error {
 }
 
 fn show(status: &Value) -> Result<(), Error> {
-    let plain = |name: &str| plain(&status[name]);
-    let up = time(&status["started_at"]).map(since).unwrap_or_default();
+    let figure = |name: &str| plain(&status[name]);
+    let (keys, clients, database) = (list(&status["keys"]), list(&status["clients"]), &status["database"]);
+    let outage = database["outage_seconds"].as_f64().map(|seconds| {
+        let lasted = text::duration(Duration::try_from_secs_f64(seconds.floor()).unwrap_or_default());
+        format!(" for {lasted} (the server's log says why), capture was last")
+    });
+    let lag = status["standby_lag_seconds"].as_f64().map(|lag| format!(", {lag:.1} s behind its primary"));
+    let (outage, lag) = (outage.unwrap_or(", capture".into()), lag.unwrap_or_default());
     let last_event = time(&status["last_event_at"]).map(|at| format!("{} ago ({at:.0})", since(at)));
-    let behind = status["standby_lag_seconds"].as_f64().map(|lag| format!(", {lag:.1} s behind its primary"));
-    let outage = status["database"]["outage_seconds"].as_f64();
-    let outage = outage.and_then(|seconds| Duration::try_from_secs_f64(seconds.floor()).ok()).map(text::duration);
-    let degraded = outage.map(|outage| format!(" for {outage} (the server's log says why)")).unwrap_or_default();
-    let capture = if degraded.is_empty() { "capture" } else { "capture was last" };
-    let state = format!("{}{degraded}, {capture} {}, {}", plain("state"), plain("capture"), plain("role"));
+    let up = time(&status["started_at"]).map(since).unwrap_or_default();
     let rows = [
-        ("server", format!("{}, version {}, up {up}", plain("instance"), plain("version"))),
-        ("state", state + &behind.unwrap_or_default()),
+        ("server", format!("{}, version {}, up {up}", figure("instance"), figure("version"))),
+        ("state", format!("{}{outage} {}, {}{lag}", figure("state"), figure("capture"), figure("role"))),
         ("last event", last_event.unwrap_or("none".into())),
-        ("head", format!("{}, replay from {}", plain("head"), plain("earliest"))),
-        ("streams", list(&status["clients"]).len().to_string()),
+        ("head", format!("{}, replay from {}", figure("head"), figure("earliest"))),
+        ("streams", clients.len().to_string()),
     ];
     output_rows(&rows.map(|(name, value)| [name.to_owned(), value]))?;
-    if status["database"]["another_cluster"] == true {
+    if database["another_cluster"] == true {
         output(
             "The database was restored or failed over: run \"signal-feed restored\", or with --nothing-lost if it lost no commit.",
         )?;
     }
-    let quarantined = status["database"]["unsettled_quarantined_events"].as_u64().unwrap_or(0);
+    let quarantined = database["unsettled_quarantined_events"].as_u64().unwrap_or(0);
     if quarantined > 0 {
         output(format_args!("Quarantined and not settled: {quarantined}; see \"signal-feed quarantine list\"."))?;
     }
-    output("")?;
-    show_away(list(&status["keys"]))?;
-    output("")?;
-    show_behind(list(&status["clients"]))
-}
 
-fn show_away(keys: &[Value]) -> Result<(), Error> {
-    let away: Vec<&Value> = keys.iter().filter(|key| key["streams"] == 0).collect();
-    if away.is_empty() {
-        return output(format_args!("Every key has a stream ({} keys).", keys.len()));
-    }
-    output(format_args!("Keys without a stream ({} of {}):", away.len(), keys.len()))?;
-    let mut rows = vec![["NAME", "LAST USED", "EXPIRES (UTC)"].map(str::to_owned)];
-    rows.extend(away.iter().map(|key| {
+    let away = keys.iter().filter(|key| key["streams"] == 0).map(|key| {
         let last_used = time(&key["last_used_at"]).map(|at| format!("{} ago", since(at)));
         let expires = time(&key["expires_at"]).map(|at| format!("{at:.0}"));
         [plain(&key["name"]), last_used.unwrap_or("never".into()), expires.unwrap_or("never".into())]
-    }));
-    output_rows(&rows)
-}
+    });
+    let away: Vec<_> = away.collect();
+    output(match away.len() {
+        0 => format!("\nEvery key has a stream ({} keys).", keys.len()),
+        count => format!("\nKeys without a stream ({count} of {}):", keys.len()),
+    })?;
+    output_table(["NAME", "LAST USED", "EXPIRES (UTC)"], away)?;
 
-fn show_behind(clients: &[Value]) -> Result<(), Error> {
-    let lag = |client: &Value| client["lag"].as_u64().unwrap_or_default();
+    let lag = |client: &&Value| client["lag"].as_u64().unwrap_or_default();
     let mut behind: Vec<&Value> = clients.iter().filter(|client| lag(client) > 0).collect();
     behind.sort_by_key(|client| std::cmp::Reverse(lag(client)));
-    if behind.is_empty() {
-        return output("No stream is behind.");
-    }
-    output(format_args!("Streams furthest behind ({} of {}):", behind.len().min(MOST_STREAMS), clients.len()))?;
-    let mut rows = vec![["KEY", "ADDRESS", "BEHIND", "QUEUED", "DROPPED"].map(str::to_owned)];
-    let shown = behind.iter().take(MOST_STREAMS);
-    rows.extend(shown.map(|client| ["key", "address", "lag", "queued", "dropped"].map(|name| plain(&client[name]))));
-    output_rows(&rows)
+    behind.truncate(MOST_STREAMS);
+    output(match behind.len() {
+        0 => "\nNo stream is behind.".to_owned(),
+        count => format!("\nStreams furthest behind ({count} of {}):", clients.len()),
+    })?;
+    let row = |client: &Value| ["key", "address", "lag", "queued", "dropped"].map(|name| plain(&client[name]));
+    output_table(["KEY", "ADDRESS", "BEHIND", "QUEUED", "DROPPED"], behind.into_iter().map(row).collect())
 }
 
 fn list(value: &Value) -> &[Value] {

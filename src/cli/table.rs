@@ -18,6 +18,21 @@ pub(super) fn output_rows<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> R
     Ok(())
 }
 
+/// Prints the rows below a heading; nothing if there are none.
+///
+/// # Errors
+/// As [`output`].
+pub(super) fn output_table<const COLUMNS: usize>(
+    heading: [&str; COLUMNS],
+    mut rows: Vec<[String; COLUMNS]>,
+) -> Result<(), Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    rows.insert(0, heading.map(str::to_owned));
+    output_rows(&rows)
+}
+
 /// A time for people: UTC, to the minute.
 pub(super) fn minute(at: EventTime) -> String {
     let text = at.to_string();

@@ -52,5 +52,5 @@ pub(super) fn raise(command: &mut AlertCommand, reason: Reason, message: &str, o
         Level::Warning => log::warn!(target: &target, "{reason}: {message}"),
     }
     let about = order.map(|order| About { signal_id: &order.signal_id, order_ref: &order.order_ref });
-    command.run(level, &reason.to_string(), message, about.as_ref());
+    command.run(level, &reason.to_string(), message, about);
 }
