@@ -125,6 +125,7 @@ mod tests {
         let time = format!("{:.6}", Timestamp::now());
         let line = Line { level: Level::Critical, reason: "outcome_unknown", message: &message, time, about };
         assert!(id.get().len() <= MOST_ID_BYTES);
-        assert!(serde_json::to_string(&line).unwrap().len() < 4096);
+        let line = serde_json::to_string(&line).unwrap();
+        assert!(line.len() < 4096 && line.contains(&format!("\"signal_id\":{id},\"order_ref\":\"%C3")), "{line}");
     }
 }
