@@ -31,7 +31,6 @@ pub fn run(feed: &Feed, settings: &Settings) {
         if error.is_conflict() {
             // A standby cancels queries that conflict with replay: nothing is lost.
             log::debug!("watch the standby: {error}");
-            feed.stats.replay_conflicts.inc();
         } else {
             feed.lost(Part::Listen, "listen for notifications", &error);
         }

@@ -23,9 +23,7 @@ use crate::sync::lock;
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// How often the log of a standby is read.
 const STANDBY_POLL: Duration = Duration::from_millis(50);
-/// How long, 5 s, a read that conflicts with a standby's replay is retried before the log counts as lost.
-const CONFLICT_PATIENCE: Duration = Duration::from_secs(5);
-/// The wait before it is tried again.
+/// The wait before a read that conflicted with a standby's replay is tried again.
 const CONFLICT_RETRY: Duration = Duration::from_millis(20);
 /// The wait between two attempts to connect.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
@@ -53,7 +51,6 @@ impl<'a> Reader<'a> {
         // When the log is next checked, and when it is next read.
         let mut next_check = Instant::now();
         let mut next_read = next_check;
-        let mut conflicts_from: Option<Instant> = None;
         while !self.feed.health.is_stopping() {
             self.feed.stats.reader_turns.inc();
             let is_woken = self.feed.wakes.receiver.recv_deadline(next_read.min(next_check)).is_ok();
@@ -64,7 +61,6 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let Err(error) = self.look(&mut connection, is_check_due) else {
-                conflicts_from = None;
                 let now = Instant::now();
                 if is_check_due {
                     next_check = now + poll;
@@ -73,12 +69,9 @@ impl<'a> Reader<'a> {
                 continue;
             };
             let was_connected = connection.take().is_some();
-            let retry = if self.is_replay_conflict(&error, was_connected)
-                && conflicts_from.get_or_insert_with(Instant::now).elapsed() < CONFLICT_PATIENCE
-            {
+            let retry = if self.is_replay_conflict(&error, was_connected) {
                 // Nothing is lost: the next session continues.
                 log::debug!("read the log: {error}");
-                self.feed.stats.replay_conflicts.inc();
                 CONFLICT_RETRY
             } else {
                 self.feed.lost(Part::Log, "read the log", &error);

@@ -21,7 +21,6 @@ pub struct Stats {
     pub(crate) truncated: IntCounter,
     pub(crate) rewritten: IntCounter,
     pub(crate) quarantined: IntCounter,
-    pub(crate) replay_conflicts: IntCounter,
     pub(crate) evicted: IntCounter,
     pub(crate) accept_errors: IntCounter,
     /// From an event's time, taken under the feed's lock just before its commit, to its broadcast. The two clocks agree
@@ -58,10 +57,6 @@ impl Default for Stats {
             truncated: counter("signal_feed_replays_truncated_total", "replay_truncated notices sent"),
             rewritten: counter("signal_feed_histories_rewritten_total", "history_rewritten notices sent"),
             quarantined: counter("signal_feed_quarantined_events_total", "Events that cannot be delivered to anybody"),
-            replay_conflicts: counter(
-                "signal_feed_replay_conflicts_total",
-                "Queries that a standby cancelled because they conflicted with replay; each was retried",
-            ),
             evicted: counter("signal_feed_connections_evicted_total", "Connections closed to make room"),
             accept_errors: counter("signal_feed_accept_errors_total", "Connections that could not be accepted"),
             commit_to_broadcast: latencies.with_label_values(&["commit_to_broadcast"]),

@@ -112,7 +112,6 @@ impl Upkeep<'_> {
         });
         match outcome {
             Ok(()) => drop(self.causes.remove(doing)),
-            Err(error) if error.is_conflict() => self.feed.stats.replay_conflicts.inc(),
             // The server stops.
             Err(db::Error::GivenUp) => {}
             Err(cause) => {

@@ -121,9 +121,6 @@ impl Stream<'_> {
     pub(super) fn retry_later(&mut self, error: &db::Error) -> Step {
         self.attend()?;
         log::debug!("replay for key {:?}: {error}", self.client.key.name);
-        if error.is_conflict() {
-            self.feed.stats.replay_conflicts.inc();
-        }
         self.pause(LOOK_AGAIN)
     }
 }
