@@ -1,5 +1,33 @@
 -- The checks of doctor that are one query each. "-- check NAME" begins one. Each returns one row: whether it passed, what was
 -- found, and what to do. {migrate}: how to run migrate. Those after "-- on a primary" are skipped on a hot standby.
+-- {faults}: triggers.sql and inspect.sql. {remarks}: remarks.sql.
+
+-- check triggers
+select count(*) = 0,
+    coalesce('capture is off: ' || string_agg(f.text, '; ' order by f.text), 'every write of signal is captured and numbered'),
+    case when count(*) > 0 then '{migrate}; it switches capture on and sends consumers a notice that they missed something' end
+from ({faults}) as f where f."check" = 'triggers'
+
+-- check immutability
+select count(*) = 0,
+    coalesce('the log can be changed: ' || string_agg(f.text, '; ' order by f.text), 'the log refuses every change'),
+    case when count(*) > 0 then '{migrate}' end
+from ({faults}) as f where f."check" = 'immutability'
+
+-- check owners
+select count(*) = 0,
+    coalesce(string_agg(f.text, '; ' order by f.text), 'tables and functions belong to the feed''s own roles and are as shipped'),
+    case when count(*) > 0 then '{migrate}' end
+from ({faults}) as f where f."check" = 'owners'
+
+-- check privileges
+select f.texts is null and r.dangers is null,
+    coalesce(f.texts, r.dangers, 'every role has its rights and no more') || coalesce(r.warnings, ''),
+    case when f.texts is not null then '{migrate}'
+        when r.dangers is not null then 'unless you know why it is there, revoke or drop it as a superuser' end
+from (select string_agg(f.text, '; ' order by f.text) as texts from ({faults}) as f where f."check" = 'privileges') as f
+cross join (select string_agg(r.text, '; ') filter (where r.danger) as dangers,
+    string_agg('; warning: ' || r.text, '') filter (where not r.danger) as warnings from ({remarks}) as r) as r
 
 -- check members
 -- Never a fault: the role that first ran migrate is one of them, unless it is a superuser.

@@ -119,4 +119,4 @@
     where p.proname = 'signal_feed_capture' and n.nspname = 'stock_market' and t.tgparentid = 0
         and t.tgrelid not in (select q.relid from part as q)
 )
-select r.danger, r.text from remark as r order by r.danger desc, r.text
+select r.text, r.danger from remark as r order by r.danger desc, r.text

@@ -27,9 +27,11 @@ const NOTIFICATIONS_KEPT: usize = 1024;
 
 /// Settings of every session. Time-outs set for the role or database are meant for other clients: they would end a
 /// session that waits for notifications. Older versions of PostgreSQL do not have all four. A search_path set for the
-/// role or database could put foreign operators before PostgreSQL's. JIT is off because compiling one of these queries
-/// takes longer than running it.
-const SESSION: &str = "set search_path = pg_catalog, pg_temp; set timezone = 'UTC'; set jit = off; \
+/// role or database could put foreign operators before PostgreSQL's; the next three settings could change the meaning of
+/// statements. JIT is off because compiling one of these queries takes longer than running it.
+const SESSION: &str = "set search_path = pg_catalog, pg_temp; set standard_conforming_strings = on; \
+    set quote_all_identifiers = off; set default_transaction_isolation = 'read committed'; \
+    set timezone = 'UTC'; set jit = off; \
     select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
     ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'transaction_timeout')";
 

@@ -3,11 +3,13 @@
 //! Errors never repeat a word of the string, because any word may be a piece of a password that was not quoted. They
 //! give the kind of mistake and its position, and name only keys and values that libpq itself knows.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode as DriverMode, TargetSessionAttrs};
@@ -47,29 +49,13 @@ const DEFAULT_PORT: u16 = 5432;
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// How much TLS the connection string asks for (PostgreSQL documentation, 34.19.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum SslMode {
     Disable,
     Prefer,
     Require,
     VerifyCa,
     VerifyFull,
-}
-
-impl SslMode {
-    const WORDS: [(&str, Self); 5] = [
-        ("disable", Self::Disable),
-        ("prefer", Self::Prefer),
-        ("require", Self::Require),
-        ("verify-ca", Self::VerifyCa),
-        ("verify-full", Self::VerifyFull),
-    ];
-
-    /// Its word in a connection string.
-    #[cfg(not(feature = "tls"))]
-    pub(super) fn word(self) -> &'static str {
-        Self::WORDS.iter().find(|(_, mode)| *mode == self).map_or("", |(word, _)| word)
-    }
 }
 
 /// One server to try.
@@ -105,16 +91,10 @@ impl FromStr for Target {
     }
 }
 
-struct Setting {
-    key: &'static str,
-    value: String,
-    /// Its position in the string, in characters from 1.
-    at: usize,
-}
-
-/// The parameters in the order of the string. The last value of a key counts, and an empty value counts as not given.
+/// The value of each key and its position in the string, in characters from 1. The last value of a key counts, and an
+/// empty value counts as not given.
 #[derive(Default)]
-struct Pairs(Vec<Setting>);
+struct Pairs(HashMap<&'static str, (String, usize)>);
 
 impl Pairs {
     /// Parses `key = value` pairs. A value with spaces needs single quotes; a backslash escapes the next character.
@@ -133,7 +113,7 @@ impl Pairs {
             let key = known(word, at)?;
             let value = keyword_value(after.trim_start());
             let (value, after) = value.ok_or_else(|| format!("{key}: no closing ' (position {at})"))?;
-            pairs.0.push(Setting { key, value, at });
+            pairs.0.insert(key, (value, at));
             rest = after.trim_start();
         }
         Ok(pairs)
@@ -147,7 +127,7 @@ impl Pairs {
             let value = percent_decoded(value).ok_or_else(|| {
                 format!("{key}: a % without two hexadecimal digits, or no UTF-8 (position {at}); write % as %25")
             })?;
-            pairs.0.push(Setting { key, value, at });
+            pairs.0.insert(key, (value, at));
             Ok(())
         };
         // As in libpq, an @ ends the user and password only before the first slash.
@@ -189,29 +169,23 @@ impl Pairs {
         Ok(pairs)
     }
 
-    fn find(&self, key: &str) -> Option<&Setting> {
-        self.0.iter().rfind(|given| given.key == key).filter(|given| !given.value.is_empty())
-    }
-
     fn text(&self, key: &str) -> Option<&str> {
-        self.find(key).map(|given| given.value.as_str())
+        self.0.get(key).map(|(value, _)| value.as_str()).filter(|value| !value.is_empty())
     }
 
     /// The meaning of the value; `None` if none is given.
-    fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<Option<T>, String> {
-        let Some(given) = self.find(key) else { return Ok(None) };
-        let found = words.iter().find(|(word, _)| *word == given.value);
-        found.map(|(_, meaning)| Some(*meaning)).ok_or_else(|| given.unusable())
+    fn read<T>(&self, key: &str, meaning: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, String> {
+        self.text(key).map(|value| meaning(value).ok_or_else(|| self.unusable(key))).transpose()
     }
 
-    /// A whole number; `None` if none is given.
-    fn number(&self, key: &str) -> Result<Option<i32>, String> {
-        let Some(given) = self.find(key) else { return Ok(None) };
-        given.value.trim().parse().map(Some).map_err(|_| given.unusable())
+    /// A whole number; `None` if it is zero or negative, which means no limit or the system's default, as in libpq.
+    fn number(&self, key: &str, default: u32) -> Result<Option<u32>, String> {
+        let number = self.read(key, |value| value.trim().parse::<i32>().ok())?;
+        Ok(number.map_or(Some(default), |number| u32::try_from(number).ok()).filter(|number| *number > 0))
     }
 
     fn into_target(self) -> Result<Target, String> {
-        let mode = self.choice("sslmode", &SslMode::WORDS)?;
+        let mode = self.read("sslmode", |word| SslMode::from_str(word, false).ok())?;
         let ssl_root_cert = self.text("sslrootcert").map(ToOwned::to_owned);
         // Anybody can get a certificate that the system trusts: only the name in it proves who the server is.
         let ssl_mode = match (ssl_root_cert.as_deref(), mode) {
@@ -219,13 +193,8 @@ impl Pairs {
             (Some("system"), Some(_)) => return Err("sslrootcert=system needs sslmode=verify-full".to_owned()),
             (_, mode) => mode.unwrap_or(SslMode::Prefer),
         };
-        let connect_timeout = self.number("connect_timeout")?.and_then(|seconds| u64::try_from(seconds).ok());
-        Ok(Target {
-            hosts: self.hosts(&self.config(ssl_mode)?)?,
-            connect_timeout: connect_timeout.filter(|seconds| *seconds > 0).map(Duration::from_secs),
-            ssl_mode,
-            ssl_root_cert,
-        })
+        let connect_timeout = self.number("connect_timeout", 0)?.map(seconds);
+        Ok(Target { hosts: self.hosts(&self.config(ssl_mode)?)?, connect_timeout, ssl_mode, ssl_root_cert })
     }
 
     /// The configuration that all hosts share.
@@ -243,21 +212,17 @@ impl Pairs {
         });
         use ChannelBinding::{Disable, Prefer, Require};
         let bindings = [("disable", Disable), ("prefer", Prefer), ("require", Require)];
-        config.channel_binding(self.choice("channel_binding", &bindings)?.unwrap_or(Prefer));
+        self.read("channel_binding", one_of(&bindings))?.map(|binding| config.channel_binding(binding));
         use TargetSessionAttrs::{Any, ReadOnly, ReadWrite};
         let sessions = [("any", Any), ("read-write", ReadWrite), ("read-only", ReadOnly)];
-        config.target_session_attrs(self.choice("target_session_attrs", &sessions)?.unwrap_or(Any));
-        // The defaults notice a dead host in seconds. Zero means the system's default, as in libpq.
-        let positive = |key, default| -> Result<Option<u32>, String> {
-            Ok(u32::try_from(self.number(key)?.unwrap_or(default)).ok().filter(|number| *number > 0))
-        };
-        let seconds = |number: u32| Duration::from_secs(number.into());
-        positive("keepalives_idle", 10)?.map(|number| config.keepalives_idle(seconds(number)));
-        positive("keepalives_interval", 5)?.map(|number| config.keepalives_interval(seconds(number)));
-        positive("keepalives_count", 3)?.map(|count| config.keepalives_retries(count));
-        let milliseconds = positive("tcp_user_timeout", 10_000)?;
+        self.read("target_session_attrs", one_of(&sessions))?.map(|session| config.target_session_attrs(session));
+        // The defaults notice a dead host in seconds.
+        self.number("keepalives_idle", 10)?.map(|number| config.keepalives_idle(seconds(number)));
+        self.number("keepalives_interval", 5)?.map(|number| config.keepalives_interval(seconds(number)));
+        self.number("keepalives_count", 3)?.map(|count| config.keepalives_retries(count));
+        let milliseconds = self.number("tcp_user_timeout", 10_000)?;
         milliseconds.map(|number| config.tcp_user_timeout(Duration::from_millis(number.into())));
-        config.keepalives(self.number("keepalives")? != Some(0));
+        config.keepalives(self.read("keepalives", |value| value.trim().parse::<i32>().ok())? != Some(0));
         Ok(config)
     }
 
@@ -273,24 +238,33 @@ impl Pairs {
                 return Err(format!("{key}: {given} given, expected {count}, one for each host"));
             }
         }
-        let given =
+        let nth =
             |list: &[&str], index: usize| list.get(index).filter(|item| !item.is_empty()).map(ToString::to_string);
         (0..count)
             .map(|index| {
-                let unusable = |key: &str| self.find(key).map_or_else(String::new, Setting::unusable);
-                let name = given(&names, index);
+                let name = nth(&names, index);
                 if name.as_deref().is_some_and(|name| !is_host(name)) {
-                    return Err(unusable("host"));
+                    return Err(self.unusable("host"));
                 }
-                let port = match given(&ports, if ports.len() == 1 { 0 } else { index }) {
-                    Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| unusable("port"))?,
-                    None => DEFAULT_PORT,
-                };
-                let address =
-                    given(&addresses, index).map(|address| address.parse::<IpAddr>().map_err(|_| unusable("hostaddr")));
-                Ok(Host::new(config.clone(), name, address.transpose()?, port))
+                let port = nth(&ports, if ports.len() == 1 { 0 } else { index }).map_or(Ok(DEFAULT_PORT), |port| {
+                    port.parse().ok().filter(|port| *port > 0).ok_or_else(|| self.unusable("port"))
+                })?;
+                let address = nth(&addresses, index).map(|address| address.parse()).transpose();
+                let address = address.map_err(|_| self.unusable("hostaddr"))?;
+                Ok(Host::new(config.clone(), name, address, port))
             })
             .collect()
+    }
+
+    /// The message about the value of a key that cannot be used.
+    fn unusable(&self, key: &str) -> String {
+        let (value, at) = &self.0[key];
+        let expected = SUPPORTED.iter().find(|(known, _)| *known == key).map_or("", |(_, expected)| expected);
+        if UNSUPPORTED_VALUES.contains(&value.as_str()) {
+            format!("{key}={value} is not supported; expected {expected}")
+        } else {
+            format!("{key} (position {at}): expected {expected}")
+        }
     }
 }
 
@@ -312,19 +286,6 @@ impl Host {
     }
 }
 
-impl Setting {
-    /// The message about a value that cannot be used.
-    fn unusable(&self) -> String {
-        let Self { key, value, at } = self;
-        let expected = SUPPORTED.iter().find(|(known, _)| known == key).map_or("", |(_, expected)| expected);
-        if UNSUPPORTED_VALUES.contains(&value.as_str()) {
-            format!("{key}={value} is not supported; expected {expected}")
-        } else {
-            format!("{key} (position {at}): expected {expected}")
-        }
-    }
-}
-
 /// The key, if it is supported.
 fn known(word: &str, at: usize) -> Result<&'static str, String> {
     if let Some((key, _)) = SUPPORTED.iter().find(|(key, _)| *key == word) {
@@ -335,6 +296,15 @@ fn known(word: &str, at: usize) -> Result<&'static str, String> {
         name.map_or_else(|| format!("the option at position {at} is unknown"), |key| format!("{key} is not supported"));
     let supported: Vec<&str> = SUPPORTED.iter().map(|(key, _)| *key).collect();
     Err(format!("{name}; expected some of {}", supported.join(", ")))
+}
+
+/// A reader of words, each with its meaning.
+fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Option<T> {
+    |word| words.iter().find(|(known, _)| *known == word).map(|(_, meaning)| *meaning)
+}
+
+fn seconds(number: u32) -> Duration {
+    Duration::from_secs(number.into())
 }
 
 /// Whether the text looks like a directory, a host name or an address. Errors show nothing else: it may be a piece of a

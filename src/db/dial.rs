@@ -8,6 +8,9 @@ use tokio_postgres::{Client, Config, Socket};
 
 use super::Error;
 #[cfg(not(feature = "tls"))]
+use clap::ValueEnum as _;
+
+#[cfg(not(feature = "tls"))]
 use super::connection_string::SslMode;
 use super::connection_string::Target;
 #[cfg(feature = "tls")]
@@ -37,7 +40,7 @@ pub(super) fn connector(target: &Target) -> Result<Connector, String> {
     let option = match target.ssl_mode {
         SslMode::Disable | SslMode::Prefer if target.ssl_root_cert.is_some() => "sslrootcert".to_owned(),
         SslMode::Disable | SslMode::Prefer => return Ok(tokio_postgres::NoTls),
-        mode => format!("sslmode={}", mode.word()),
+        mode => mode.to_possible_value().map_or_else(String::new, |word| format!("sslmode={}", word.get_name())),
     };
     Err(format!(
         "{option}: this build has no TLS; expected sslmode=disable or prefer and no sslrootcert, or a build with the feature tls"

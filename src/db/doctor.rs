@@ -2,11 +2,13 @@
 //!
 //! It never waits long: every statement has a lock time-out and a time-out, and all checks together have a deadline.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 
 use super::blockers::{self, Blocker};
 use super::{Connection, Error, Settings, inspect, migrate, standby};
@@ -14,12 +16,20 @@ use crate::error::Error as CommandError;
 
 const CHECKS: &str = include_str!("../../sql/doctor.sql");
 const CLUSTER: &str = include_str!("../../sql/cluster.sql");
+/// Rows of open transactions are not visible, and a commit normally leaves none.
+const UNNUMBERED: &str = "
+    select 'the counter has no row: signals cannot be written'
+    where not exists (select from stock_market.signal_feed_counter)
+    union all
+    select 'the outbox holds events that were committed and never numbered'
+    where exists (select from signal_feed_private.signal_feed_first)
+        or exists (select from signal_feed_private.signal_feed_outbox)";
 
 /// What to do where even the first query of a session waits.
 const NO_QUERY: &str = "somebody may have locked a catalog of PostgreSQL, and then no query can name that session: on the \
     database's machine, as its administrator, find the process that is \"idle in transaction\" (ps -ef) and end it (pg_ctl kill TERM PID)";
-/// Longest time for all checks together.
-const PATIENCE: Duration = Duration::from_secs(18);
+/// Longest time for all checks together, except a last wait for a notification.
+const PATIENCE: Duration = Duration::from_secs(16);
 /// Longest time for one statement.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(6);
 /// Longest wait for a lock.
@@ -54,11 +64,10 @@ fn wrong(message: impl Into<String>, fix: impl Into<String>) -> Verdict {
 
 /// Connects with time-outs for every statement, and reads the name of the database.
 fn open(settings: &Settings) -> Result<(Connection, String), Error> {
-    let mut connection = Connection::open(&settings.clone().with_deadline(CONNECT_PATIENCE), "signal-feed doctor")?;
+    let mut connection = Connection::open(settings, "signal-feed doctor")?;
     connection.set_deadline(STATEMENT_PATIENCE + Duration::from_secs(1));
     connection.batch(&format!(
-        "set lock_timeout = '{LOCK_WAIT}'; set statement_timeout = {}; set default_transaction_isolation = 'read committed';
-         set quote_all_identifiers = off; set standard_conforming_strings = on",
+        "set lock_timeout = '{LOCK_WAIT}'; set statement_timeout = {}",
         STATEMENT_PATIENCE.as_millis()
     ))?;
     let database = connection.query_one("select current_database()::text", &[])?.get(0);
@@ -78,7 +87,9 @@ fn is_timeout(error: &Error) -> bool {
 /// If it cannot connect.
 pub fn examine(settings: &Settings) -> Result<Vec<(&'static str, Verdict)>, Error> {
     let until = Instant::now() + PATIENCE;
-    let (connection, database) = match open(settings) {
+    let in_time = Arc::new(move || Instant::now() < until);
+    let settings = settings.clone().with_deadline(CONNECT_PATIENCE).with_watch(Some(in_time));
+    let (connection, database) = match open(&settings) {
         Err(error) if is_timeout(&error) => {
             return Ok(vec![("connection", wrong(format!("cannot run any query: {error}"), NO_QUERY))]);
         }
@@ -93,7 +104,7 @@ pub fn examine(settings: &Settings) -> Result<Vec<(&'static str, Verdict)>, Erro
     let usable = doctor.checks.iter().all(|(_, verdict)| verdict.ok);
     doctor.check("lock", lock);
     if usable {
-        doctor.check_all(&settings.clone().with_deadline(CONNECT_PATIENCE));
+        doctor.check_all(&settings);
     }
     Ok(doctor.checks)
 }
@@ -109,25 +120,6 @@ struct Doctor {
 impl Doctor {
     fn check_all(&mut self, settings: &Settings) {
         let is_standby = standby::is_standby(&mut self.connection).unwrap_or_default();
-        for (name, all_is_well, is_wrong, fix) in [
-            (
-                "triggers",
-                "every write of signal is captured and numbered",
-                "capture is off: ",
-                "{migrate}; it switches capture on and sends consumers a notice that they missed something",
-            ),
-            ("immutability", "the log refuses every change", "the log can be changed: ", "{migrate}"),
-            ("owners", "tables and functions belong to the feed's own roles and are as shipped", "", "{migrate}"),
-        ] {
-            self.check(name, |connection| {
-                let mut verdict = first_wrong([(faults_of(connection, name)?, fix)], all_is_well.to_owned());
-                if !verdict.ok {
-                    verdict.message.insert_str(0, is_wrong);
-                }
-                Ok(verdict)
-            });
-        }
-        self.check("privileges", privileges);
         let (everywhere, on_primary) = CHECKS.split_once("\n-- on a primary\n").unwrap_or((CHECKS, ""));
         self.check_queries(everywhere);
         if is_standby {
@@ -157,17 +149,18 @@ impl Doctor {
     }
 
     fn check(&mut self, name: &'static str, examiner: impl FnOnce(&mut Connection) -> Result<Verdict, Error>) {
-        let mut verdict = if Instant::now() >= self.until {
-            wrong("not checked: doctor ran out of time", "the other checks may show what makes the database slow")
-        } else {
-            examiner(&mut self.connection).unwrap_or_else(|error| self.unasked(&error))
-        };
+        let outcome = if Instant::now() < self.until { examiner(&mut self.connection) } else { Err(Error::GivenUp) };
+        let mut verdict = outcome.unwrap_or_else(|error| self.unasked(&error));
         verdict.fix = verdict.fix.map(|fix| fix.replace("{migrate}", &self.migrate));
         self.checks.push((name, verdict));
     }
 
     /// A check that could not run, with the sessions that may be the cause.
     fn unasked(&mut self, error: &Error) -> Verdict {
+        if matches!(error, Error::GivenUp) {
+            let fix = "the other checks may show what makes the database slow";
+            return wrong("not checked: doctor ran out of time", fix);
+        }
         let message = format!("cannot be checked: {error}");
         let is_absent =
             [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::UNDEFINED_FUNCTION)].contains(&error.sql_state());
@@ -192,27 +185,12 @@ impl Doctor {
 /// # Errors
 /// If the queries fail.
 pub fn capture_fault(connection: &mut Connection) -> Result<Option<String>, Error> {
-    let mut faults: Vec<String> = inspect::trigger_faults(connection)?
-        .into_iter()
-        .filter(|fault| fault.check == "triggers" || fault.check == "immutability")
-        .map(|fault| fault.text)
-        .collect();
+    let faults = inspect::trigger_faults(connection)?.into_iter().filter(|fault| fault.check != "installation");
+    let mut texts: Vec<String> = faults.map(|fault| fault.text).collect();
     if !standby::is_standby(connection)? {
-        // Rows of open transactions are not visible here, and a commit normally leaves none.
-        let row = connection.query_one(
-            "select exists (select from stock_market.signal_feed_counter),
-                exists (select from signal_feed_private.signal_feed_first)
-                or exists (select from signal_feed_private.signal_feed_outbox)",
-            &[],
-        )?;
-        if !row.get::<_, bool>(0) {
-            faults.push("the counter has no row: signals cannot be written".into());
-        }
-        if row.get(1) {
-            faults.push("the outbox holds events that were committed and never numbered".into());
-        }
+        texts.extend(inspect::texts(connection, UNNUMBERED)?);
     }
-    Ok(if faults.is_empty() { None } else { Some(faults.join("; ")) })
+    Ok(Some(texts.join("; ")).filter(|text| !text.is_empty()))
 }
 
 /// Whether the log is in the cluster, the timeline and the database that were recorded.
@@ -229,7 +207,10 @@ pub fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
 }
 
 fn query(connection: &mut Connection, sql: &str) -> Result<Verdict, Error> {
-    verdict(&connection.query_one(sql, &[])?)
+    let faults = inspect::catalog_faults();
+    let sql = sql.replace("{faults}", &faults).replace("{remarks}", &inspect::with_wanted(inspect::REMARKS));
+    let parameters: &[&(dyn ToSql + Sync)] = if sql.contains("$1") { &[&inspect::FUNCTIONS] } else { &[] };
+    verdict(&connection.query_one(&sql, parameters)?)
 }
 
 fn verdict(row: &Row) -> Result<Verdict, Error> {
@@ -245,41 +226,20 @@ fn schema(connection: &mut Connection) -> Result<Verdict, Error> {
     }
 }
 
-/// Fails with the first of these lists that is not empty.
-fn first_wrong<const N: usize>(lists: [(Vec<String>, &str); N], all_is_well: String) -> Verdict {
-    match lists.into_iter().find(|(texts, _)| !texts.is_empty()) {
-        Some((texts, fix)) => wrong(texts.join("; "), fix),
-        None => well(all_is_well),
-    }
-}
-
-/// What `inspect` found for one check.
-fn faults_of(connection: &mut Connection, check: &str) -> Result<Vec<String>, Error> {
-    let faults = inspect::catalog_faults(connection)?.into_iter().filter(|fault| fault.check == check);
-    Ok(faults.map(|fault| fault.text).collect())
-}
-
-fn privileges(connection: &mut Connection) -> Result<Verdict, Error> {
-    let (dangers, others): (Vec<_>, Vec<_>) = inspect::remarks(connection)?.into_iter().partition(|one| one.danger);
-    let warnings: String = others.iter().map(|remark| format!("; warning: {}", remark.text)).collect();
-    let lists = [
-        (faults_of(connection, "privileges")?, "{migrate}"),
-        (
-            dangers.into_iter().map(|remark| remark.text).collect(),
-            "unless you know why it is there, revoke or drop it as a superuser",
-        ),
-    ];
-    Ok(first_wrong(lists, format!("every role has its rights and no more{warnings}")))
-}
-
 /// Everything else that migrate would repair.
 fn installation(connection: &mut Connection) -> Result<Verdict, Error> {
     if let Some(why) = inspect::refusal(connection)? {
         return Ok(wrong(why, "correct that; until then migrate refuses this database"));
     }
-    let faults = inspect::faults(connection)?.into_iter().map(|fault| fault.text).collect();
-    let lists = [(inspect::two_phase(connection)?, "as the owner of the subscription"), (faults, "{migrate}")];
-    Ok(first_wrong(lists, inspect::signal_inserted(connection, true)?.text))
+    let two_phase = inspect::two_phase(connection)?;
+    if !two_phase.is_empty() {
+        return Ok(wrong(two_phase.join("; "), "as the owner of the subscription"));
+    }
+    let faults: Vec<String> = inspect::faults(connection)?.into_iter().map(|fault| fault.text).collect();
+    if !faults.is_empty() {
+        return Ok(wrong(faults.join("; "), "{migrate}"));
+    }
+    Ok(well(inspect::signal_inserted(connection, true)?.text))
 }
 
 /// Whether this standby hears from its primary, and how far it is behind.

@@ -143,24 +143,16 @@ pub struct Page {
 }
 
 /// Reads at most `most_rows` rows of a range, and stops when their text passes `most_bytes`; one row may pass it alone.
+/// If `most_rows` is 1 and the row cannot be read, the reason becomes its poison.
 ///
 /// # Errors
 /// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page causes it: read fewer
-/// rows.
+/// rows. Of a single row it is not the signal that cannot be read.
 pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
-    read_rows(connection, range, most_rows, most_bytes, None)
-}
-
-/// Reads one row. If it cannot be read, the reason becomes its poison.
-///
-/// # Errors
-/// See [`Error`]: faults of the connection, and faults of the data that are not the row's own.
-pub fn read_single(connection: &mut Connection, range: Range) -> Result<Page, Error> {
-    match read_page(connection, range, 1, 0) {
-        Err(error) if error.is_fault_of_data() => {
+    match read_rows(connection, range, most_rows, most_bytes, None) {
+        Err(error) if most_rows == 1 && error.is_fault_of_data() => {
             let sql_state = error.sql_state().map_or("unknown", |state| state.code());
-            // If anything but the signal cannot be read, the fault is not this event's.
-            read_rows(connection, range, 1, 0, Some(sql_state))
+            read_rows(connection, range, most_rows, most_bytes, Some(sql_state))
         }
         outcome => outcome,
     }

@@ -13,7 +13,7 @@ pub(super) const FUNCTIONS: &str = include_str!("../../sql/functions.sql");
 const STRANGERS: &str = include_str!("../../sql/strangers.sql");
 const INSPECT: &str = include_str!("../../sql/inspect.sql");
 const TRIGGERS: &str = include_str!("../../sql/triggers.sql");
-const REMARKS: &str = include_str!("../../sql/remarks.sql");
+pub(super) const REMARKS: &str = include_str!("../../sql/remarks.sql");
 const MISSING_ROLES: &str = include_str!("../../sql/missing_roles.sql");
 const REFUSALS: &str = include_str!("../../sql/refusals.sql");
 const ROWS: &str = include_str!("../../sql/rows.sql");
@@ -45,7 +45,8 @@ pub(super) fn with_wanted(sql: &str) -> String {
     sql.replace("{wanted}", WANTED.trim_end())
 }
 
-fn texts(connection: &mut Connection, sql: &str) -> Result<Vec<String>, Error> {
+/// The first column of every row.
+pub(super) fn texts(connection: &mut Connection, sql: &str) -> Result<Vec<String>, Error> {
     Ok(connection.query(sql, &[])?.iter().map(|row| row.get(0)).collect())
 }
 
@@ -102,16 +103,17 @@ fn read_faults(
     Ok(rows.iter().map(|row| Fault { check: row.get(0), text: row.get(1), capture_was_off: row.get(2) }).collect())
 }
 
-/// The faults that the catalog shows. Works on a hot standby too.
-pub(super) fn catalog_faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
-    let mut faults = trigger_faults(connection)?;
-    faults.extend(read_faults(connection, &with_wanted(INSPECT), &[&FUNCTIONS])?);
-    Ok(faults)
+/// The query for the faults that the catalog shows. `$1` is [`FUNCTIONS`]. Works on a hot standby too.
+pub(super) fn catalog_faults() -> String {
+    let (triggers, others) = (with_wanted(TRIGGERS), with_wanted(INSPECT));
+    format!(
+        "select * from ({triggers}) as t (\"check\", text, capture_was_off) union all select * from ({others}) as i"
+    )
 }
 
 /// Every fault that `migrate` would repair, if all its files were applied.
 pub(super) fn faults(connection: &mut Connection) -> Result<Vec<Fault>, Error> {
-    let mut faults = catalog_faults(connection)?;
+    let mut faults = read_faults(connection, &catalog_faults(), &[&FUNCTIONS])?;
     if faults.iter().any(|fault| fault.text.starts_with("the table") && fault.text.ends_with("is missing")) {
         // The checks below read the tables.
         return Ok(faults);
@@ -145,17 +147,12 @@ pub(super) fn signal_inserted(connection: &mut Connection, is_installed: bool) -
     Ok(SignalInsertedState { chosen: row.get(0), other: row.get(1), text: row.get(2), is_as_chosen: row.get(3) })
 }
 
-/// Something that `migrate` reports and does not repair.
-pub(super) struct Remark {
-    /// Whether `doctor` fails because of it.
-    pub(super) danger: bool,
-    pub(super) text: String,
-}
-
-/// Grants and objects that the feed did not make, and oddities of `signal`.
-pub(super) fn remarks(connection: &mut Connection) -> Result<Vec<Remark>, Error> {
-    let rows = connection.query(&with_wanted(REMARKS), &[])?;
-    Ok(rows.iter().map(|row| Remark { danger: row.get(0), text: row.get(1) }).collect())
+/// What `migrate` reports and does not repair: grants and objects that the feed did not make, oddities of `signal`, and
+/// subscriptions that will stop.
+pub(super) fn warnings(connection: &mut Connection) -> Result<Vec<String>, Error> {
+    let mut warnings = texts(connection, &with_wanted(REMARKS))?;
+    warnings.extend(two_phase(connection)?);
+    Ok(warnings)
 }
 
 /// Subscriptions that stop at their first prepared transaction.

@@ -79,18 +79,13 @@ pub struct Options {
     pub signal_inserted: Option<SignalInserted>,
 }
 
-/// Lifts the deadline of the connection's statements, and overrides settings of the database or the role that would
-/// change the meaning of the schema's files and of queries on the catalog.
+/// Lifts the deadline of the connection's statements, and lets them write whatever the database's or the role's default.
 ///
 /// # Errors
 /// If the database does not answer.
 pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
-    connection
-        .batch(
-            "set statement_timeout = 0; set standard_conforming_strings = on; set quote_all_identifiers = off;
-             set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off",
-        )
-        .doing("prepare the session")?;
+    let settings = "set statement_timeout = 0; set default_transaction_read_only = off";
+    connection.batch(settings).doing("prepare the session")?;
     connection.set_deadline(DEADLINE);
     Ok(())
 }
@@ -123,8 +118,7 @@ pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnM
     }
     let doing = "look at the installation";
     say(&inspect::signal_inserted(connection, true).doing(doing)?.text);
-    let remarks = inspect::remarks(connection).doing(doing)?.into_iter().map(|remark| remark.text);
-    for text in remarks.chain(inspect::two_phase(connection).doing(doing)?) {
+    for text in inspect::warnings(connection).doing(doing)? {
         say(&format!("warning: {text}"));
     }
     Ok(())

@@ -9,7 +9,7 @@ use rustls::crypto::{self, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connection_string::{SslMode, Target};
@@ -32,30 +32,15 @@ pub(super) fn connector(target: &Target) -> Result<MakeRustlsConnect, String> {
     Ok(MakeRustlsConnect::new(builder.with_no_client_auth()))
 }
 
-/// Advice on the certificate errors that an operator meets.
+/// Advice on an error about the server's certificate.
 pub(super) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let rustls = error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Error>()?;
-    let Error::InvalidCertificate(error) = rustls else { return None };
-    match error {
-        CertificateError::UnknownIssuer => {
-            Some("sslrootcert must hold the certificate of the authority that signed the server's")
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Some("connect by a name from the certificate's subjectAltName, or use sslmode=verify-ca")
-        }
-        // The errors of webpki itself reach us only as text.
-        other => match format!("{other:?}") {
-            text if text.contains("CaUsedAsEndEntity") => Some(
-                "the server's certificate is marked as an authority's, as openssl req -x509 makes it: make a new one with \
-                 -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:HOST",
-            ),
-            text if text.contains("UnsupportedCertVersion") => Some(
-                "the server's certificate has no extensions: make a new one with openssl x509 -req -extfile FILE, \
-                 where FILE holds the line subjectAltName=DNS:HOST",
-            ),
-            _ => None,
-        },
-    }
+    matches!(rustls, Error::InvalidCertificate(_)).then_some(
+        "the server's certificate must not have expired; sslrootcert must hold the certificate of the authority that signed \
+         it; with sslmode=verify-full, unlike sslmode=verify-ca, its subjectAltName must name the host; if it has no \
+         extensions or is marked as an authority's, make a new one: openssl req -x509 -addext \
+         basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:HOST",
+    )
 }
 
 /// The trusted authorities; `None` trusts every certificate: a mode below verify-ca does so if there is no file.

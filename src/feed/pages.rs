@@ -36,11 +36,7 @@ impl PageReader {
     /// See [`Error`]: everything that is not the fault of a single row.
     pub fn read(&mut self, connection: &mut Connection, range: Range) -> Result<Page, Error> {
         loop {
-            let outcome = match self.rows {
-                1 => event_log::read_single(connection, range),
-                rows => event_log::read_page(connection, range, rows, PAGE_BYTES),
-            };
-            match outcome {
+            match event_log::read_page(connection, range, self.rows, PAGE_BYTES) {
                 Ok(page) => {
                     let bytes: usize = page.rows.iter().map(|row| row.signal.as_ref().map_or(0, Vec::len)).sum();
                     self.rows = if bytes > PAGE_BYTES { self.rows / 2 } else { self.rows * 2 }.clamp(1, PAGE_ROWS);

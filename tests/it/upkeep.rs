@@ -1,9 +1,15 @@
 //! `prune`, `doctor` and `restored`; backup and restore.
 
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
 use postgres::{Client, NoTls};
 use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::Database;
+use crate::support::directory::Directory;
 use crate::support::program::signal_feed;
 use crate::support::server::Server;
 use crate::support::wait::until;
@@ -229,6 +235,37 @@ fn doctor_says_which_checks_it_lacks_rights_for() {
     assert!(
         examined(&database.url_as("admin"), "snapshots").1.contains("cannot be seen: as a superuser, grant pg_monitor")
     );
+}
+
+#[test]
+fn doctor_takes_20_seconds_at_most_however_slowly_the_database_answers() {
+    let database = Database::migrated();
+    let (_, query) = database.url.split_once('?').unwrap();
+    let socket = query.split('&').find_map(|pair| pair.strip_prefix("host=")).unwrap().to_owned();
+    let directory = Directory::new();
+    let listener = UnixListener::bind(directory.file(".s.PGSQL.5432")).unwrap();
+    let url = database.url.replace(&socket, directory.file("").trim_end_matches('/'));
+    std::thread::spawn(move || {
+        while let Ok((mut client, _)) = listener.accept() {
+            let mut server = UnixStream::connect(format!("{socket}/.s.PGSQL.5432")).unwrap();
+            let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from_client, &mut to_server);
+                let _ = to_server.shutdown(Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let mut answer = [0; 65536];
+                while let Ok(length @ 1..) = server.read(&mut answer) {
+                    std::thread::sleep(Duration::from_millis(400));
+                    let _ = client.write_all(&answer[..length]);
+                }
+            });
+        }
+    });
+    let began = Instant::now();
+    let (ok, text) = examined(&url, "installation");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(!ok && text.contains("ran out of time"), "{text}");
 }
 
 #[test]
