@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, FromArgMatches};
 use log::LevelFilter;
@@ -91,7 +91,8 @@ pub(crate) fn or_off<T>(
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DatabaseArgs {
     /// Connection string (postgres:// or key=value); DATABASE_URL works too
-    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Database", global = true)]
+    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Database", global = true,
+          value_parser = NonEmptyStringValueParser::new())]
     database_url: Option<String>,
     /// File with the connection string; keeps the password out of the environment
     #[arg(long, value_name = "FILE", help_heading = "Database", global = true)]
@@ -99,16 +100,16 @@ pub(crate) struct DatabaseArgs {
 }
 
 impl DatabaseArgs {
-    /// The connection string: `--database-url`, else the contents of `--database-url-file`, else `DATABASE_URL`. An empty
-    /// value counts as not given, so that an environment file can list every variable.
+    /// The connection string: `--database-url`, else the contents of `--database-url-file`, else `DATABASE_URL`,
+    /// which counts as not given if it is empty.
     ///
     /// # Errors
     /// If it cannot be read or used; the text names its source and the offending part, never a secret.
     pub(crate) fn given(&self) -> Result<Option<Settings>, Error> {
         let variable = std::env::var("DATABASE_URL").unwrap_or_default();
         let (source, settings) = match (&self.database_url, &self.database_url_file) {
-            (Some(url), _) if !url.trim().is_empty() => ("--database-url".to_owned(), url.trim().parse()),
-            (_, Some(file)) if !file.as_os_str().is_empty() => {
+            (Some(url), _) => ("--database-url".to_owned(), url.trim().parse()),
+            (_, Some(file)) => {
                 let source = format!("--database-url-file {}", file.display());
                 let text = fs::read_to_string(file).doing(format!("read {source}"))?;
                 (source, Settings::from_file(file, &text))
@@ -141,6 +142,7 @@ impl DatabaseArgs {
 /// variable. The value of an option may begin with a hyphen: `-1s` is then a wrong value and not an unknown option. (This
 /// excludes options that take any text: there a missing value is the likelier mistake.) The variable of a flag may be
 /// `1` or `yes`. A flag wins over the environment: with the flag `--key-file`, the variable of `--key` does not count.
+/// An empty variable counts as not given, so that an environment file can list them all.
 pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command {
     let command = command.mut_args(|argument| {
         let Some(name) = argument.get_long() else { return argument };
@@ -149,7 +151,8 @@ pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command 
         let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
         let file = format!("--{name}-file");
         let is_file_given = std::env::args_os().any(|flag| flag.to_string_lossy().split('=').next() == Some(&file));
-        let argument = if is_file_given { argument } else { argument.env(variable) };
+        let is_empty = std::env::var_os(&variable).is_some_and(|value| value.is_empty());
+        let argument = if is_file_given || is_empty { argument } else { argument.env(variable) };
         match argument.get_action() {
             ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
             action if action.takes_values() && !is_text => argument.allow_hyphen_values(true),

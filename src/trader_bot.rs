@@ -160,9 +160,7 @@ impl Args {
             let (min, max) = (crate::text::duration(self.backoff_min), crate::text::duration(self.backoff_max));
             return Err(Error::Usage(format!("--backoff-min {min}: expected at most --backoff-max, which is {max}")));
         }
-        // An environment file with every option may leave some empty.
-        let key_file = self.feed_api_key_file.clone().filter(|file| !file.as_os_str().is_empty());
-        let key = match (self.feed_api_key.as_ref().filter(|key| !key.is_empty()), &key_file) {
+        let key = match (&self.feed_api_key, &self.feed_api_key_file) {
             (Some(key), _) => ApiKey::new(key).map_err(|why| Error::Usage(format!("--feed-api-key: {why}")))?,
             (None, Some(file)) => ApiKey::from_file(file)?,
             (None, None) => return Err(Error::Usage("no key: use --feed-api-key or --feed-api-key-file".to_owned())),
@@ -170,7 +168,7 @@ impl Args {
         let follow = FollowOptions {
             urls: self.feed_url.clone(),
             key,
-            key_file,
+            key_file: self.feed_api_key_file.clone(),
             read_timeout: self.read_timeout,
             backoff_min: self.backoff_min,
             backoff_max: self.backoff_max,

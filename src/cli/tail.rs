@@ -89,7 +89,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
                 notice(&format!("{reason}: events are lost for good"));
                 missed = Some(reason);
             }
-            FeedEvent::Notice(text) => notice(&format!("the feed says {text}")),
+            FeedEvent::Notice(text) => notice(&text),
             FeedEvent::Connected(connected) => {
                 notice(&format!("connected: streaming after {}", connected.cursor));
             }

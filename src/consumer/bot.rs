@@ -189,7 +189,7 @@ impl<'a> Bot<'a> {
             FeedEvent::Missed(reason) => {
                 self.enter_close_only(reason, &format!("the feed says {reason}: signals were missed"))?;
             }
-            FeedEvent::Notice(notice) => log::info!(target: LIMITED, "the feed says {notice}"),
+            FeedEvent::Notice(notice) => log::info!(target: LIMITED, "{notice}"),
             FeedEvent::Nothing => self.warn_of_key_end()?,
             FeedEvent::Connected(_) | FeedEvent::Interrupted(_) => {}
         }

@@ -121,7 +121,7 @@ pub(super) fn read(event: Event) -> Result<FeedEvent, Cause> {
     match event.event.as_str() {
         "signal" => Ok(signal(event)),
         "system" => system(event),
-        _ => Ok(FeedEvent::Notice(format!("an event of unknown type {:?}", clip(&event.event)))),
+        _ => Ok(FeedEvent::Notice(format!("an event of unknown type: {}", clip(&event.event)))),
     }
 }
 
@@ -172,6 +172,7 @@ fn system(event: Event) -> Result<FeedEvent, Cause> {
     };
     let text = |name: &str| object.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
     let number = |name: &str| object.get(name).and_then(Value::as_i64);
+    let notice = |text: &str| FeedEvent::Notice(text.to_owned());
     Ok(match text("reason").as_deref() {
         Some("connected") => match (text("feed_id").filter(|id| !id.is_empty()), number("cursor")) {
             (Some(feed_id), Some(cursor)) if cursor >= 0 => FeedEvent::Connected(Connected {
@@ -200,7 +201,13 @@ fn system(event: Event) -> Result<FeedEvent, Cause> {
         Some("dropped") => {
             return Err(Cause::Missing(format!("the feed dropped events for this client: {}", clip(data))));
         }
-        _ => FeedEvent::Notice(clip(data)),
+        Some("degraded") => notice("the feed is degraded: it has lost its database, and signals will come late"),
+        Some("recovered") => notice("the feed has recovered: its database is back"),
+        Some("closing") => {
+            let cause = text("cause").unwrap_or_else(|| "it names no cause".to_owned());
+            notice(&format!("the feed is closing this stream: {}", clip(&cause)))
+        }
+        _ => notice(&format!("an unknown message of the feed: {}", clip(data))),
     })
 }
 

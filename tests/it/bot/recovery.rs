@@ -172,31 +172,35 @@ fn an_unusable_row_raises_an_alert_and_does_not_stop_recovery() {
 fn a_recovery_that_was_killed_is_repeated_and_places_each_order_once() {
     let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
     market.execute(
-        "insert into stock_market.signal (symbol, action, side) select 'S' || n, 'entry', 'BUY' from generate_series(1, 400) n",
+        "insert into stock_market.signal (symbol, action, side) select 'S' || n, 'entry', 'BUY' from generate_series(1, 100) n",
     );
-    let mut kills = 0;
-    let cursor = loop {
-        let bot = recover(&place, &feed, &market);
+    // The program kills the bot itself: before it has sent the 30th and the 60th order, and after the 45th and the 75th.
+    place.script(
+        "broker",
+        "read -r line || exit 1\n\
+         ref=${line#*'\"order_ref\":\"'}; ref=${ref%%'\"'*}\n\
+         case $line in *'\"type\":\"lookup\"'*) grep -qx \"$ref\" book && exit 0; exit 66;; esac\n\
+         die() { [ -e \"killed.$1\" ] && return; touch \"killed.$1\"; kill -9 $PPID; exit 1; }\n\
+         next=$(($(cat book | wc -l) + 1))\n\
+         case $next in 30|60) die $next;; esac\n\
+         echo \"$ref\" >> book\n\
+         case $next in 45|75) die $next;; esac",
+    );
+    let bot_url = market.bot_url();
+    let options = ["--broker", "exec:./broker", "--recovery", "--database-url", &bot_url];
+    for _ in 0..4 {
+        let mut bot = place.start(&feed.url, &options);
         let mut first = feed.accept().open();
         first.connected_as(&market.feed_id(), 1, 0, "null");
-        first.wait_closed();
-        // The first runs are killed midway.
-        let before = place.paper().len();
-        if before < 300 {
-            crate::support::wait::until("some more orders", || (place.paper().len() > before + 20).then_some(()));
-            bot.kill();
-            kills += 1;
-            continue;
-        }
-        break feed.accept().cursor();
-    };
-    assert!(kills > 2);
-    assert_eq!(cursor, Some(market.counter()));
-    let mut placed = place.paper();
-    assert_eq!(placed.len(), 400);
+        assert_eq!(bot.exit_code(), None, "{}", place.read("log"));
+    }
+    let _bot = place.start(&feed.url, &options);
+    assert_eq!(open_both(&feed, &market).0, Some(market.counter()));
+    let mut placed: Vec<String> = place.read("book").lines().map(ToOwned::to_owned).collect();
+    assert_eq!(placed.len(), 100);
     placed.sort();
     placed.dedup();
-    assert_eq!(placed.len(), 400);
+    assert_eq!(placed.len(), 100);
 }
 
 #[test]

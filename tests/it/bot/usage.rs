@@ -71,6 +71,30 @@ fn every_option_is_an_environment_variable_too() {
 }
 
 #[test]
+fn an_empty_flag_is_wrong_usage_and_an_empty_variable_is_not_given() {
+    let key_file = ("TRADER_BOT_FEED_API_KEY_FILE", "the-file-of-the-environment");
+    let database = ("DATABASE_URL", "postgres://bot@127.0.0.1:9/x");
+    for (flags, option) in [
+        (["--feed-api-key", ""], "--feed-api-key"),
+        (["--feed-api-key-file", ""], "--feed-api-key-file"),
+        (["--database-url", ""], "--database-url"),
+        (["--database-url-file", ""], "--database-url-file"),
+    ] {
+        let key = if option.contains("database") { &["--feed-api-key", KEY][..] } else { &[] };
+        let (code, said) = refusal(&[&URL[..], key, &flags, &["--recovery-dry-run"]].concat(), &[key_file, database]);
+        assert_eq!(code, Some(2), "{flags:?}: {said}");
+        assert!(said.contains(option) && !said.contains("the-file-of"), "{flags:?}: {said}");
+    }
+    let empty = ["FEED_API_KEY", "DATABASE_URL", "DATABASE_URL_FILE", "READ_TIMEOUT", "ALERT_COMMAND", "RECOVERY"];
+    let mut variables: Vec<(String, &str)> = empty.iter().map(|name| (format!("TRADER_BOT_{name}"), "")).collect();
+    variables.push((key_file.0.to_owned(), key_file.1));
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let (code, said) = refusal(&URL, &variables);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("read --feed-api-key-file the-file-of-the-environment"), "{said}");
+}
+
+#[test]
 fn help_and_version_exit_0() {
     for flag in ["--help", "--version"] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_trader-bot")).arg(flag).output().unwrap();

@@ -15,6 +15,8 @@ pub(super) struct Followed {
     pub(super) quantity: f64,
     /// The bot was told that its state is unknown.
     pub(super) is_unknown: bool,
+    /// Since when the lists do not show it.
+    pub(super) missing_since: Option<Instant>,
 }
 
 impl IbkrBroker {
@@ -29,9 +31,8 @@ impl IbkrBroker {
                 Verdict::Filled | Verdict::Ended { .. } => {
                     self.end(order_id, Ended::Filled("the gateway says so".to_owned()));
                 }
-                // The lists show whether that was its end.
-                Verdict::Refused(_) => self.look_at = Some(Instant::now()),
-                Verdict::Open | Verdict::Working => {}
+                // `hear` has had the lists looked at, which show whether that was its end.
+                Verdict::Refused(_) | Verdict::Open | Verdict::Working => {}
             }
         }
     }
@@ -104,9 +105,8 @@ impl IbkrBroker {
         let found = lists.find(&followed.reference, Some(order_id));
         let executed = match &found {
             Found::Open(_) => {
-                followed.is_unknown = false;
+                (followed.is_unknown, followed.missing_since) = (false, None);
                 heard.refusal = None;
-                self.missing.remove(&followed.reference);
                 return;
             }
             Found::Executed(_, quantity) if *quantity >= followed.quantity => {
@@ -120,15 +120,18 @@ impl IbkrBroker {
             Found::Executed(_, quantity) => *quantity,
             Found::Nothing => 0.0,
         };
-        if let Some(refusal) = heard.refusal.as_ref().filter(|refusal| !refusal.is_not_sent()) {
+        let refusal = heard.refusal.as_ref().filter(|refusal| !refusal.is_not_sent());
+        // A list that was cut short may hide it.
+        if let Some(gap) = &lists.gap {
+            let why = refusal.map_or(gap.clone(), |refusal| format!("{}; {gap}", refusal.why()));
+            self.unknown(order_id, why);
+            return self.look_again(LOOK_APART);
+        }
+        if let Some(refusal) = refusal {
             let why = end_text("not in the gateway's lists", executed, Some(refusal));
             return self.end(order_id, Ended::Unfilled(why));
         }
-        if let Some(why) = &lists.gap {
-            return self.unknown(order_id, why.clone());
-        }
-        let reference = followed.reference.clone();
-        if self.is_gone(&reference) {
+        if followed.missing_since.get_or_insert_with(Instant::now).elapsed() >= LOOK_APART {
             let why =
                 "the gateway's lists of open orders, completed orders and today's executions do not show it any more";
             return self.end(order_id, Ended::Unfilled(end_text(why, executed, None)));

@@ -115,8 +115,14 @@ impl IbkrBroker {
         for update in connection.updates(patience) {
             let Some(order_id) = Heard::order_id(&update) else { continue };
             let is_sent = self.sent.is_some_and(|sent| sent.order_id == order_id);
-            if is_sent || self.followed.contains_key(&order_id) {
-                self.heard.entry(order_id).or_default().take(&update);
+            let is_followed = self.followed.contains_key(&order_id);
+            if is_sent || is_followed {
+                let heard = self.heard.entry(order_id).or_default();
+                heard.take(&update);
+                // The lists show whether an error was the end of an accepted order.
+                if is_followed && heard.refusal.is_some() {
+                    self.look_at = Some(Instant::now());
+                }
             }
         }
         if connection.is_lost() {
@@ -163,7 +169,7 @@ impl Broker for IbkrBroker {
         let quantity = request::number(&order.quantity).unwrap_or_default();
         let reference = order.order_ref.clone();
         self.missing.remove(&reference);
-        self.followed.insert(order_id, Followed { reference, quantity, is_unknown: false });
+        self.followed.insert(order_id, Followed { reference, quantity, is_unknown: false, missing_since: None });
     }
 
     fn next_ended(&mut self) -> Option<(i64, Ended)> {

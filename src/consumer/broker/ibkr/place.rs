@@ -88,13 +88,15 @@ impl IbkrBroker {
         }
         // An error that names the order without a status is a refusal, unless the lists show the order working.
         let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
-        let found = self.lists(Scope::Own, deadline).map(|lists| lists.find(&order.order_ref, Some(order_id)));
-        match found {
-            Ok(Found::Open(found) | Found::Executed(found, _)) => {
+        let lists = self.lists(Scope::Own, deadline);
+        match lists.map(|lists| (lists.find(&order.order_ref, Some(order_id)), lists.gap)) {
+            Ok((Found::Open(found) | Found::Executed(found, _), _)) => {
                 // The lists may be the only sign of its end.
                 self.look_at = Some(Instant::now());
                 return Some(Answer::Has(Some(if found > 0 { found } else { order_id })));
             }
+            // A list that was cut short may hide it.
+            Ok((Found::Nothing, Some(gap))) => return Some(Answer::Unknown(format!("{}; {gap}", refusal.why()))),
             Err(why) if is_lookup || self.is_away() || self.stop.is_asked() => {
                 return Some(Answer::Unknown(format!("{}; {why}", refusal.why())));
             }

@@ -147,6 +147,29 @@ fn an_accepted_exit_that_vanished_during_an_outage_is_an_alert() {
 }
 
 #[test]
+fn an_accepted_exit_that_vanished_is_an_alert_although_the_gateway_reconnects_all_the_time() {
+    let world = World::new();
+    let _bot = world.start();
+    world.trade(1, "exit");
+    world.gateway.state().book.clear();
+    world.gateway.close();
+    let mut last = 1;
+    world.place.wait("an alert", || {
+        let connections = world.gateway.state().connections;
+        // The bot looks once over each connection, and never twice.
+        if connections > last && world.gateway.state().lists >= connections - 1 {
+            last = connections;
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            world.gateway.close();
+        }
+        world.place.count_alerts("exit_unfilled") > 0
+    });
+    assert!(last > 2, "{last} connections");
+    assert!(world.alert("exit_unfilled").contains("do not show it"));
+    world.wait_journal("unfilled", 1);
+}
+
+#[test]
 fn an_accepted_exit_whose_state_the_gateway_does_not_tell_is_one_alert() {
     let world = World::new();
     let _bot = world.start_with_timeout("1s");

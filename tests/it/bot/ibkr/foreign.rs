@@ -75,6 +75,56 @@ fn an_own_order_that_cannot_be_read_proves_nothing() {
 }
 
 #[test]
+fn an_error_about_an_order_is_not_final_while_the_bots_own_list_cannot_be_read() {
+    let error = Step::Error(10_311, "a remark about the order");
+    // The answer itself, or a late one to an order of unknown outcome.
+    for steps in [vec![error], vec![]] {
+        let world = World::new();
+        world.gateway.state().foreign = vec![rows()[1].clone()];
+        world.gateway.state().foreign_in_own = true;
+        let _bot = world.start();
+        world.gateway.script(&steps);
+        let cursor = world.send(1, "exit");
+        if steps.is_empty() {
+            world.place.wait_alert("outcome_unknown");
+            world.gateway.error(10_311, "a remark about the order");
+        }
+        world.place.wait_alert("outcome_unknown");
+        world.place.wait_log("10311: a remark about the order");
+        let lists = world.gateway.state().lists;
+        world.place.wait("more look-ups", || world.gateway.state().lists > lists + 2);
+        assert!(!world.place.journal_has("rejected", 1), "{}", world.place.read("log"));
+        world.gateway.state().book.push(Booked::submitted(1, "sf-1-exit"));
+        world.gateway.state().foreign.clear();
+        world.place.wait_cursor(cursor);
+        assert!(world.place.journal_has("placed", 1) && !world.place.journal_has("rejected", 1));
+        assert_eq!(world.gateway.sent(), ["sf-1-exit"]);
+    }
+}
+
+#[test]
+fn an_error_about_a_followed_order_is_not_final_while_the_bots_own_list_cannot_be_read() {
+    let world = World::new();
+    let _bot = world.start();
+    world.trade(1, "exit");
+    world.gateway.state().foreign = vec![rows()[1].clone()];
+    world.gateway.state().foreign_in_own = true;
+    // The row that the bot needs comes after the one that it cannot read.
+    let order = world.gateway.state().book.remove(0);
+    world.gateway.error(10_148, "OrderId 1 that needs to be cancelled cannot be cancelled, state: Submitted.");
+    assert!(world.alert("outcome_unknown").contains("10148: OrderId 1"));
+    let lists = world.gateway.state().lists;
+    // The bot goes on looking, and not all the time.
+    world.place.wait("one more look", || world.gateway.state().lists > lists);
+    assert!(!world.place.journal_has("unfilled", 1));
+    world.gateway.state().foreign.clear();
+    world.gateway.state().book.push(Booked { status: "Inactive".into(), ..order });
+    assert!(world.alert("exit_unfilled").contains("10148: OrderId 1"));
+    assert_eq!(world.place.count_alerts("outcome_unknown"), 1);
+    assert!(world.gateway.state().lists < lists + 6, "{} lists", world.gateway.state().lists - lists);
+}
+
+#[test]
 fn an_update_that_cannot_be_read_hides_no_end() {
     let world = World::new();
     let _bot = world.start();
