@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use jiff::tz::Offset;
 
-use super::connection::Connection;
+use super::IbkrBroker;
 use super::lists::{Found, Scope};
-use super::{IbkrBroker, Sent};
+use super::own::OwnOrder;
 use crate::consumer::broker::{Answer, Attempt};
 use crate::consumer::order::Order;
 
@@ -22,13 +22,12 @@ impl IbkrBroker {
         let deadline = Instant::now() + self.timeout;
         let ready = self.ready(self.timeout);
         // Any message about the order is an answer, even a late one.
-        let answer = attempt.order_id.and_then(|order_id| self.heard_answer(order, order_id, deadline, true));
-        match answer {
-            None | Some(Answer::Unknown(_)) => {}
-            Some(answer) => return answer,
+        if let Some(answer) = attempt.order_id.and_then(|order_id| self.heard_answer(order_id)) {
+            return answer;
         }
-        let broken = self.silent().filter(|sent| sent.broke).map(|sent| sent.order_id);
-        let broke = attempt.broke || (broken.is_some() && broken == attempt.order_id);
+        let silent_on = attempt.order_id.and_then(|order_id| self.orders.get(&order_id)?.silent_on());
+        // The bot itself never closes a connection that a silent order was sent on.
+        let broke = attempt.broke || silent_on.is_some_and(|number| self.connection_number() != Some(number));
         let unknown = |why: &str| if broke { Answer::Broke(why.to_owned()) } else { Answer::Unknown(why.to_owned()) };
         if let Err(why) = ready {
             return if broke && !attempt.broke { Answer::Broke(why) } else { Answer::Away(why) };
@@ -36,34 +35,43 @@ impl IbkrBroker {
         let lists = match self.lists(Scope::All, deadline) {
             Ok(lists) => lists,
             Err(why) => {
-                self.missing.remove(&order.order_ref);
+                self.missing = None;
                 self.leave_unless_silent();
                 let is_away = self.connection.is_some() && self.is_away();
                 return if is_away { Answer::Away(why) } else { unknown(&why) };
             }
         };
+        let refusal = attempt.order_id.and_then(|order_id| self.orders.get(&order_id)?.refusal.clone());
         match lists.find(&order.order_ref, attempt.order_id) {
             Found::Open(order_id) | Found::Executed(order_id, _) => {
                 return Answer::Has(Some(order_id).filter(|order_id| *order_id > 0).or(attempt.order_id));
             }
-            Found::Dead(how) => return Answer::Unfilled(how),
+            Found::Dead(how) => {
+                return match refusal {
+                    Some(refusal) => refusal.answer(format!("{} ({how})", refusal.why())),
+                    None => Answer::Unfilled(how),
+                };
+            }
             Found::Nothing => {}
         }
-        if !broke {
+        if let Some(gap) = lists.gap {
+            return unknown(&gap);
+        }
+        if !broke && refusal.is_none() {
             return unknown(
                 "the gateway says nothing about the order, and its lists do not show it; a dialog may hold it. Look there, \
                  then settle the order with a line in the journal",
             );
         }
-        if attempt.resent {
-            return unknown("it was already sent again once and was lost again; settle it with a line in the journal");
-        }
-        if let Some(why) = lists.gap {
-            return unknown(&why);
-        }
         if self.connection.as_ref().is_some_and(|connection| connection.has_late_list) {
             self.leave_unless_silent();
             return unknown("a late answer of the gateway may have been taken for another one");
+        }
+        if let Some(refusal) = refusal {
+            return refusal.answer(refusal.why());
+        }
+        if attempt.resent {
+            return unknown("it was already sent again once and was lost again; settle it with a line in the journal");
         }
         let offset = self.connection.as_ref().and_then(|connection| connection.client.connection_time());
         if !is_same_day(offset.map(|time| time.offset().whole_seconds()), attempt.tried_at, Timestamp::now()) {
@@ -80,30 +88,26 @@ impl IbkrBroker {
 
     /// Notes that the lists do not show an order. True if an earlier set on this connection did not show it either:
     /// before that, it may still be on its way.
-    pub(super) fn is_gone(&mut self, reference: &str) -> bool {
-        let (connection, now) = (self.connection.as_ref().map_or(0, |connection| connection.number), Instant::now());
-        let missing = self.missing.entry(reference.to_owned()).or_insert((connection, now));
-        if missing.0 != connection {
-            *missing = (connection, now);
+    fn is_gone(&mut self, reference: &str) -> bool {
+        let number = self.connection_number().unwrap_or_default();
+        match &self.missing {
+            Some((missing, on, since)) if missing == reference && *on == number => since.elapsed() >= LOOK_APART,
+            _ => {
+                self.missing = Some((reference.to_owned(), number, Instant::now()));
+                false
+            }
         }
-        let is_gone = missing.1.elapsed() >= LOOK_APART;
-        if is_gone {
-            self.missing.remove(reference);
-        }
-        is_gone
     }
 
-    /// The last order, if the gateway has said nothing about it.
-    fn silent(&self) -> Option<Sent> {
-        self.sent.filter(|sent| self.heard.get(&sent.order_id).is_some_and(|heard| heard.since.is_none()))
+    fn connection_number(&self) -> Option<u64> {
+        self.connection.as_ref().map(|connection| connection.number)
     }
 
     /// Closes a connection whose answers cannot be trusted any more. It keeps one whose trouble is known, and one that
     /// a silent order was sent on: if that breaks later, it means something.
     pub(super) fn leave_unless_silent(&mut self) {
-        let holds_silent = self.silent().map(|sent| sent.connection);
-        let is_useless = |connection: &Connection| holds_silent != Some(connection.number);
-        if !self.is_away() && self.connection.as_ref().is_some_and(is_useless) {
+        let holds_silent = self.orders.values().find_map(OwnOrder::silent_on);
+        if !self.is_away() && holds_silent != self.connection_number() {
             log::warn!("the gateway does not answer: reconnecting");
             self.connection = None;
         }

@@ -5,9 +5,9 @@
 
 mod connection;
 mod follow;
-mod heard;
 mod lists;
 mod lookup;
+mod own;
 mod place;
 mod request;
 
@@ -16,9 +16,8 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use self::connection::{Connection, Dialled, Trouble};
-use self::follow::Followed;
-use self::heard::Heard;
 use self::lists::Scope;
+use self::own::{OwnOrder, order_id_of};
 use super::{Answer, Attempt, Broker, Ended};
 use crate::consumer::order::Order;
 use crate::consumer::stop::Stop;
@@ -27,16 +26,6 @@ use crate::consumer::stop::Stop;
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait for a list from a gateway that was read-only.
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
-
-/// The last order that was sent.
-#[derive(Debug, Clone, Copy)]
-struct Sent {
-    order_id: i64,
-    /// The number of the connection that it went over.
-    connection: u64,
-    /// Whether the gateway closed that connection. One that the bot closed does not count.
-    broke: bool,
-}
 
 /// The broker for TWS or IB Gateway.
 #[derive(Default)]
@@ -49,17 +38,15 @@ pub(crate) struct IbkrBroker {
     /// How many connections were made.
     made: u64,
     connection: Option<Connection>,
-    /// The gateway's messages about orders that are not settled yet.
-    heard: BTreeMap<i64, Heard>,
-    sent: Option<Sent>,
+    /// The last order that was sent, and those that are followed, by their numbers.
+    orders: BTreeMap<i64, OwnOrder>,
     /// How many order ids to skip, because the gateway said that one was taken.
     skip: i64,
-    followed: BTreeMap<i64, Followed>,
     ended: VecDeque<(i64, Ended)>,
     /// When to look up the followed orders.
     look_at: Option<Instant>,
-    /// Orders that the lists do not show: on which connection, and since when.
-    missing: BTreeMap<String, (u64, Instant)>,
+    /// The order of unknown outcome that the lists do not show: on which connection, and since when.
+    missing: Option<(String, u64, Instant)>,
 }
 
 impl IbkrBroker {
@@ -101,7 +88,9 @@ impl IbkrBroker {
     }
 
     fn set_trouble(&mut self, trouble: Option<Trouble>) {
-        self.connection.iter_mut().for_each(|connection| connection.trouble = trouble.clone());
+        if let Some(connection) = &mut self.connection {
+            connection.trouble = trouble;
+        }
     }
 
     /// Whether the gateway is away, as far as it says so itself.
@@ -113,24 +102,17 @@ impl IbkrBroker {
     fn hear(&mut self, patience: Duration) {
         let Some(connection) = &mut self.connection else { return };
         for update in connection.updates(patience) {
-            let Some(order_id) = Heard::order_id(&update) else { continue };
-            let is_sent = self.sent.is_some_and(|sent| sent.order_id == order_id);
-            let is_followed = self.followed.contains_key(&order_id);
-            if is_sent || is_followed {
-                let heard = self.heard.entry(order_id).or_default();
-                heard.take(&update);
-                // The lists show whether an error was the end of an accepted order.
-                if is_followed && heard.refusal.is_some() {
-                    self.look_at = Some(Instant::now());
-                }
+            let Some(order) = order_id_of(&update).and_then(|order_id| self.orders.get_mut(&order_id)) else {
+                continue;
+            };
+            order.take(&update);
+            // The lists show whether an error was the end of an accepted order.
+            if order.is_followed && order.refusal.is_some() {
+                self.look_at = Some(Instant::now());
             }
         }
         if connection.is_lost() {
             log::warn!("the connection to the gateway was lost");
-            let number = connection.number;
-            if let Some(sent) = self.sent.as_mut().filter(|sent| sent.connection == number) {
-                sent.broke = true;
-            }
             self.connection = None;
         }
         self.judge_followed();
@@ -166,10 +148,7 @@ impl Broker for IbkrBroker {
     }
 
     fn follow(&mut self, order_id: i64, order: &Order) {
-        let quantity = request::number(&order.quantity).unwrap_or_default();
-        let reference = order.order_ref.clone();
-        self.missing.remove(&reference);
-        self.followed.insert(order_id, Followed { reference, quantity, is_unknown: false, missing_since: None });
+        self.orders.entry(order_id).or_insert_with(|| OwnOrder::new(order, None)).is_followed = true;
     }
 
     fn next_ended(&mut self) -> Option<(i64, Ended)> {

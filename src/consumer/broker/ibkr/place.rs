@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use ibapi::Error as ApiError;
 
+use super::IbkrBroker;
 use super::connection::{SLICE, Trouble};
-use super::heard::{DUPLICATE_ID, Heard, Refusal, Verdict};
 use super::lists::{Found, Lists, Scope};
+use super::own::{DUPLICATE_ID, OwnOrder, Refusal};
 use super::request::request;
-use super::{IbkrBroker, Sent};
 use crate::consumer::broker::Answer;
 use crate::consumer::order::Order;
 
@@ -33,9 +33,8 @@ impl IbkrBroker {
             return Answer::NotSent("the gateway has not said which order ids are free".to_owned());
         };
         // Nothing more is expected about the last order, unless it is followed.
-        self.heard.retain(|order_id, _| self.followed.contains_key(order_id));
-        self.heard.insert(order_id, Heard::default());
-        self.sent = Some(Sent { order_id, connection: connection.number, broke: false });
+        self.orders.retain(|_, order| order.is_followed);
+        self.orders.insert(order_id, OwnOrder::new(order, Some(connection.number)));
         match connection.client.submit_order(number, &contract, &asked) {
             Ok(()) => {}
             // The client looks at its connection before it writes.
@@ -53,16 +52,19 @@ impl IbkrBroker {
         let mut last = None;
         loop {
             self.hear(SLICE);
-            if let Some(answer) = self.heard_answer(order, order_id, deadline, false) {
+            if let Some(answer) = self.heard_answer(order_id) {
                 return answer;
             }
-            let heard = self.heard.entry(order_id).or_default();
-            if heard.status.is_some() && heard.since.is_some_and(|since| since.elapsed() >= PENDING_PATIENCE) {
+            let sent = self.orders.entry(order_id).or_default();
+            if let Some(refusal) = sent.refusal.clone() {
+                return self.answer_by_lists(order, order_id, &refusal, deadline);
+            }
+            if sent.status.is_some() && sent.since.is_some_and(|since| since.elapsed() >= PENDING_PATIENCE) {
                 return Answer::Has(Some(order_id));
             }
             if self.connection.as_ref().is_none_or(|connection| connection.is_lost()) {
                 let why = "the connection to the gateway broke before it acknowledged the order".to_owned();
-                return if heard.since.is_some() { Answer::Unknown(why) } else { Answer::Broke(why) };
+                return if sent.since.is_some() { Answer::Unknown(why) } else { Answer::Broke(why) };
             }
             if self.stop.is_asked() {
                 deadline = deadline.min(*last.get_or_insert(Instant::now() + LAST_PATIENCE));
@@ -73,42 +75,13 @@ impl IbkrBroker {
         }
     }
 
-    /// The answer, if the gateway's messages about the order are one. For a look-up, only lists make an error final.
-    pub(super) fn heard_answer(
-        &mut self,
-        order: &Order,
-        order_id: i64,
-        deadline: Instant,
-        is_lookup: bool,
-    ) -> Option<Answer> {
-        let verdict = self.heard.get(&order_id)?.verdict();
-        let Verdict::Refused(refusal) = verdict else { return verdict.answer(order_id) };
-        if self.is_not_sent(&refusal) {
-            return Some(Answer::NotSent(refusal.why()));
-        }
-        // An error that names the order without a status is a refusal, unless the lists show the order working.
-        let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
-        let lists = self.lists(Scope::Own, deadline);
-        match lists.map(|lists| (lists.find(&order.order_ref, Some(order_id)), lists.gap)) {
-            Ok((Found::Open(found) | Found::Executed(found, _), _)) => {
-                // The lists may be the only sign of its end.
-                self.look_at = Some(Instant::now());
-                return Some(Answer::Has(Some(if found > 0 { found } else { order_id })));
-            }
-            // A list that was cut short may hide it.
-            Ok((Found::Nothing, Some(gap))) => return Some(Answer::Unknown(format!("{}; {gap}", refusal.why()))),
-            Err(why) if is_lookup || self.is_away() || self.stop.is_asked() => {
-                return Some(Answer::Unknown(format!("{}; {why}", refusal.why())));
-            }
-            _ => {}
-        }
-        let refused = if refusal.is_cancel() { Answer::Unfilled } else { Answer::Rejected };
-        let answer = self.heard.entry(order_id).or_default().verdict().answer(order_id);
-        Some(answer.unwrap_or_else(|| refused(refusal.why())))
-    }
-
-    /// Whether the order may be sent again, and under which condition.
-    pub(super) fn is_not_sent(&mut self, refusal: &Refusal) -> bool {
+    /// The answer, if the gateway's messages about the order are one.
+    pub(super) fn heard_answer(&mut self, order_id: i64) -> Option<Answer> {
+        let heard = self.orders.get(&order_id)?;
+        let answer = heard.answer(order_id);
+        let Some(refusal) = heard.refusal.clone().filter(|refusal| answer.is_none() && refusal.is_not_sent()) else {
+            return answer;
+        };
         if refusal.code == DUPLICATE_ID {
             // The numbers just above may be taken too.
             self.skip = (self.skip * 2).max(1);
@@ -116,7 +89,25 @@ impl IbkrBroker {
         if refusal.is_read_only() {
             self.set_trouble(Some(Trouble { text: refusal.why(), is_read_only: true }));
         }
-        refusal.is_not_sent()
+        Some(Answer::NotSent(refusal.why()))
+    }
+
+    /// The answer to an order that an error names. It is refused, unless the lists show it working or may hide it.
+    fn answer_by_lists(&mut self, order: &Order, order_id: i64, refusal: &Refusal, deadline: Instant) -> Answer {
+        let deadline = deadline.max(Instant::now() + SLICE).min(Instant::now() + LIST_PATIENCE);
+        let lists = self.lists(Scope::Own, deadline);
+        let why = refusal.why();
+        match lists.map(|lists| (lists.find(&order.order_ref, Some(order_id)), lists.gap)) {
+            Ok((Found::Open(found) | Found::Executed(found, _), _)) => {
+                // The lists may be the only sign of its end.
+                self.look_at = Some(Instant::now());
+                Answer::Has(Some(found).filter(|found| *found > 0).or(Some(order_id)))
+            }
+            Ok((Found::Nothing, Some(gap))) => Answer::Unknown(format!("{why}; {gap}")),
+            Err(silence) if self.is_away() || self.stop.is_asked() => Answer::Unknown(format!("{why}; {silence}")),
+            // A status may have come meanwhile.
+            _ => self.heard_answer(order_id).unwrap_or_else(|| refusal.answer(why)),
+        }
     }
 
     pub(super) fn lists(&mut self, scope: Scope, deadline: Instant) -> Result<Lists, String> {
