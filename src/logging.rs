@@ -4,9 +4,9 @@
 //! ten of a kind, one summary every ten seconds. Such a line has the target [`LIMITED`]. All other lines are always
 //! written.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -29,12 +29,17 @@ const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 /// Longest text of a line. With the time and the level the line stays below 4 KiB.
 const MOST_TEXT_BYTES: usize = 4000;
 
-static LOGGER: OnceLock<Logger> = OnceLock::new();
+static LOGGER: Logger = Logger { floods: Mutex::new(Counts(BTreeMap::new())) };
+
+/// Whether standard error goes to the journal: then `JOURNAL_STREAM` names its device and inode (systemd.exec(5)).
+static IS_JOURNAL: LazyLock<bool> = LazyLock::new(|| {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+});
 
 /// Sets up the log of this process, panics included. A second call changes nothing.
 pub(crate) fn start(level: LevelFilter) {
-    let logger = LOGGER.get_or_init(|| Logger { is_journal: is_journal(), floods: Mutex::default() });
-    if log::set_logger(logger).is_ok() {
+    if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(level);
         std::panic::set_hook(Box::new(|panic| {
             let thread = std::thread::current();
@@ -45,27 +50,17 @@ pub(crate) fn start(level: LevelFilter) {
 
 /// Writes the summaries whose window is over.
 pub(crate) fn turn() {
-    if let Some(logger) = LOGGER.get() {
-        logger.summarise(Instant::now());
-    }
+    LOGGER.summarise(Instant::now());
 }
 
 /// Writes every summary that is still due, at the end of the process.
 pub(crate) fn finish() {
-    if let Some(logger) = LOGGER.get() {
-        logger.summarise(Instant::now() + FLOOD_WINDOW);
-    }
+    LOGGER.summarise(Instant::now() + FLOOD_WINDOW);
 }
 
 /// The prefix for a line of this level that is written without the logger: journald's level, or nothing.
 pub(crate) fn prefix(level: Level) -> &'static str {
-    if is_journal() { priority(level, "") } else { "" }
-}
-
-/// Whether standard error goes to the journal: then `JOURNAL_STREAM` names its device and inode (systemd.exec(5)).
-fn is_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+    if *IS_JOURNAL { priority(level, "") } else { "" }
 }
 
 /// The level in the form that journald reads at a line's start (sd-daemon(3)).
@@ -80,15 +75,14 @@ fn priority(level: Level, text: &str) -> &'static str {
 }
 
 struct Logger {
-    is_journal: bool,
     floods: Mutex<Counts>,
 }
 
 impl Logger {
     /// Writes one line in one piece: other processes may write to the same standard error.
-    fn write(&self, level: Level, text: &str) {
+    fn write(level: Level, text: &str) {
         // journald adds the time itself.
-        let line = if self.is_journal {
+        let line = if *IS_JOURNAL {
             format!("{}{text}\n", priority(level, text))
         } else {
             format!("{:.3} [{level}] {text}\n", Timestamp::now())
@@ -100,7 +94,7 @@ impl Logger {
     fn summarise(&self, now: Instant) {
         let summaries = lock(&self.floods).summaries(now);
         for (level, text) in summaries {
-            self.write(level, &text);
+            Self::write(level, &text);
         }
     }
 }
@@ -126,7 +120,7 @@ impl Log for Logger {
                 return;
             }
         }
-        self.write(level, &text);
+        Self::write(level, &text);
     }
 
     fn flush(&self) {}
@@ -137,7 +131,7 @@ type Kind = (String, Option<&'static str>, Option<u32>);
 
 /// Counts the lines of each kind within a window.
 #[derive(Debug, Default)]
-struct Counts(HashMap<Kind, Count>);
+struct Counts(BTreeMap<Kind, Count>);
 
 #[derive(Debug)]
 struct Count {
@@ -217,7 +211,7 @@ mod tests {
 
     #[test]
     fn alerts_and_the_brokers_library_are_limited_and_no_kind_hides_another() {
-        let logger = Logger { is_journal: false, floods: Mutex::default() };
+        let logger = Logger { floods: Mutex::default() };
         for target in ["ibapi::transport", "signal_feed::limited::hole ", "signal_feed::limited::quarantined "] {
             for _ in 0..FLOOD_LINES + 5 {
                 let line = Record::builder().level(Level::Warn).target(target).args(format_args!("again")).build();

@@ -54,11 +54,7 @@ fn tell(what: &[NotifyState<'_>]) {
 }
 
 fn status(feed: &Feed) -> String {
-    let figures = format!("streams {}, head {}", feed.clients.count(), feed.head());
-    let outage = feed.health.outage().unwrap_or_default().as_secs();
-    match feed.health.state() {
-        "starting" => format!("starting: no answer from the database for {outage} s; {figures}"),
-        "live" => format!("live: {figures}"),
-        _ => format!("degraded: the database is away for {outage} s; {figures}"),
-    }
+    let outage = feed.health.outage();
+    let outage = outage.map(|outage| format!("the database is away for {} s; ", outage.as_secs())).unwrap_or_default();
+    format!("{}: {outage}streams {}, head {}", feed.health.state(), feed.clients.count(), feed.head())
 }

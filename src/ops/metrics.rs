@@ -28,9 +28,7 @@ pub fn text(feed: &Feed, instance: &str) -> String {
 /// Gauges are made at each scrape, with their values, so that none outlives what it is about.
 fn gauges(feed: &Feed, instance: &str) -> Registry {
     let registry = Registry::new();
-    for (name, help, value) in figures(feed) {
-        registered(&registry, Gauge::new(name, help)).set(value);
-    }
+    figures(feed, &registry);
     let by =
         |name: &str, help: &str, labels: &[&str]| registered(&registry, GaugeVec::new(Opts::new(name, help), labels));
     let build =
@@ -57,57 +55,48 @@ fn gauges(feed: &Feed, instance: &str) -> Registry {
     registry
 }
 
-/// Name, help and value of a gauge without labels.
-type Figure = (&'static str, &'static str, f64);
-
-fn figures(feed: &Feed) -> Vec<Figure> {
+/// The gauges without labels; the names here are without `signal_feed_`.
+fn figures(feed: &Feed, registry: &Registry) {
+    let figure = |name: &str, help: &str, value: f64| {
+        registered(registry, Gauge::new(format!("signal_feed_{name}"), help)).set(value);
+    };
     let facts = feed.facts();
     let is_up = |part| f64::from(feed.health.proven_for(part).is_some());
     let standby_lag = if facts.is_standby { facts.standby_lag } else { Duration::ZERO };
     let lag = feed.clients.present().iter().map(|client| feed.lag_events(client)).max();
-    vec![
-        ("signal_feed_database_up", "Whether the log can be read", is_up(Part::Log)),
-        ("signal_feed_listen_up", "Whether notifications arrive", is_up(Part::Listen)),
-        ("signal_feed_standby", "Whether the database is a hot standby", f64::from(facts.is_standby)),
-        (
-            "signal_feed_standby_lag_seconds",
-            "How far a standby is behind its primary; 0 on a primary",
-            standby_lag.as_secs_f64(),
-        ),
-        ("signal_feed_log_lag_events", "Events in the log that were not broadcast yet", feed.log_lag_events() as f64),
-        (
-            "signal_feed_capture_on",
-            "1 if writes to signal reach the log, 0 if they do not",
-            f64::from(!facts.is_capture_off),
-        ),
-        ("signal_feed_allocated", "The last number that was given to an event, as last read", facts.counter.0 as f64),
-        (
-            "signal_feed_allocation_ok",
-            "0 if the counter is behind the log, so that commits of signals fail",
-            f64::from(facts.counter >= facts.log_head),
-        ),
-        (
-            "signal_feed_another_cluster",
-            "1 if the cluster or timeline is not the recorded one, after a restore or a failover",
-            f64::from(facts.is_another_cluster),
-        ),
-        ("signal_feed_head", "The highest number that was broadcast", feed.head().0 as f64),
-        (
-            "signal_feed_last_event_timestamp_seconds",
-            "When the newest event was written, in seconds since 1970; 0 before the first",
-            feed.last_event_at().map_or(0.0, EventTime::unix_seconds),
-        ),
-        (
-            "signal_feed_unsettled_quarantined_events",
-            "Quarantined events that are not settled, as last checked",
-            facts.unsettled_events as f64,
-        ),
-        ("signal_feed_replays_waiting", "Replays that wait for a connection", feed.replay.waiting() as f64),
-        ("signal_feed_clients_limit", "The most streams (--max-clients)", feed.options.max_clients as f64),
-        (
-            "signal_feed_client_lag_max_events",
-            "Events that the client furthest behind has still to get",
-            lag.unwrap_or_default() as f64,
-        ),
-    ]
+    figure("database_up", "Whether the log can be read", is_up(Part::Log));
+    figure("listen_up", "Whether notifications arrive", is_up(Part::Listen));
+    figure("standby", "Whether the database is a hot standby", f64::from(facts.is_standby));
+    figure("standby_lag_seconds", "How far a standby is behind its primary; 0 on a primary", standby_lag.as_secs_f64());
+    figure("log_lag_events", "Events in the log that were not broadcast yet", feed.log_lag_events() as f64);
+    figure("capture_on", "1 if writes to signal reach the log, 0 if they do not", f64::from(!facts.is_capture_off));
+    figure("allocated", "The last number that was given to an event, as last read", facts.counter.0 as f64);
+    figure(
+        "allocation_ok",
+        "0 if the counter is behind the log, so that commits of signals fail",
+        f64::from(facts.counter >= facts.log_head),
+    );
+    figure(
+        "another_cluster",
+        "1 if the cluster or timeline is not the recorded one, after a restore or a failover",
+        f64::from(facts.is_another_cluster),
+    );
+    figure("head", "The highest number that was broadcast", feed.head().0 as f64);
+    figure(
+        "last_event_timestamp_seconds",
+        "When the newest event was written, in seconds since 1970; 0 before the first",
+        feed.last_event_at().map_or(0.0, EventTime::unix_seconds),
+    );
+    figure(
+        "unsettled_quarantined_events",
+        "Quarantined events that are not settled, as last checked",
+        facts.unsettled_events as f64,
+    );
+    figure("replays_waiting", "Replays that wait for a connection", feed.replay.waiting() as f64);
+    figure("clients_limit", "The most streams (--max-clients)", feed.options.max_clients as f64);
+    figure(
+        "client_lag_max_events",
+        "Events that the client furthest behind has still to get",
+        lag.unwrap_or_default() as f64,
+    );
 }

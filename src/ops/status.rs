@@ -46,10 +46,7 @@ pub fn json(feed: &Feed, instance: &str) -> String {
         "totals": {
             "events": stats.events.get(),
             "deliveries": stats.deliveries.get(),
-            "sent_bytes": stats.bytes.get(),
             "dropped_events": stats.dropped.get(),
-            "quarantined_events": stats.quarantined.get(),
-            "evicted_connections": stats.evicted.get(),
         },
         "latency": {
             "commit_to_broadcast_seconds": buckets(&stats.commit_to_broadcast),
@@ -151,7 +148,5 @@ fn buckets(histogram: &Histogram) -> Value {
     json!({
         "upper_bounds": buckets.iter().map(|bucket| bucket.upper_bound()).collect::<Vec<_>>(),
         "cumulative": buckets.iter().map(|bucket| bucket.cumulative_count()).collect::<Vec<_>>(),
-        "count": histogram.get_sample_count(),
-        "sum": histogram.get_sample_sum(),
     })
 }
