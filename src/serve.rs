@@ -41,12 +41,7 @@ const OTHER_DESCRIPTORS: u64 = 128;
 pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) -> Result<(), Error> {
     let settings = settings.clone().with_deadline(DATABASE_DEADLINE);
     raise_descriptor_limit(options.max_clients);
-    let (listeners, inherited) = listeners(&options)?;
-    for listener in &listeners {
-        if let Ok(address) = listener.local_addr() {
-            log::info!("listening on {address}{}", if inherited { " (passed by the service manager)" } else { "" });
-        }
-    }
+    let listeners = listeners(&options)?;
     let operator_listener = operator_listener(options.ops_listen)?;
     let address = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (fatal, died) = bounded(1);
@@ -176,7 +171,7 @@ fn join(threads: Vec<JoinHandle<()>>) {
 }
 
 /// The sockets that the service manager passed, else new ones.
-fn listeners(options: &ServeOptions) -> Result<(Vec<TcpListener>, bool), Error> {
+fn listeners(options: &ServeOptions) -> Result<Vec<TcpListener>, Error> {
     let mut passed = listenfd::ListenFd::from_env();
     let mut listeners = Vec::new();
     for index in 0..passed.len() {
@@ -185,11 +180,14 @@ fn listeners(options: &ServeOptions) -> Result<(Vec<TcpListener>, bool), Error> 
             None => log::warn!("socket {index} from the service manager is not a TCP listener"),
         }
     }
-    if !listeners.is_empty() {
-        return Ok((listeners, true));
+    let whence = if listeners.is_empty() { "" } else { " (passed by the service manager)" };
+    if listeners.is_empty() {
+        listeners = options.listen.iter().map(|address| bind(*address, &options.listen)).collect::<Result<_, _>>()?;
     }
-    let own = options.listen.iter().map(|address| bind(*address, &options.listen)).collect::<Result<_, _>>()?;
-    Ok((own, false))
+    for address in listeners.iter().flat_map(TcpListener::local_addr) {
+        log::info!("listening on {address}{whence}");
+    }
+    Ok(listeners)
 }
 
 fn raise_descriptor_limit(max_clients: usize) {

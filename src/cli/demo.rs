@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::say;
+use super::print::say;
 use super::serve::stop_on_signal;
 use crate::config::ServeOptions;
 use crate::db::{Connection, Settings, keys, migrate};

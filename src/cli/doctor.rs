@@ -1,9 +1,9 @@
 //! `signal-feed doctor`: checks the installation end to end.
 
-use super::table::output_rows;
-use super::{DatabaseArgs, output, progress};
+use super::print::{output_rows, progress};
 use crate::db::doctor;
 use crate::error::{Doing, Error};
+use crate::options::{DatabaseArgs, output};
 
 /// Check the installation end to end; exit 1 if anything fails
 ///
@@ -23,7 +23,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let progress = progress::start("doctor");
+    let progress = progress("doctor");
     let checks = doctor::examine(&args.database.settings()?).doing("connect to the database");
     drop(progress);
     let checks = checks?;

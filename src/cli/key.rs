@@ -6,15 +6,14 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::table::{minute, output_table};
-use super::{DatabaseArgs, output, say};
+use super::print::{minute, output_table, say};
 use crate::db::Connection;
 use crate::db::keys::{self, Key};
 use crate::error::{Doing, Error};
 use crate::event::EventTime;
 use crate::feed::keys::new_key;
 use crate::feed::seconds;
-use crate::options::{parse_duration, parse_positive_duration};
+use crate::options::{DatabaseArgs, output, parse_duration, parse_positive_duration};
 use crate::text::is_hidden;
 
 /// The longest name of a key.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{DatabaseArgs, output, progress, say};
+use super::print::{progress, say};
 use crate::db::Connection;
 use crate::db::migrate::{self, Options, ROLES_SQL, SignalInserted};
 use crate::error::{Doing, Error};
-use crate::options::parse_duration;
+use crate::options::{DatabaseArgs, output, parse_duration};
 
 /// Install, upgrade or repair the feed's schema; safe to run again
 ///
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut connection =
         Connection::open(&args.database.settings()?, "signal-feed migrate").doing("connect to the database")?;
     migrate::allow_long_statements(&mut connection)?;
-    let progress = progress::start("migrate");
+    let progress = progress("migrate");
     if !args.check {
         return migrate::migrate(&mut connection, &options, &mut |line| {
             progress.suspend(|| say(line));

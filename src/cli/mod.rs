@@ -4,23 +4,20 @@ mod demo;
 mod doctor;
 mod key;
 mod migrate;
-mod progress;
+mod print;
 mod prune;
 mod quarantine;
 mod restored;
 mod serve;
 mod status;
-mod table;
 mod tail;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::Error;
-use crate::options::{self, DatabaseArgs, output, with_rules};
-use crate::text::visible;
+use crate::options::{self, with_rules};
 
 /// Stream a PostgreSQL table of trading signals to bots: a gapless, commit-ordered log over Server-Sent Events
 ///
@@ -84,10 +81,4 @@ impl Command {
             Self::Demo(args) => demo::run(&args),
         }
     }
-}
-
-/// Prints one line on what a command did, with control characters made visible. Whether it can be written
-/// does not matter.
-pub(crate) fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{}", visible(&line.to_string()));
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{DatabaseArgs, progress, say};
+use super::print::{progress, say};
 use crate::db::{migrate, prune};
 use crate::error::{Doing, Error};
-use crate::options::{parse_duration, parse_positive_duration};
+use crate::options::{DatabaseArgs, parse_duration, parse_positive_duration};
 
 /// Remove old events from the log; never blocks writers
 ///
@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut connection = args.database.connect()?;
     migrate::check_schema(&mut connection)?;
     migrate::allow_long_statements(&mut connection)?;
-    let progress = progress::start("prune");
+    let progress = progress("prune");
     let plan = prune::plan(&mut connection, args.older_than, args.replay_window).doing("find what to prune")?;
     let age = crate::text::duration(plan.older_than);
     if plan.older_than > args.older_than {

@@ -3,13 +3,12 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::table::{minute, output_table};
-use super::{DatabaseArgs, output, say};
+use super::print::{minute, output_table, say};
 use crate::db::quarantine::{self, Quarantined};
 use crate::db::{Connection, migrate};
 use crate::error::{Doing, Error};
 use crate::event::FeedSeq;
-use crate::options::parse_number;
+use crate::options::{DatabaseArgs, output, parse_number};
 
 /// List the events that cannot be delivered, and mark them as dealt with
 #[derive(Debug, clap::Args)]

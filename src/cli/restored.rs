@@ -1,9 +1,9 @@
 //! `signal-feed restored`: records that the database was restored or failed over.
 
-use super::{DatabaseArgs, say};
+use super::print::say;
 use crate::db::{migrate, restored};
 use crate::error::{Doing, Error};
-use crate::options::parse_number;
+use crate::options::{DatabaseArgs, parse_number};
 
 /// Run after a restore from backup, or a failover that lost something: continue numbering above any numbers that were
 /// lost

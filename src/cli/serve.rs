@@ -3,11 +3,10 @@
 use crossbeam_channel::{Sender, bounded};
 use log::LevelFilter;
 
-use super::DatabaseArgs;
 use crate::config::ServeOptions;
 use crate::error::Error;
 use crate::logging;
-use crate::options::{on_signal, parse_log_level};
+use crate::options::{DatabaseArgs, on_signal, parse_log_level};
 
 /// Run the feed until SIGTERM or SIGINT
 ///

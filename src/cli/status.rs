@@ -5,9 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::output;
-use super::table::{output_rows, output_table};
+use super::print::{output_rows, output_table};
 use crate::error::Error;
+use crate::options::output;
 use crate::text;
 
 /// Longest time for the whole answer: the server may have to wait for a slow database.

@@ -7,12 +7,11 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::output;
 use crate::consumer::follow::{End, FeedEvent, FollowOptions, Follower, Reason};
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
-use crate::options::{on_signal, parse_number};
+use crate::options::{on_signal, output, parse_number};
 use crate::text::one_line;
 
 /// Print every event of a feed as one JSON line
