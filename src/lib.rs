@@ -49,15 +49,7 @@
 //! # Locks
 //!
 //! No thread holds a lock during a database call, a system call that can block, or while it takes another lock. The
-//! comment beside each lock says what it guards. The most important ones:
-//!
-//! | lock | guards |
-//! |---|---|
-//! | `Feed::tail` | the tail and its head: to add a batch, or to take some |
-//! | `Client::writer` | one socket and its pending bytes: to write once, without blocking |
-//! | `Clients::list` | the open streams, and their limits |
-//! | `KeyRing::known` | the keys, as last read |
-//! | `Feed::facts` | what the database was last found to be and to hold |
+//! comment beside each lock says what it guards.
 //!
 //! # Invariants
 //!

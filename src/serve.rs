@@ -42,7 +42,7 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let settings = settings.clone().with_deadline(DATABASE_DEADLINE);
     raise_descriptor_limit(options.max_clients);
     let listeners = listeners(&options)?;
-    let operator_listener = operator_listener(options.ops_listen)?;
+    let operator_listeners = operator_listeners(options.ops_listen)?;
     let address = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (fatal, died) = bounded(1);
     let feed = Arc::new(Feed::new(options, &settings, fatal));
@@ -51,16 +51,11 @@ pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) ->
     let settings = settings.with_watch(Some(Arc::new(move || !watched_feed.health.is_stopping())));
 
     // The operator's port answers from the start to the end.
-    let mut running = Vec::new();
-    let mut stop_operator = None;
-    if let Some(listener) = operator_listener {
-        let (shown_feed, instance) = (feed.clone(), ops::instance(address));
-        let handler = move |connection: &HttpConnection| ops::routes::serve(&shown_feed, &instance, connection);
-        let connections = Connections::new(ops::MOST_CONNECTIONS, feed.stats.evicted.clone());
-        let (thread, stop) = accept(&feed, "ops", vec![listener], connections, handler)?;
-        running.push(thread);
-        stop_operator = Some(stop);
-    }
+    let (shown_feed, instance) = (feed.clone(), ops::instance(address));
+    let handler = move |connection: &HttpConnection| ops::routes::serve(&shown_feed, &instance, connection);
+    let connections = Connections::new(ops::MOST_CONNECTIONS, feed.stats.evicted.clone());
+    let (operator, stop_operator) = accept(&feed, "ops", operator_listeners, connections, handler)?;
+    let mut running = vec![operator];
 
     let database = settings.clone();
     running.push(start(&feed, "reader", move |feed| Reader::new(feed, &database).run())?);
@@ -143,9 +138,9 @@ fn accept(
     Ok((thread, stopper))
 }
 
-/// The operator's socket, if one is wanted.
-fn operator_listener(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {
-    let Some(address) = address else { return Ok(None) };
+/// The operator's socket, or none if `--ops-listen` is off.
+fn operator_listeners(address: Option<SocketAddr>) -> Result<Vec<TcpListener>, Error> {
+    let Some(address) = address else { return Ok(Vec::new()) };
     let listener = bind(address, &[])?;
     let address = listener.local_addr().unwrap_or(address);
     log::info!("status page and metrics at http://{address}/");
@@ -154,7 +149,7 @@ fn operator_listener(address: Option<SocketAddr>) -> Result<Option<TcpListener>,
             "--ops-listen {address} is not a loopback address: anyone who can reach it sees key names and client addresses"
         );
     }
-    Ok(Some(listener))
+    Ok(vec![listener])
 }
 
 /// Waits up to [`JOIN_PATIENCE`] for the threads to end.

@@ -15,30 +15,24 @@ const TURN_EVERY: Duration = Duration::from_secs(1);
 /// An outage shorter than this, 30 s, raises no alert: it may be a restart of the database.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The reason and the message of an alert.
-type Alert = (&'static str, &'static str);
-
-/// Conditions that last: the alert when one begins, and when it ends. Their order is that of [`run`].
-const CONDITIONS: [(Alert, Option<Alert>); 3] = [
+/// Conditions that last: the reason and the message of the alert when one begins, and when it ends. Their order is that of
+/// [`run`].
+const BEGINS: [(&str, &str); 3] = [
+    ("degraded", "no database connection for 30 s; open streams stay, new requests get 503; check PostgreSQL"),
     (
-        ("degraded", "no database connection for 30 s; open streams stay, new requests get 503; check PostgreSQL"),
-        Some(("recovered", "connected to the database again; no stream missed anything")),
+        "capture_off",
+        "capture is off: new signals reach no bot; run \"signal-feed doctor\", then \"signal-feed migrate\"",
     ),
     (
-        (
-            "capture_off",
-            "capture is off: new signals reach no bot; run \"signal-feed doctor\", then \"signal-feed migrate\"",
-        ),
-        Some(("capture_on", "capture is on again; bots missed the signals written meanwhile")),
+        "another_cluster",
+        "the database was restored or failed over; run \"signal-feed restored\", or \"signal-feed restored \
+         --nothing-lost\" if it lost no commit",
     ),
-    (
-        (
-            "another_cluster",
-            "the database was restored or failed over; run \"signal-feed restored\", or \"signal-feed restored \
-             --nothing-lost\" if it lost no commit",
-        ),
-        None,
-    ),
+];
+const ENDS: [Option<(&str, &str)>; 3] = [
+    Some(("recovered", "connected to the database again; no stream missed anything")),
+    Some(("capture_on", "capture is on again; bots missed the signals written meanwhile")),
+    None,
 ];
 
 /// The thread `alerts`: runs until the server stops.
@@ -65,10 +59,10 @@ pub fn run(feed: &Feed, program: PathBuf) {
     }
 }
 
-fn changes(before: [bool; 3], now: [bool; 3]) -> impl Iterator<Item = (Level, Alert)> {
-    CONDITIONS.into_iter().zip(before.into_iter().zip(now)).filter_map(|((begins, ends), change)| match change {
-        (false, true) => Some((Level::Critical, begins)),
-        (true, false) => ends.map(|ends| (Level::Warning, ends)),
+fn changes(before: [bool; 3], now: [bool; 3]) -> impl Iterator<Item = (Level, (&'static str, &'static str))> {
+    (0..3).filter_map(move |at| match (before[at], now[at]) {
+        (false, true) => Some((Level::Critical, BEGINS[at])),
+        (true, false) => ENDS[at].map(|end| (Level::Warning, end)),
         _ => None,
     })
 }
