@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,6 @@ use tokio_postgres::{AsyncMessage, Client, Notification, Row, Statement};
 use super::Error;
 use super::connection_string::Target;
 use super::dial::{self, Driver};
-use crate::sync::lock;
 
 /// The most notifications that wait; beyond that the oldest is dropped. They only wake the reader, so none is needed.
 const NOTIFICATIONS_KEPT: usize = 1024;
@@ -44,10 +43,10 @@ pub type Watch = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Where and how to connect.
 #[derive(Clone)]
 pub struct Settings {
-    /// The file that the connection string came from, if any: it can be read again.
+    /// The file that the connection string came from, if any.
     file: Option<PathBuf>,
-    /// The connection string in use and its meaning, shared by all clones of the settings.
-    current: Arc<Mutex<(String, Arc<Target>)>>,
+    /// What the connection string meant at the start.
+    target: Arc<Target>,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
     /// Asked by every connection while it is opened, and by its calls until it is given another watch.
@@ -72,8 +71,7 @@ impl FromStr for Settings {
 }
 
 impl Settings {
-    /// Like [`from_str`](Self::from_str), for the text of a file. If a connection attempt fails, the file is read
-    /// again, because its password may have changed.
+    /// Like [`from_str`](Self::from_str), for the text of a file. Each new connection reads the file again.
     ///
     /// # Errors
     /// As [`from_str`](Self::from_str).
@@ -84,8 +82,7 @@ impl Settings {
     fn new(text: &str, file: Option<PathBuf>) -> Result<Self, Error> {
         let target = Arc::new(text.parse::<Target>().map_err(Error::Unreachable)?);
         dial::connector(&target).map_err(Error::Unreachable)?;
-        let current = Arc::new(Mutex::new((text.to_owned(), target)));
-        Ok(Self { file, current, deadline: Duration::from_secs(10), watch: None })
+        Ok(Self { file, target, deadline: Duration::from_secs(10), watch: None })
     }
 
     /// The same database with another deadline for every call.
@@ -100,21 +97,17 @@ impl Settings {
         self
     }
 
-    /// What the file says now, if it differs from the connection string that failed.
-    fn read_again(&self, failed: &Arc<Target>) -> Option<Arc<Target>> {
-        let text = std::fs::read_to_string(self.file.as_ref()?).ok()?;
-        let mut current = lock(&self.current);
-        if text.trim() != current.0 {
-            match text.trim().parse::<Target>() {
-                Ok(target) => *current = (text.trim().to_owned(), Arc::new(target)),
-                Err(error) => {
-                    log::warn!(
-                        "cannot use the new connection string in the database URL file; keeping the old one: {error}"
-                    )
-                }
+    /// What the connection string means. A file is read again for each connection, because its password may have changed.
+    fn target(&self) -> Arc<Target> {
+        let Some(file) = &self.file else { return self.target.clone() };
+        let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
+        match text.and_then(|text| text.trim().parse()) {
+            Ok(target) => Arc::new(target),
+            Err(error) => {
+                log::warn!("cannot use the database URL file any more; using what it said at the start: {error}");
+                self.target.clone()
             }
         }
-        (!Arc::ptr_eq(&current.1, failed)).then(|| current.1.clone())
     }
 }
 
@@ -162,7 +155,8 @@ impl Connection {
             .map_err(|error| Error::Unreachable(format!("set up a connection: {error}")))?;
         let deadline = settings.deadline;
         let (client, driver) = match runtime.block_on(async {
-            let dialled = pin!(dial(settings, name));
+            let target = settings.target();
+            let dialled = pin!(dial::dial(&target, name, deadline));
             // `dial` keeps the deadline itself, with a better message.
             watched(dialled, deadline * 2, watch.as_ref()).await?
         }) {
@@ -222,17 +216,6 @@ impl Connection {
         self.run(async |client, statements| {
             let statement = prepared(client, statements, sql).await?;
             client.query_one(&statement, parameters).await
-        })
-    }
-
-    /// Like [`query`](Self::query), for a statement that returns at most one row.
-    ///
-    /// # Errors
-    /// See [`Error`]; also if there are more rows.
-    pub fn query_opt(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, Error> {
-        self.run(async |client, statements| {
-            let statement = prepared(client, statements, sql).await?;
-            client.query_opt(&statement, parameters).await
         })
     }
 
@@ -322,19 +305,6 @@ impl Drop for Wire {
             // A name look-up may still hang in the runtime's helper thread: never wait for it.
             runtime.shutdown_background();
         }
-    }
-}
-
-/// Connects. If that fails and the file of the connection string has changed, tries once more with its new text.
-async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error> {
-    let until = Instant::now() + settings.deadline;
-    let target = lock(&settings.current).1.clone();
-    match dial::dial(&target, name, settings.deadline).await {
-        Err(error) => match settings.read_again(&target) {
-            Some(target) => dial::dial(&target, name, until.saturating_duration_since(Instant::now())).await,
-            None => Err(error),
-        },
-        session => session,
     }
 }
 

@@ -198,7 +198,7 @@ pub fn capture_fault(connection: &mut Connection) -> Result<Option<String>, Erro
 /// # Errors
 /// See [`Error`]; [`Error::Incomplete`] if none were recorded.
 pub fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
-    let row = connection.query_opt(CLUSTER, &[])?.ok_or_else(|| {
+    let row = connection.query(CLUSTER, &[])?.pop().ok_or_else(|| {
         let text =
             "the table stock_market.signal_feed_cluster has no row; \"signal-feed migrate\" records this cluster";
         Error::Incomplete(text.into())

@@ -99,12 +99,12 @@ pub fn read_recent_start(connection: &mut Connection, events: i64, bytes: i64) -
 
 /// Reads the time of one row; `None` if the log does not have it, or prune counts it as gone.
 pub fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Option<EventTime>, Error> {
-    let row = connection.query_opt(
+    let rows = connection.query(
         "select event_time from stock_market.signal_feed_event \
          where feed_seq = $1 and feed_seq > (select max(pruned_through) from stock_market.signal_feed_pruned)",
         &[&seq.0],
     )?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?)
+    Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
 }
 
 /// Which rows to read.
@@ -244,14 +244,14 @@ fn read_large_row(
     time: EventTime,
 ) -> Result<Option<Result<Vec<u8>, String>>, Error> {
     let limit = i64::try_from(LARGEST_BLOCK_BYTES).unwrap_or(i64::MAX);
-    let row = connection.query_opt(
+    let rows = connection.query(
         "select octet_length(rendered.signal)::bigint, \
                 case when octet_length(rendered.signal) <= $2::bigint then rendered.signal end \
          from (select signal::text as signal from stock_market.signal_feed_event \
                where feed_seq = $1 and event_time = $3 offset 0) as rendered",
         &[&seq.0, &limit, &time],
     )?;
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = rows.first() else { return Ok(None) };
     let text: Option<RawText<'_>> = row.try_get(1)?;
     Ok(Some(match text {
         Some(text) => Ok(text.0.to_vec()),
@@ -317,7 +317,7 @@ pub struct WindowStart {
 /// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes
 /// the lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
 pub fn read_window_start(connection: &mut Connection, begin: EventTime) -> Result<Option<WindowStart>, Error> {
-    let row = connection.query_opt(
+    let rows = connection.query(
         "with pruned as materialized \
              (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned), \
          first as materialized \
@@ -342,7 +342,9 @@ pub fn read_window_start(connection: &mut Connection, begin: EventTime) -> Resul
          from start where start.seq is not null",
         &[&begin],
     )?;
-    row.map(|row| Ok(WindowStart { seq: FeedSeq(row.try_get(0)?), prev: FeedSeq(row.try_get(1)?) })).transpose()
+    rows.first()
+        .map(|row| Ok(WindowStart { seq: FeedSeq(row.try_get(0)?), prev: FeedSeq(row.try_get(1)?) }))
+        .transpose()
 }
 
 /// The events that a client lost because its queue overflowed.

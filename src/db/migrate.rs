@@ -41,7 +41,7 @@ const EARLIER_CAPTURE_VERSION: i32 = 4;
 const LOCK_TRY: &str = "1s";
 /// The pause between two tries, in which writers continue.
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
-/// The advisory lock that allows one migrate at a time in a database: the ASCII codes of `sigfeed`.
+/// The advisory lock that allows one migrate at a time in a database, until its session ends: the ASCII codes of `sigfeed`.
 const ADVISORY_KEY: i64 = 0x0073_6967_6665_6564;
 /// Longest time for one statement: on a large log of the sequence era, building an index takes long.
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -144,7 +144,7 @@ pub fn check_schema(connection: &mut Connection) -> Result<(), Error> {
 fn installed(connection: &mut Connection) -> Result<Vec<(i32, String)>, Error> {
     let doing = "read the schema version";
     let is_there = connection
-        .query_opt(
+        .query(
             "select from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
                 join pg_catalog.pg_roles as r on r.oid = c.relowner
              where n.nspname = 'stock_market' and c.relname = 'signal_feed_migration' and c.relkind = 'r'
@@ -152,7 +152,7 @@ fn installed(connection: &mut Connection) -> Result<Vec<(i32, String)>, Error> {
             &[],
         )
         .doing(doing)?;
-    if is_there.is_none() {
+    if is_there.is_empty() {
         return Ok(Vec::new());
     }
     let rows = connection
@@ -251,12 +251,7 @@ impl Migration<'_> {
             let row = connection.query_one("select pg_try_advisory_lock($1)", &[&ADVISORY_KEY])?;
             Ok(row.get::<_, bool>(0).then_some(()))
         })?;
-        let outcome = self.install();
-        if !self.connection.is_lost() {
-            let unlock = self.connection.query("select pg_advisory_unlock($1)", &[&ADVISORY_KEY]);
-            unlock.doing("release the migration lock")?;
-        }
-        outcome?;
+        self.install()?;
         let left = look(self.connection, self.options)?;
         if left.is_empty() {
             return Ok(());
