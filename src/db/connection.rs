@@ -46,7 +46,7 @@ pub struct Settings {
     /// The file that the connection string came from, if any.
     file: Option<PathBuf>,
     /// What the connection string meant at the start.
-    target: Arc<Target>,
+    target: Target,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
     /// Asked by every connection while it is opened, and by its calls until it is given another watch.
@@ -66,7 +66,9 @@ impl FromStr for Settings {
     /// 34.1.1). Settings that can never work are an error here, not at the first connection; so is a root certificate
     /// that cannot be read. `PG…` variables and password files are not read.
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::new(text.trim(), None)
+        let target = text.trim().parse().map_err(Error::Unreachable)?;
+        dial::connector(&target).map_err(Error::Unreachable)?;
+        Ok(Self { file: None, target, deadline: Duration::from_secs(10), watch: None })
     }
 }
 
@@ -76,13 +78,7 @@ impl Settings {
     /// # Errors
     /// As [`from_str`](Self::from_str).
     pub fn from_file(path: &Path, text: &str) -> Result<Self, Error> {
-        Self::new(text.trim(), Some(path.to_owned()))
-    }
-
-    fn new(text: &str, file: Option<PathBuf>) -> Result<Self, Error> {
-        let target = Arc::new(text.parse::<Target>().map_err(Error::Unreachable)?);
-        dial::connector(&target).map_err(Error::Unreachable)?;
-        Ok(Self { file, target, deadline: Duration::from_secs(10), watch: None })
+        Ok(Self { file: Some(path.to_owned()), ..text.parse()? })
     }
 
     /// The same database with another deadline for every call.
@@ -98,11 +94,11 @@ impl Settings {
     }
 
     /// What the connection string means. A file is read again for each connection, because its password may have changed.
-    fn target(&self) -> Arc<Target> {
+    fn target(&self) -> Target {
         let Some(file) = &self.file else { return self.target.clone() };
         let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
         match text.and_then(|text| text.trim().parse()) {
-            Ok(target) => Arc::new(target),
+            Ok(target) => target,
             Err(error) => {
                 log::warn!("cannot use the database URL file any more; using what it said at the start: {error}");
                 self.target.clone()

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode as DriverMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Socket};
 
 use super::Error;
@@ -80,26 +81,19 @@ pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Res
     Err(Error::Unreachable(failures.join("; ")))
 }
 
-/// Connects to one host. `prefer` tries again without TLS if TLS or the server's rules for it failed.
+/// Connects to one host. `prefer` tries again without TLS if TLS or the server's rules for it failed; if that fails too,
+/// the first error is the cause.
 async fn connect(mut config: Config, connector: &Connector) -> Result<Session, Error> {
-    let first = match config.connect(Connector::clone(connector)).await {
+    let error = match config.connect(Connector::clone(connector)).await {
         Ok(session) => return Ok(session),
         Err(error) => explained(error),
     };
-    let is_wrong_password = first.sql_state().is_some_and(|state| state.code() == "28P01");
+    let is_wrong_password = error.sql_state() == Some(&SqlState::INVALID_PASSWORD);
     if cfg!(not(feature = "tls")) || config.get_ssl_mode() != DriverMode::Prefer || is_wrong_password {
-        return Err(first);
+        return Err(error);
     }
     config.ssl_mode(DriverMode::Disable);
-    let second = match config.connect(Connector::clone(connector)).await {
-        Ok(session) => return Ok(session),
-        Err(error) => explained(error),
-    };
-    let (with_tls, in_clear) = (first.to_string(), second.to_string());
-    if first.sql_state().is_some() || with_tls == in_clear {
-        return Err(first);
-    }
-    Err(Error::Unreachable(format!("with TLS: {with_tls}; without TLS: {in_clear}")))
+    config.connect(Connector::clone(connector)).await.map_err(|_| error)
 }
 
 /// The driver's error, with advice if the error has none.
