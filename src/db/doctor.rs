@@ -220,9 +220,8 @@ fn verdict(row: &Row) -> Result<Verdict, Error> {
 fn schema(connection: &mut Connection) -> Result<Verdict, Error> {
     match migrate::check_schema(connection) {
         Ok(()) => Ok(well(format!("schema {}", migrate::KNOWN_VERSION))),
-        Err(CommandError::Failed(text)) => Ok(wrong(text, "{migrate}")),
         Err(CommandError::Database { cause, .. }) => Err(cause),
-        Err(error) => Ok(wrong(error.to_string(), "run doctor in the feed's database")),
+        Err(error) => Ok(wrong(error.to_string(), "{migrate}")),
     }
 }
 
@@ -258,12 +257,10 @@ fn replication(connection: &mut Connection) -> Result<Verdict, Error> {
 
 /// Whether a notification from one session reaches another: a pooler in transaction mode loses it.
 fn listen(connection: &mut Connection, settings: &Settings) -> Result<Verdict, Error> {
-    let pid: i32 = connection.query_one("select pg_backend_pid()", &[])?.get(0);
-    let channel = format!("signal_feed_doctor_{pid}");
+    let channel = format!("signal_feed_doctor_{:016x}", crate::random::random_u64());
     connection.batch(&format!("listen {channel}"))?;
     Connection::open(settings, "signal-feed doctor")?.batch(&format!("notify {channel}"))?;
     let came = connection.wait_notification(LISTEN_PATIENCE)?.is_some();
-    connection.batch(&format!("unlisten {channel}"))?;
     Ok(if came {
         well("a notification reaches another session")
     } else {

@@ -6,6 +6,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
@@ -49,7 +50,7 @@ const DEADLINE: Duration = Duration::from_secs(6 * 3600);
 const ROLES_TRIES: u32 = 5;
 
 /// Whether an INSERT also notifies the channel `signal_inserted`. `migrate --help` shows the comments of the variants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SignalInserted {
     /// Yes, unless another trigger on signal does
     Auto,
@@ -59,14 +60,10 @@ pub enum SignalInserted {
     Off,
 }
 
-impl SignalInserted {
-    /// Its word on the command line and in the database.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::On => "on",
-            Self::Off => "off",
-        }
+impl Options {
+    /// The new choice for `signal_inserted`: its word on the command line and in the database.
+    fn new_choice(&self) -> Option<String> {
+        Some(self.signal_inserted?.to_possible_value()?.get_name().to_owned())
     }
 }
 
@@ -135,12 +132,12 @@ pub fn check_schema(connection: &mut Connection) -> Result<(), Error> {
         version if version < KNOWN_VERSION => Err(Error::Failed(format!(
             "the database has signal-feed schema {version}, older than {KNOWN_VERSION}: run \"signal-feed migrate\" first"
         ))),
-        version => refuse_newer(version),
+        _ => Ok(()),
     }
 }
 
-/// Number and checksum of the applied migrations, lowest first. The table is read only if its owner is
-/// trusted with the feed: a view with that name could run foreign code.
+/// Number and checksum of the applied migrations, lowest first; a newer schema is an error. The table is read only if its
+/// owner is trusted with the feed: a view with that name could run foreign code.
 fn installed(connection: &mut Connection) -> Result<Vec<(i32, String)>, Error> {
     let doing = "read the schema version";
     let is_there = connection
@@ -158,21 +155,18 @@ fn installed(connection: &mut Connection) -> Result<Vec<(i32, String)>, Error> {
     let rows = connection
         .query("select m.version, m.checksum from stock_market.signal_feed_migration as m order by m.version", &[])
         .doing(doing)?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    let applied: Vec<(i32, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    match newest(&applied) {
+        version if version > KNOWN_VERSION => Err(Error::Failed(format!(
+            "the database has signal-feed schema {version}, newer than {KNOWN_VERSION}, the newest that this program knows: \
+             install the signal-feed release that migrated it"
+        ))),
+        _ => Ok(applied),
+    }
 }
 
 fn newest(applied: &[(i32, String)]) -> i32 {
     applied.last().map_or(0, |(version, _)| *version)
-}
-
-fn refuse_newer(version: i32) -> Result<(), Error> {
-    if version <= KNOWN_VERSION {
-        return Ok(());
-    }
-    Err(Error::Failed(format!(
-        "the database has signal-feed schema {version}, newer than {KNOWN_VERSION}, the newest that this program knows: \
-         install the signal-feed release that migrated it"
-    )))
 }
 
 /// What migrate would do. A migration that is not applied comes first.
@@ -183,7 +177,6 @@ fn look(connection: &mut Connection, options: &Options) -> Result<Vec<Fault>, Er
     }
     let applied = installed(connection)?;
     let newest = newest(&applied);
-    refuse_newer(newest)?;
     for (version, found) in &applied {
         let index = usize::try_from(version - 1).unwrap_or(usize::MAX);
         let known = EARLIER.get(index).map_or_else(|| checksum(TABLES), |known| (*known).to_owned());
@@ -196,8 +189,8 @@ fn look(connection: &mut Connection, options: &Options) -> Result<Vec<Fault>, Er
     }
     let has_capture = newest >= EARLIER_CAPTURE_VERSION;
     let inserted = inspect::signal_inserted(connection, has_capture).doing(doing)?;
-    let chosen = options.signal_inserted.map_or(inserted.chosen.as_str(), |wanted| wanted.as_str());
-    if let ("on", Some(name)) = (chosen, &inserted.other) {
+    let chosen = options.new_choice().unwrap_or_else(|| inserted.chosen.clone());
+    if let ("on", Some(name)) = (chosen.as_str(), &inserted.other) {
         return Err(Error::Failed(format!(
             "--signal-inserted on: the trigger {name} on stock_market.signal notifies that channel already; \
              drop it first, or choose auto"
@@ -293,13 +286,12 @@ impl Migration<'_> {
         let doing = migration.map_or("repair the installation".to_owned(), |migration| format!("apply {migration}"));
         let capture_was_off = faults.iter().any(|fault| fault.capture_was_off);
         // As SQL: the new choice, or the one in the row.
-        let choice = self.options.signal_inserted.map(|choice| format!("'{}'", choice.as_str()));
-        let choice = choice.as_deref().unwrap_or("c.signal_inserted");
+        let choice = self.options.new_choice().map_or("c.signal_inserted".to_owned(), |word| format!("'{word}'"));
         let event = self.until_locked(&doing, |connection| {
             // Every session that numbers events holds the feed's lock during its commit.
             let begin = format!("begin; set local lock_timeout = '{LOCK_TRY}'; set local synchronous_commit = 'on'");
             connection.batch(&begin)?;
-            let outcome = apply(connection, choice, capture_was_off);
+            let outcome = apply(connection, &choice, capture_was_off);
             if !connection.is_lost() {
                 connection.batch(if matches!(outcome, Ok(Ok(_))) { "commit" } else { "rollback" })?;
             }
