@@ -73,9 +73,9 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
                     follower.acknowledge(Cursor { feed_seq, event_time: None });
                 }
             }
-            FeedEvent::Quarantined(event) => {
-                notice(&format!("the feed cannot deliver event {}: {}", event.feed_seq, event.error));
-                follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
+            FeedEvent::Quarantined { feed_seq, error, .. } => {
+                notice(&format!("the feed cannot deliver event {feed_seq}: {error}"));
+                follower.acknowledge(Cursor { feed_seq, event_time: None });
             }
             // Nothing before the earliest event was wanted.
             FeedEvent::Missed(Reason::ReplayTruncated)

@@ -10,7 +10,7 @@ mod settle;
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fs::File;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use super::files::{resolved, take_lock};
 use super::follow::{End, FeedEvent, FollowOptions, Follower, Interruption};
 use super::journal::Journal;
 use super::line::{Line, Mode, Record};
-use super::message::{Connected, Quarantined};
+use super::message::Connected;
 use super::order::Order;
 use super::recovery::Recovery;
 use super::state::StateFile;
@@ -185,7 +185,7 @@ impl<'a> Bot<'a> {
         match event {
             FeedEvent::Signal(event) => self.signal(event)?,
             FeedEvent::Unreadable { feed_seq, why, data } => self.unreadable(feed_seq, &why, &data)?,
-            FeedEvent::Quarantined(event) => self.quarantined(&event)?,
+            FeedEvent::Quarantined { feed_seq, error, .. } => self.quarantined(feed_seq, &error)?,
             FeedEvent::Missed(reason) => {
                 self.enter_close_only(reason, &format!("the feed says {reason}: signals were missed"))?;
             }
@@ -259,12 +259,11 @@ impl<'a> Bot<'a> {
             self.unusable(Some(&cursor), &format!("event {feed_seq}: {why}"), data)?;
             return self.moved(true);
         }
-        let mut hasher = DefaultHasher::new();
-        data.hash(&mut hasher);
         if self.unreadable.len() >= MOST_UNREADABLE {
             self.unreadable.clear();
         }
-        if self.unreadable.insert(hasher.finish()) { self.unusable(None, why, data) } else { Ok(()) }
+        let hash = self.unreadable.hasher().hash_one(data);
+        if self.unreadable.insert(hash) { self.unusable(None, why, data) } else { Ok(()) }
     }
 
     fn unusable(&mut self, cursor: Option<&Cursor>, why: &str, data: &str) -> Result<(), Error> {
@@ -273,8 +272,7 @@ impl<'a> Bot<'a> {
         self.journal.append(&Line { data: Some(data), ..Line::new(Record::Unusable).why(clip(why)).at(cursor) }, true)
     }
 
-    fn quarantined(&mut self, event: &Quarantined) -> Result<(), Error> {
-        let Quarantined { feed_seq, error, .. } = event;
+    fn quarantined(&mut self, feed_seq: i64, error: &str) -> Result<(), Error> {
         let message = format!("the feed cannot deliver event {feed_seq}: {}", clip(error));
         let is_normal = !self.journal.ledger.mode.is_close_only();
         if is_normal && self.options.closes_on_quarantined {
@@ -282,7 +280,7 @@ impl<'a> Bot<'a> {
         } else {
             self.alert(Reason::Quarantined, &message);
         }
-        let cursor = Cursor { feed_seq: *feed_seq, event_time: None };
+        let cursor = Cursor { feed_seq, event_time: None };
         self.journal.append(&Line::new(Record::Quarantined).why(clip(error)).at(Some(&cursor)), true)?;
         self.moved(true)
     }

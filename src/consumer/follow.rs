@@ -11,7 +11,7 @@ use super::address::{ApiKey, Cursor, FeedUrl};
 pub use super::alert::Reason;
 use super::backoff::Backoff;
 pub use super::message::{FeedEvent, Interruption};
-use super::message::{Quarantined, SignalEvent, read};
+use super::message::{SignalEvent, read};
 use super::stop::Stop;
 pub use super::stream::Cause;
 use super::stream::{Stream, TURN};
@@ -204,7 +204,7 @@ impl Follower {
                 return Ok((!is_repetition).then_some(event));
             }
             FeedEvent::Signal(SignalEvent { feed_seq, prev_seq, .. })
-            | FeedEvent::Quarantined(Quarantined { feed_seq, prev_seq, .. }) => (*feed_seq, *prev_seq),
+            | FeedEvent::Quarantined { feed_seq, prev_seq, .. } => (*feed_seq, *prev_seq),
         };
         match (cursor, prev_seq.unwrap_or(feed_seq - 1)) {
             (Some(cursor), _) if feed_seq <= cursor => {

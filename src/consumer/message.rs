@@ -36,7 +36,14 @@ pub enum FeedEvent {
         data: String,
     },
     /// The feed cannot deliver the next event to any client; acknowledge it.
-    Quarantined(Quarantined),
+    Quarantined {
+        /// Its number.
+        feed_seq: i64,
+        /// The number of the event before it.
+        prev_seq: Option<i64>,
+        /// Why.
+        error: String,
+    },
     /// Events were lost for good: [`Reason::ReplayTruncated`] or [`Reason::HistoryRewritten`]. The next event begins a new
     /// chain.
     Missed(Reason),
@@ -90,17 +97,6 @@ pub struct Connected {
     pub has_delay: bool,
     /// When the key expires.
     pub key_expires_at: Option<String>,
-}
-
-/// One event that the feed cannot deliver to any client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quarantined {
-    /// Its number.
-    pub feed_seq: i64,
-    /// The number of the event before it.
-    pub prev_seq: Option<i64>,
-    /// Why.
-    pub error: String,
 }
 
 #[derive(Deserialize)]
@@ -157,7 +153,7 @@ fn signal(event: Event) -> FeedEvent {
 
 /// The number in a block's `id`.
 fn block_number(event: &Event) -> Option<i64> {
-    event.last_event_id.parse().ok().filter(|_| event.has_own_id).filter(is_possible)
+    event.id.as_ref()?.parse().ok().filter(is_possible)
 }
 
 /// A feed counts from 1 and stays below 2^53. A larger number would move the cursor to where no event ever comes.
@@ -184,11 +180,11 @@ fn system(event: Event) -> Result<FeedEvent, Cause> {
             _ => return Err(Cause::Broke(format!("the connected block cannot be read: {}", clip(data)))),
         },
         Some("quarantined") => match number("feed_seq").or(block_number(&event)).filter(is_possible) {
-            Some(feed_seq) => FeedEvent::Quarantined(Quarantined {
+            Some(feed_seq) => FeedEvent::Quarantined {
                 feed_seq,
                 prev_seq: number("prev_seq"),
                 error: text("error").unwrap_or_else(|| "the feed names no error".to_owned()),
-            }),
+            },
             None => FeedEvent::Unreadable {
                 feed_seq: None,
                 why: "the notice of a quarantined event has no usable number".to_owned(),
@@ -219,13 +215,7 @@ mod tests {
     use super::*;
 
     fn read(event: &str, id: &str, data: &str) -> FeedEvent {
-        super::read(Event {
-            event: event.into(),
-            data: data.into(),
-            last_event_id: id.into(),
-            has_own_id: !id.is_empty(),
-        })
-        .unwrap()
+        super::read(Event { event: event.into(), data: data.into(), id: Some(id.into()) }).unwrap()
     }
 
     #[test]
@@ -268,7 +258,7 @@ mod tests {
             id in "-?[0-9]{0,20}|\\PC{0,4}",
             data in r#"\PC{0,60}|\{("(feed_seq|prev_seq|signal|op|event_time|reason|delay_seconds)":(-?[0-9]{1,20}|null|"(connected|quarantined|dropped)?"|\{\}|1e400),?){0,5}\}?"#,
         ) {
-            let _ = super::read(Event { event, data, has_own_id: !id.is_empty(), last_event_id: id });
+            let _ = super::read(Event { event, data, id: Some(id) });
         }
     }
 }

@@ -30,8 +30,8 @@
 //!                 // Save the cursor first, then acknowledge.
 //!                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: event.event_time });
 //!             }
-//!             FeedEvent::Quarantined(event) => {
-//!                 follower.acknowledge(Cursor { feed_seq: event.feed_seq, event_time: None });
+//!             FeedEvent::Quarantined { feed_seq, .. } => {
+//!                 follower.acknowledge(Cursor { feed_seq, event_time: None });
 //!             }
 //!             FeedEvent::Missed(reason) => eprintln!("signals were missed: {reason}"),
 //!             FeedEvent::Interrupted(interruption) => eprintln!("{}", interruption.cause),

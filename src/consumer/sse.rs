@@ -16,10 +16,8 @@ pub(super) struct Event {
     pub(super) event: String,
     /// The data, its lines joined by LF.
     pub(super) data: String,
-    /// The last event id that the stream has named so far, in this block or an earlier one; empty if none.
-    pub(super) last_event_id: String,
-    /// Whether this block set it.
-    pub(super) has_own_id: bool,
+    /// The event id, if this block set one. (An earlier block's id says nothing about this event.)
+    pub(super) id: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -32,8 +30,7 @@ pub(super) struct Parser {
     at_start: bool,
     event: String,
     data: String,
-    id: String,
-    has_own_id: bool,
+    id: Option<String>,
     ready: VecDeque<Event>,
     max_block_bytes: usize,
     too_large: bool,
@@ -109,10 +106,7 @@ impl Parser {
                 self.data.push_str(value);
                 self.data.push('\n');
             }
-            "id" if !value.contains('\0') => {
-                value.clone_into(&mut self.id);
-                self.has_own_id = true;
-            }
+            "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
             // A comment (the empty field), `retry` (the follower has its own back-off), or an unknown field.
             _ => {}
         }
@@ -121,12 +115,12 @@ impl Parser {
     fn dispatch(&mut self) {
         let event = std::mem::take(&mut self.event);
         let mut data = std::mem::take(&mut self.data);
-        let has_own_id = std::mem::take(&mut self.has_own_id);
+        let id = self.id.take();
         if data.pop().is_none() {
             return;
         }
         let event = if event.is_empty() { "message".to_owned() } else { event };
-        self.ready.push_back(Event { event, data, last_event_id: self.id.clone(), has_own_id });
+        self.ready.push_back(Event { event, data, id });
     }
 }
 
@@ -144,7 +138,9 @@ mod tests {
     }
 
     fn drain(parser: &mut Parser) -> Vec<(String, String, String)> {
-        std::iter::from_fn(|| parser.next_event()).map(|event| (event.event, event.data, event.last_event_id)).collect()
+        std::iter::from_fn(|| parser.next_event())
+            .map(|event| (event.event, event.data, event.id.unwrap_or_default()))
+            .collect()
     }
 
     fn triple(event: &str, data: &str, id: &str) -> (String, String, String) {
@@ -164,7 +160,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_line_end_ends_a_line() {
-        let expected = [triple("a", "1", "7"), triple("message", "2", "7")];
+        let expected = [triple("a", "1", "7"), triple("message", "2", "")];
         for end in ["\n", "\r", "\r\n"] {
             let stream = format!("event: a{end}id: 7{end}data: 1{end}{end}data: 2{end}{end}");
             assert_eq!(parse(stream.as_bytes()), expected, "{end:?}");
@@ -179,9 +175,9 @@ mod tests {
     }
 
     #[test]
-    fn an_id_with_nul_is_ignored_and_an_id_outlives_its_block() {
+    fn an_id_with_nul_is_ignored_and_an_id_belongs_to_its_block() {
         assert_eq!(
-            parse(b"id: 5\n\nid: 6\0\ndata: x\n\nid\ndata: y\n\n"),
+            parse(b"id: 4\n\nid: 5\nid: 6\0\ndata: x\n\ndata: y\n\n"),
             [triple("message", "x", "5"), triple("message", "y", "")]
         );
     }

@@ -48,11 +48,7 @@ impl StateFile {
             Err(cause) => return Err(cause).doing(file.doing("read")),
         };
         let state = match state {
-            Ok(state) if state.version == VERSION => state,
-            Ok(State { version, .. }) => {
-                let doing = file.doing("read");
-                return Err(Error::Failed(format!("{doing}: version {version} is not known here, only {VERSION}")));
-            }
+            Ok(state) => state,
             Err(why) => {
                 if ledger.cursor.is_some() {
                     log::warn!("{}: {why}; taking cursor and mode from the journal", file.doing("read"));

@@ -8,7 +8,7 @@ use super::super::ledger::OpenIntent;
 use super::super::line::{Line, Record, intent_line};
 use super::super::message::SignalEvent;
 use super::super::order::{Action, Order};
-use super::settle::Acted;
+use super::settle::Wait;
 use super::{Bot, Halt};
 use crate::error::Error;
 use crate::text::clip;
@@ -25,13 +25,13 @@ impl Bot<'_> {
             }
         };
         let origin = if event.is_update { Origin::Update } else { Origin::Insert };
-        match self.act(&order, origin, Some(&cursor))? {
-            Acted::Done { sync } => Ok(self.moved(sync)?),
-            Acted::Open(wait) => {
-                self.follower.disconnect();
-                self.settle(wait)
-            }
+        let is_new = self.journal.ledger.known(&order.order_ref).is_none();
+        let wait = self.act(&order, origin, Some(&cursor))?;
+        if self.journal.ledger.first_open().is_none() {
+            return Ok(self.moved(is_new)?);
         }
+        self.follower.disconnect();
+        self.settle(wait)
     }
 
     pub(super) fn entries(&self) -> Entries {
@@ -39,20 +39,25 @@ impl Bot<'_> {
         Entries { are_blocked, max_age: self.options.max_entry_age }
     }
 
-    /// Decides about an order and acts on the decision. `cursor` is where the cursor then moves; none in recovery.
-    pub(super) fn act(&mut self, order: &Order, origin: Origin, cursor: Option<&Cursor>) -> Result<Acted, Error> {
-        let Err((record, why)) = decide(&self.journal.ledger, order, origin, self.entries()) else {
-            return self.place(order, cursor);
-        };
-        if record != Record::Cursor {
-            self.refuse(order, record, &why, cursor)?;
-            return Ok(Acted::Done { sync: true });
+    /// Decides about an order and acts on the decision. `cursor` is where the cursor then moves; none in recovery. Returns
+    /// as [`place`](Self::place) does.
+    pub(super) fn act(
+        &mut self,
+        order: &Order,
+        origin: Origin,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<Wait>, Error> {
+        match decide(&self.journal.ledger, order, origin, self.entries()) {
+            Ok(()) => return self.place(order, cursor),
+            Err((Record::Cursor, why)) => {
+                log::debug!("{} is {why}: placing nothing", order.order_ref);
+                if cursor.is_some() {
+                    self.journal.append(&Line::new(Record::Cursor).at(cursor), false)?;
+                }
+            }
+            Err((record, why)) => self.refuse(order, record, &why, cursor)?,
         }
-        log::debug!("{} is {why}: placing nothing", order.order_ref);
-        if cursor.is_some() {
-            self.journal.append(&Line::new(record).at(cursor), false)?;
-        }
-        Ok(Acted::Done { sync: false })
+        Ok(None)
     }
 
     /// Reports and journals an order that is never placed.
@@ -79,7 +84,9 @@ impl Bot<'_> {
         self.journal.append(&Line::new(record).facts(order).why(why).at(cursor), true)
     }
 
-    pub(super) fn place(&mut self, order: &Order, cursor: Option<&Cursor>) -> Result<Acted, Error> {
+    /// Places an order. If it is open after that, returns what to wait for first: nothing if the bot must ask the broker
+    /// whether it has the order.
+    pub(super) fn place(&mut self, order: &Order, cursor: Option<&Cursor>) -> Result<Option<Wait>, Error> {
         let mut intent = intent_line(order);
         intent.order_id = self.broker.next_order_id(self.journal.ledger.highest_order_id);
         self.journal.append(&intent, true)?;
@@ -88,9 +95,8 @@ impl Bot<'_> {
             Answer::NotSent(why) | Answer::Away(why) => Some((Reason::BrokerAway, why.clone())),
             _ => None,
         };
-        let is_open = wait.is_some() || matches!(answer, Answer::Unknown(_) | Answer::Broke(_));
         self.take_answer(order, answer, cursor)?;
-        Ok(if is_open { Acted::Open(wait) } else { Acted::Done { sync: true } })
+        Ok(wait)
     }
 
     /// Journals what the broker says about an order. If its outcome is unknown, [`Bot::settle`] asks again.

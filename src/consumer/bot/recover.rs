@@ -16,7 +16,6 @@ use super::super::message::Connected;
 use super::super::order::{Action, Order};
 use super::super::recovery::{Recovery, Snapshot, read_snapshot};
 use super::super::state::StateFile;
-use super::settle::Acted;
 use super::{Bot, BotOptions, Halt, find_files};
 use crate::error::Error;
 
@@ -70,10 +69,8 @@ impl Bot<'_> {
             Ok(order) => order,
             Err(why) => return Ok(self.unusable(None, &format!("a row that recovery found: {why}"), row)?),
         };
-        match self.act(&order, Origin::Recovery, None)? {
-            Acted::Done { .. } => Ok(()),
-            Acted::Open(wait) => self.settle(wait),
-        }
+        let wait = self.act(&order, Origin::Recovery, None)?;
+        self.settle(wait)
     }
 }
 

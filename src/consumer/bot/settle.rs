@@ -19,15 +19,6 @@ const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// What the bot waits for, and why.
 pub(super) type Wait = (Reason, String);
 
-/// The result of handling a signal.
-#[derive(Debug)]
-pub(super) enum Acted {
-    /// It is handled; `sync` if the cursor's move must be on the disk.
-    Done { sync: bool },
-    /// It is not settled yet. What to wait for first; none if the bot must ask the broker whether it has the order.
-    Open(Option<Wait>),
-}
-
 impl Bot<'_> {
     /// Returns once the broker is there and no order is open, except unsent ones before a recovery.
     ///
@@ -129,10 +120,7 @@ impl Bot<'_> {
             self.refuse(order, record, &why, None)?;
             return Ok(None);
         }
-        match self.place(order, None)? {
-            Acted::Done { .. } => Ok(None),
-            Acted::Open(wait) => Ok(wait),
-        }
+        self.place(order, None)
     }
 
     fn is_unsent(&self, order: &Order) -> bool {

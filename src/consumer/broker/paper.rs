@@ -23,16 +23,12 @@ pub(crate) struct PaperBroker {
     file: File,
 }
 
+/// One line of the file.
 #[derive(Serialize)]
 struct Fill<'a> {
     filled_at: String,
-    order_ref: &'a str,
-    action: String,
-    side: &'a str,
-    quantity: &'a RawValue,
-    symbol: &'a str,
-    price: &'a RawValue,
-    feed_seq: Option<i64>,
+    #[serde(flatten)]
+    order: &'a Order,
 }
 
 impl PaperBroker {
@@ -47,17 +43,7 @@ impl PaperBroker {
     }
 
     fn fill(&mut self, order: &Order) -> io::Result<()> {
-        let fill = Fill {
-            filled_at: clock::now_text(),
-            order_ref: &order.order_ref,
-            action: order.action.to_string(),
-            side: &order.side,
-            quantity: &order.quantity,
-            symbol: &order.symbol,
-            price: &order.price,
-            feed_seq: order.feed_seq,
-        };
-        let line = serde_json::to_string(&fill)? + "\n";
+        let line = serde_json::to_string(&Fill { filled_at: clock::now_text(), order })? + "\n";
         let before = self.file.metadata()?.len();
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
         if written.is_err() {

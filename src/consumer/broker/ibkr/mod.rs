@@ -24,8 +24,6 @@ use crate::consumer::stop::Stop;
 
 /// How long an event waits for a connection that was just lost, before the broker counts as away.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait for a list from a gateway that was read-only.
-const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The broker for TWS or IB Gateway.
 #[derive(Default)]
@@ -40,8 +38,6 @@ pub(crate) struct IbkrBroker {
     connection: Option<Connection>,
     /// The last order that was sent, and those that are followed, by their numbers.
     orders: BTreeMap<i64, OwnOrder>,
-    /// How many order ids to skip, because the gateway said that one was taken.
-    skip: i64,
     ended: VecDeque<(i64, Ended)>,
     /// When to look up the followed orders.
     look_at: Option<Instant>,
@@ -73,9 +69,8 @@ impl IbkrBroker {
 
     /// Requests a list from a gateway that was read-only: it refuses lists as long as it is.
     fn probe(&mut self, trouble: Trouble) -> Result<(), String> {
-        let patience = PROBE_PATIENCE.min(self.timeout);
         self.set_trouble(None);
-        if self.lists(Scope::Own, Instant::now() + patience).is_ok() {
+        if self.lists(Scope::Own, Instant::now() + self.timeout).is_ok() {
             log::info!("the gateway is not read-only any more");
             return Ok(());
         }
@@ -127,15 +122,11 @@ impl Broker for IbkrBroker {
 
     fn next_order_id(&mut self, used: i64) -> Option<i64> {
         let connection = self.connection.as_ref()?;
-        Some(i64::from(connection.client.next_order_id()).max(used + 1) + self.skip)
+        Some(i64::from(connection.client.next_order_id()).max(used + 1))
     }
 
     fn place(&mut self, order: &Order, order_id: Option<i64>) -> Answer {
-        let answer = self.try_place(order, order_id);
-        if matches!(answer, Answer::Has(_)) {
-            self.skip = 0;
-        }
-        answer
+        self.try_place(order, order_id)
     }
 
     fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Answer {

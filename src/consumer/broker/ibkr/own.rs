@@ -19,13 +19,12 @@ const WARNINGS: std::ops::RangeInclusive<i32> = 2100..=2199;
 /// The order was cancelled.
 const CANCELLED: i32 = 202;
 /// Nothing was sent to IB: the order's number is taken (103), or the gateway is not connected (502, 504).
-pub(super) const DUPLICATE_ID: i32 = 103;
-const NOT_SENT: [i32; 3] = [DUPLICATE_ID, 502, 504];
+const NOT_SENT: [i32; 3] = [103, 502, 504];
 
 /// An error that names an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
-    pub(super) code: i32,
+    code: i32,
     text: String,
 }
 

@@ -7,7 +7,7 @@ use ibapi::Error as ApiError;
 use super::IbkrBroker;
 use super::connection::{SLICE, Trouble};
 use super::lists::{Found, Lists, Scope};
-use super::own::{DUPLICATE_ID, OwnOrder, Refusal};
+use super::own::{OwnOrder, Refusal};
 use super::request::request;
 use crate::consumer::broker::Answer;
 use crate::consumer::order::Order;
@@ -82,10 +82,6 @@ impl IbkrBroker {
         let Some(refusal) = heard.refusal.clone().filter(|refusal| answer.is_none() && refusal.is_not_sent()) else {
             return answer;
         };
-        if refusal.code == DUPLICATE_ID {
-            // The numbers just above may be taken too.
-            self.skip = (self.skip * 2).max(1);
-        }
         if refusal.is_read_only() {
             self.set_trouble(Some(Trouble { text: refusal.why(), is_read_only: true }));
         }
