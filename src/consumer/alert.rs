@@ -10,7 +10,7 @@ use crate::alert::{About, Level};
 use crate::logging::LIMITED;
 
 /// The reason of an alert, the same word in the feed's message, the log line and the program's input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "README.md says what happens for each word")]
 pub enum Reason {

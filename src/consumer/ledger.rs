@@ -112,8 +112,8 @@ impl Ledger {
                 let is_it = |intent: &&mut OpenIntent| intent.stage != Record::Placed && key_of(&intent.order) == key;
                 if let Some(intent) = self.intents.iter_mut().find(is_it) {
                     intent.stage = line.record;
-                    intent.attempt.broke = line.broke == Some(true);
-                    intent.attempt.resent |= line.resent == Some(true);
+                    intent.attempt.broke = line.broke;
+                    intent.attempt.resent |= line.resent;
                 }
             }
             Record::Placed
@@ -150,7 +150,7 @@ impl Ledger {
         self.known.insert(key.clone(), known);
         let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
         // Without a later line about it, that bot and its connection have ended.
-        let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent == Some(true) };
+        let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent };
         match self.intents.iter_mut().find(|intent| key_of(&intent.order) == key) {
             // Sent once more, because the broker certainly did not have it.
             Some(intent) => {
@@ -213,7 +213,7 @@ impl Ledger {
             lines.push(Line {
                 time: clock::text(attempt.tried_at),
                 order_id: attempt.order_id,
-                resent: attempt.resent.then_some(true),
+                resent: attempt.resent,
                 ..intent_line(order)
             });
             if *stage != Record::Unknown || !attempt.broke {

@@ -111,11 +111,11 @@ pub(super) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) order_id: Option<i64>,
     /// The connection broke before the broker said anything about the order.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) broke: Option<bool>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) broke: bool,
     /// The order is sent again because the broker's lists did not show it. That happens at most once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) resent: Option<bool>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) resent: bool,
 }
 
 impl Line {

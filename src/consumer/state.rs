@@ -13,11 +13,8 @@ use super::line::Mode;
 use super::{files, json};
 use crate::error::{Doing, Error};
 
-const VERSION: u32 = 1;
-
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
-    version: u32,
     /// The log that cursor and journal belong to.
     feed_id: Option<String>,
     cursor: Option<i64>,
@@ -81,7 +78,6 @@ impl StateFile {
     pub(super) fn save(&self, ledger: &Ledger, sync: bool) -> Result<(), Error> {
         let cursor = ledger.cursor.as_ref();
         let state = State {
-            version: VERSION,
             feed_id: ledger.feed_id.clone(),
             cursor: cursor.map(|cursor| cursor.feed_seq),
             event_time: cursor.and_then(|cursor| cursor.event_time.clone()),

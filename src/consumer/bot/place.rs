@@ -118,11 +118,11 @@ impl Bot<'_> {
                 log::warn!(
                     "{name}: the connection broke, and the broker's lists do not show it: sending it again, once"
                 );
-                Line { resent: Some(true), ..line(Record::Unsent).why("not in the broker's lists") }
+                Line { resent: true, ..line(Record::Unsent).why("not in the broker's lists") }
             }
             Answer::Unknown(ref why) | Answer::Away(ref why) | Answer::Broke(ref why) => {
                 log::warn!("{name}: {why}; asking the broker whether it has the order");
-                let broke = matches!(answer, Answer::Broke(_)).then_some(true);
+                let broke = matches!(answer, Answer::Broke(_));
                 Line { broke, ..line(Record::Unknown).why(clip(why)) }
             }
         };

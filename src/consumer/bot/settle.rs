@@ -1,5 +1,6 @@
 //! Settles orders with the broker: before the bot sends or consumes anything, no order is open and the broker is there.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::super::alert::Reason;
@@ -27,8 +28,7 @@ impl Bot<'_> {
     pub(super) fn settle(&mut self, mut wait: Option<Wait>) -> Result<(), Halt> {
         let max = self.options.follow.backoff_max.min(BROKER_BACKOFF_MAX);
         let mut backoff = Backoff::new(self.options.follow.backoff_min, max);
-        let mut told: Vec<Reason> = Vec::new();
-        let mut last_why = String::new();
+        let mut told: HashMap<Reason, String> = HashMap::new();
         let mut sent_again = false;
         let began = Instant::now();
         loop {
@@ -36,13 +36,11 @@ impl Bot<'_> {
                 return Err(Halt::Stopped);
             }
             if let Some((reason, why)) = wait.take() {
-                if !told.contains(&reason) {
-                    self.tell_of_waiting(reason, &why);
-                    told.push(reason);
-                } else if why != last_why {
-                    log::warn!(target: LIMITED, "{reason}: still waiting for the broker: {why}");
+                match told.insert(reason, why.clone()) {
+                    None => self.tell_of_waiting(reason, &why),
+                    Some(last) if last == why => {}
+                    Some(_) => log::warn!(target: LIMITED, "{reason}: still waiting for the broker: {why}"),
                 }
-                last_why = why;
                 if !self.stop.sleep(backoff.next_wait()) {
                     return Err(Halt::Stopped);
                 }

@@ -47,8 +47,8 @@ pub(super) struct Connection {
     /// Which connection of this bot it is.
     pub(super) number: u64,
     pub(super) trouble: Option<Trouble>,
-    /// An update about the bot's orders may have been missed: look them up.
-    pub(super) has_gap: bool,
+    /// When to look up the followed orders, because an update about them may have been missed.
+    pub(super) look_at: Option<Instant>,
     /// A list did not come in time. Its late answer would end the next list, which would then prove nothing.
     pub(super) has_late_list: bool,
     /// The last list was cut short by a row that cannot be read.
@@ -63,6 +63,12 @@ impl Connection {
     /// Whether the gateway closed it.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost || !self.client.is_connected()
+    }
+
+    /// Has the followed orders looked up after `wait`, or earlier if that was planned.
+    pub(super) fn look_after(&mut self, wait: Duration) {
+        let at = Instant::now() + wait;
+        self.look_at = Some(self.look_at.map_or(at, |planned| planned.min(at)));
     }
 
     /// Updates about orders; waits up to `patience` for the first. Handles notices about the connection.
@@ -87,7 +93,7 @@ impl Connection {
     /// Handles a frame that cannot be read, which ends the stream. It may be another client's.
     fn reopen_updates(&mut self, error: &ApiError) {
         self.updates = None;
-        self.has_gap = true;
+        self.look_after(Duration::ZERO);
         if self.is_lost() || is_end(error) {
             self.is_lost = true;
             return;
@@ -114,7 +120,8 @@ impl Connection {
                 log::log!(level, "the gateway says {text}");
             }
             if is_regained {
-                (self.trouble, self.has_gap) = (None, true);
+                self.trouble = None;
+                self.look_after(Duration::ZERO);
             } else if is_lost || is_read_only {
                 self.trouble = Some(Trouble { text, is_read_only });
             }
@@ -151,7 +158,7 @@ impl IbkrBroker {
                         updates: Some(updates),
                         number: self.made,
                         trouble: None,
-                        has_gap: true,
+                        look_at: Some(Instant::now()),
                         has_late_list: false,
                         has_cut_list: false,
                         is_lost: false,

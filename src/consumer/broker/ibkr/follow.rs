@@ -28,34 +28,32 @@ impl IbkrBroker {
 
     /// Looks up all followed orders if a report about them may have been missed.
     pub(super) fn look_at_followed(&mut self) -> Result<(), String> {
-        let Some(connection) = self.connection.as_mut() else { return Ok(()) };
-        if std::mem::take(&mut connection.has_gap) {
-            self.look_at = Some(Instant::now());
+        let has_followed = self.followed().next().is_some();
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        if connection.look_at.is_none_or(|at| at > Instant::now()) {
+            return Ok(());
         }
-        if self.followed().next().is_none() {
-            self.look_at = None;
-        }
-        if self.look_at.is_none_or(|at| at > Instant::now()) {
+        connection.look_at = None;
+        if !has_followed {
             return Ok(());
         }
         let lists = match self.lists(Scope::All, Instant::now() + self.timeout) {
             Ok(lists) => lists,
             Err(why) => {
+                self.look_again(Duration::ZERO);
                 self.unknown_without_lists(&why);
                 self.leave_unless_silent();
                 return Err(why);
             }
         };
-        self.look_at = None;
+        // An unreadable frame also ends the stream of updates while lists are read.
+        if self.connection.as_mut().and_then(|connection| connection.look_at.take()).is_some() {
+            self.look_again(LOOK_APART);
+        }
         self.judge_followed();
         let ids: Vec<i64> = self.followed().map(|(order_id, _)| order_id).collect();
         for order_id in ids {
             self.look_at_one(order_id, &lists);
-        }
-        // An unreadable frame also ends the stream of updates while lists are read.
-        if let Some(connection) = self.connection.as_mut().filter(|connection| connection.has_gap) {
-            connection.has_gap = false;
-            self.look_again(LOOK_APART);
         }
         Ok(())
     }
@@ -112,9 +110,9 @@ impl IbkrBroker {
         self.end(order_id, Ended::Unfilled(end_text(why, executed, refusal.as_ref())));
     }
 
-    /// Looks up the followed orders after `wait`, or earlier if that was planned.
-    fn look_again(&mut self, wait: Duration) {
-        let at = Instant::now() + wait;
-        self.look_at = Some(self.look_at.map_or(at, |planned| planned.min(at)));
+    pub(super) fn look_again(&mut self, wait: Duration) {
+        if let Some(connection) = &mut self.connection {
+            connection.look_after(wait);
+        }
     }
 }

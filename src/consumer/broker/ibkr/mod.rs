@@ -39,8 +39,6 @@ pub(crate) struct IbkrBroker {
     /// The last order that was sent, and those that are followed, by their numbers.
     orders: BTreeMap<i64, OwnOrder>,
     ended: VecDeque<(i64, Ended)>,
-    /// When to look up the followed orders.
-    look_at: Option<Instant>,
     /// The order of unknown outcome that the lists do not show: on which connection, and since when.
     missing: Option<(String, u64, Instant)>,
 }
@@ -103,7 +101,7 @@ impl IbkrBroker {
             order.take(&update);
             // The lists show whether an error was the end of an accepted order.
             if order.is_followed && order.refusal.is_some() {
-                self.look_at = Some(Instant::now());
+                connection.look_after(Duration::ZERO);
             }
         }
         if connection.is_lost() {
@@ -130,16 +128,16 @@ impl Broker for IbkrBroker {
     }
 
     fn lookup(&mut self, order: &Order, attempt: &Attempt) -> Answer {
-        let answer = self.try_lookup(order, attempt);
-        if matches!(answer, Answer::Has(_)) {
-            // It may have ended long ago.
-            self.look_at = Some(Instant::now());
-        }
-        answer
+        self.try_lookup(order, attempt)
     }
 
     fn follow(&mut self, order_id: i64, order: &Order) {
-        self.orders.entry(order_id).or_insert_with(|| OwnOrder::new(order, None)).is_followed = true;
+        let own = self.orders.entry(order_id).or_insert_with(|| OwnOrder::new(order, None));
+        own.is_followed = true;
+        // An order that only the lists showed may have ended long ago, and only they may show that.
+        if own.status.is_none() || own.refusal.is_some() {
+            self.look_again(Duration::ZERO);
+        }
     }
 
     fn next_ended(&mut self) -> Option<(i64, Ended)> {

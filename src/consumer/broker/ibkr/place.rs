@@ -95,8 +95,6 @@ impl IbkrBroker {
         let why = refusal.why();
         match lists.map(|lists| (lists.find(&order.order_ref, Some(order_id)), lists.gap)) {
             Ok((Found::Open(found) | Found::Executed(found, _), _)) => {
-                // The lists may be the only sign of its end.
-                self.look_at = Some(Instant::now());
                 Answer::Has(Some(found).filter(|found| *found > 0).or(Some(order_id)))
             }
             Ok((Found::Nothing, Some(gap))) => Answer::Unknown(format!("{why}; {gap}")),
