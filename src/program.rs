@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -33,25 +33,12 @@ pub(crate) fn start(path: &Path, errors: Stdio) -> io::Result<Child> {
     command.process_group(0).stdin(Stdio::piped()).stderr(errors).spawn()
 }
 
-/// How a program ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// It exited with this code.
-    Code(i32),
-    /// This signal killed it.
-    Signal(i32),
-    /// It ran out of time, and its process group was killed.
-    TimedOut,
-    /// Unknown.
-    Untold,
-}
-
-/// Gives the program its line and waits for its end. After `patience` it kills the process group. Also returns the
-/// end of its standard error, if that is a pipe.
+/// Gives the program its line and waits for its end. After `patience` it kills the process group; then there is no exit
+/// status. Also returns the end of its standard error, if that is a pipe.
 ///
 /// # Errors
 /// If no thread can be started; then the program got no input.
-pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::Result<(Ended, String)> {
+pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::Result<(Option<ExitStatus>, String)> {
     let group = Pid::from_child(&child);
     let heard = child.stderr.take().map(Heard::start).transpose()?;
     let (sender, receiver) = mpsc::channel();
@@ -61,22 +48,15 @@ pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::
             // If the program has closed its input, its exit code is the answer.
             let _ = input.write_all(line.as_bytes());
         }
-        let _ = sender.send(child.wait());
+        let _ = sender.send(child.wait().ok());
     };
     std::thread::Builder::new().name("program".into()).spawn(feed_and_wait)?;
-    let ended = match receiver.recv_timeout(patience) {
-        Ok(Ok(status)) => match status.code() {
-            Some(code) => Ended::Code(code),
-            None => Ended::Signal(status.signal().unwrap_or_default()),
-        },
-        Ok(Err(_)) => Ended::Untold,
-        Err(_) => {
-            kill(group);
-            // SIGKILL cannot be refused; a program that hangs in the kernel is left alone.
-            let _ = receiver.recv_timeout(patience);
-            Ended::TimedOut
-        }
-    };
+    let ended = receiver.recv_timeout(patience).ok().flatten();
+    if ended.is_none() {
+        kill(group);
+        // SIGKILL cannot be refused; a program that hangs in the kernel is left alone.
+        let _ = receiver.recv_timeout(patience);
+    }
     Ok((ended, heard.map(Heard::end).unwrap_or_default()))
 }
 

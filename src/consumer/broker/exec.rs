@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -16,7 +16,7 @@ use crate::consumer::order::Order;
 use crate::consumer::stop::Stop;
 use crate::error::{Doing, Error};
 use crate::logging::LIMITED;
-use crate::program::{self, Ended, Group};
+use crate::program::{self, Group};
 use crate::text::clip;
 
 /// Placed, or the broker has it.
@@ -76,9 +76,9 @@ impl ExecBroker {
         Ok(())
     }
 
-    /// How a run ended, and the last line that it wrote to standard error, with a colon before it. `Err` if the program
-    /// certainly got no order.
-    fn run(&mut self, order: &Order, kind: &str) -> Result<(Ended, String), String> {
+    /// How a run ended, if it did in time, and the last line that it wrote to standard error, with a colon before it.
+    /// `Err` if the program certainly got no order.
+    fn run(&mut self, order: &Order, kind: &str) -> Result<(Option<ExitStatus>, String), String> {
         self.outwait_leftover()?;
         let child = program::start(&self.program, Stdio::piped())
             .map_err(|error| format!("start {}: {error}", self.program.display()))?;
@@ -94,7 +94,8 @@ impl ExecBroker {
             return Err(format!("write {}: {error}", self.running.display()));
         }
         let ended = program::finish(child, order.line(kind) + "\n", self.timeout);
-        if !matches!(ended, Ok((Ended::Code(EXIT_DONE | EXIT_REJECTED | EXIT_HAS_NOT | EXIT_AWAY), _))) {
+        let code = ended.as_ref().ok().and_then(|(status, _)| status.as_ref()?.code());
+        if !matches!(code, Some(EXIT_DONE | EXIT_REJECTED | EXIT_HAS_NOT | EXIT_AWAY)) {
             // A process that it left running might still send.
             program::kill(group);
         }
@@ -118,20 +119,16 @@ impl ExecBroker {
             "" => format!("{program}: {otherwise}"),
             reason => format!("{program}{reason}"),
         };
-        match ended {
-            Ended::Code(EXIT_DONE) => Answer::Has(None),
-            Ended::Code(EXIT_REJECTED) if is_order => Answer::Rejected(said("it gives no reason")),
-            Ended::Code(EXIT_HAS_NOT) if !is_order => Answer::NotSent(said("the broker does not have it")),
-            Ended::Code(EXIT_AWAY) => not_done(said("the broker is away")),
-            Ended::Code(code) => Answer::Unknown(format!(
-                "{program} ended with exit code {code}, which says nothing about the order{reason}"
-            )),
-            Ended::Untold => Answer::Unknown(format!("it is unknown how {program} ended{reason}")),
-            Ended::Signal(signal) => Answer::Unknown(format!("{program} was killed by signal {signal}{reason}")),
-            Ended::TimedOut => {
-                let timeout = crate::text::duration(self.timeout);
-                Answer::Unknown(format!("{program} did not end within {timeout} and was killed{reason}"))
-            }
+        let Some(status) = ended else {
+            let timeout = crate::text::duration(self.timeout);
+            return Answer::Unknown(format!("{program} did not end within {timeout} and was killed{reason}"));
+        };
+        match status.code() {
+            Some(EXIT_DONE) => Answer::Has(None),
+            Some(EXIT_REJECTED) if is_order => Answer::Rejected(said("it gives no reason")),
+            Some(EXIT_HAS_NOT) if !is_order => Answer::NotSent(said("the broker does not have it")),
+            Some(EXIT_AWAY) => not_done(said("the broker is away")),
+            _ => Answer::Unknown(format!("{program} ended with {status}, which says nothing about the order{reason}")),
         }
     }
 }
