@@ -187,11 +187,11 @@ impl Feed {
         lock(&self.tail).head
     }
 
-    /// How many events a client has still to get.
+    /// How many events a client has still to get. Numbers that `restored` skipped count too.
     pub fn lag_events(&self, client: &Client) -> u64 {
-        let Some(head) = self.recall_head(client.key.delay) else { return 0 };
+        let head = self.recall_head(client.key.delay).map_or(FeedSeq(0), |head| head.seq);
         let cursor = lock(&client.writer).position.cursor;
-        lock(&self.tail).count_between(cursor, head.seq)
+        u64::try_from(head.0.saturating_sub(cursor.0)).unwrap_or(0)
     }
 
     /// Ends the server with an error that it cannot repair itself.

@@ -21,7 +21,7 @@ use crate::sync::lock;
 
 /// The log is read this often however long `--poll-interval` is: it proves that the database is there.
 const LONGEST_POLL: Duration = Duration::from_secs(2);
-/// How often the log of a standby is read.
+/// How often the log of a standby is checked and read.
 const STANDBY_POLL: Duration = Duration::from_millis(50);
 /// The wait before a read that conflicted with a standby's replay is tried again.
 const CONFLICT_RETRY: Duration = Duration::from_millis(20);
@@ -48,36 +48,32 @@ impl<'a> Reader<'a> {
     pub fn run(mut self) {
         let poll = self.feed.options.poll_interval.min(LONGEST_POLL);
         let mut connection = None;
-        // When the log is next checked, and when it is next read.
         let mut next_check = Instant::now();
-        let mut next_read = next_check;
         while !self.feed.health.is_stopping() {
             self.feed.stats.reader_turns.inc();
-            let is_woken = self.feed.wakes.receiver.recv_deadline(next_read.min(next_check)).is_ok();
-            let now = Instant::now();
-            let is_check_due = now >= next_check;
+            let is_woken = self.feed.wakes.receiver.recv_deadline(next_check).is_ok();
+            let is_check_due = !is_woken || Instant::now() >= next_check;
             // While the database is away only the timer counts: no notification can come.
-            if !is_check_due && (connection.is_none() || !(is_woken || now >= next_read)) {
+            if connection.is_none() && !is_check_due {
                 continue;
             }
-            let Err(error) = self.look(&mut connection, is_check_due) else {
-                let now = Instant::now();
-                if is_check_due {
-                    next_check = now + poll;
+            let wait = match self.look(&mut connection, is_check_due) {
+                Ok(()) if !is_check_due => continue,
+                Ok(()) if self.feed.is_standby() => STANDBY_POLL,
+                Ok(()) => poll,
+                Err(error) => {
+                    let was_connected = connection.take().is_some();
+                    if self.is_replay_conflict(&error, was_connected) {
+                        // Nothing is lost: the next session continues.
+                        log::debug!("read the log: {error}");
+                        CONFLICT_RETRY
+                    } else {
+                        self.feed.lost(Part::Log, "read the log", &error);
+                        RETRY_EVERY
+                    }
                 }
-                next_read = if self.feed.is_standby() { now + STANDBY_POLL } else { next_check };
-                continue;
             };
-            let was_connected = connection.take().is_some();
-            let retry = if self.is_replay_conflict(&error, was_connected) {
-                // Nothing is lost: the next session continues.
-                log::debug!("read the log: {error}");
-                CONFLICT_RETRY
-            } else {
-                self.feed.lost(Part::Log, "read the log", &error);
-                RETRY_EVERY
-            };
-            (next_check, next_read) = (Instant::now() + retry, Instant::now() + retry);
+            next_check = Instant::now() + wait;
         }
     }
 
