@@ -193,6 +193,7 @@ pub(crate) fn main<T: FromArgMatches>(command: clap::Command, run: impl FnOnce(T
         }
         Err(error) => Err(usage(&error)),
     };
+    logging::finish();
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     let line = text::one_line(&error.to_string());
     let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));

@@ -149,9 +149,7 @@ fn run(args: &Args) -> Result<(), Error> {
     let stop = Stop::new();
     let asked = stop.clone();
     options::on_signal(move || asked.ask())?;
-    let outcome = bot::run(&options, &|journal| args.open_broker(journal, &stop), &stop);
-    logging::finish();
-    outcome
+    bot::run(&options, &|journal| args.open_broker(journal, &stop), &stop)
 }
 
 impl Args {

@@ -31,9 +31,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     let settings = args.database.settings()?;
     let (asked, stop) = bounded(1);
     stop_on_signal(asked)?;
-    let outcome = crate::serve::serve(args.options, &settings, &stop);
-    logging::finish();
-    outcome
+    crate::serve::serve(args.options, &settings, &stop)
 }
 
 /// Sends a message at SIGTERM and SIGINT.
