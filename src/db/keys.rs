@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio_postgres::types::ToSql;
+
 use super::{Connection, Error};
 use crate::event::EventTime;
 
@@ -115,17 +117,15 @@ pub fn insert(
     expires_in: Option<Duration>,
     delay: Duration,
 ) -> Result<bool, Error> {
-    with_locked_table(connection, |connection| {
-        let inserted = connection.execute(
-            "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
-             select $1, $2, clock_timestamp() + $3::float8 * interval '1 second', $4::float8 * interval '1 second' \
-             where not exists (select from stock_market.signal_feed_api_key \
-                               where name = $1 and revoked_at is null \
-                                 and (expires_at is null or expires_at > clock_timestamp()))",
-            &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &delay.as_secs_f64()],
-        )?;
-        Ok(inserted == 1)
-    })
+    add(
+        connection,
+        "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
+         select $1, $2, clock_timestamp() + $3::float8 * interval '1 second', $4::float8 * interval '1 second' \
+         where not exists (select from stock_market.signal_feed_api_key \
+                           where name = $1 and revoked_at is null \
+                             and (expires_at is null or expires_at > clock_timestamp()))",
+        &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &delay.as_secs_f64()],
+    )
 }
 
 /// Revokes every live key of a name. Returns how many there were.
@@ -147,24 +147,22 @@ pub fn rotate(
     overlap: Duration,
     expires_in: Option<Duration>,
 ) -> Result<bool, Error> {
-    with_locked_table(connection, |connection| {
-        let added = connection.query(
-            "with live as ( \
-                 select id, name, expires_at, expires_at - created_at as lifetime, delay \
-                 from stock_market.signal_feed_api_key \
-                 where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) \
-             ), ended as ( \
-                 update stock_market.signal_feed_api_key as k \
-                 set expires_at = least(k.expires_at, clock_timestamp() + $4::float8 * interval '1 second') \
-                 from live where k.id = live.id \
-             ) \
-             insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
-             select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', lifetime), delay \
-             from live order by id desc limit 1 returning id",
-            &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &overlap.as_secs_f64()],
-        )?;
-        Ok(!added.is_empty())
-    })
+    add(
+        connection,
+        "with live as ( \
+             select id, name, expires_at, expires_at - created_at as lifetime, delay \
+             from stock_market.signal_feed_api_key \
+             where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) \
+         ), ended as ( \
+             update stock_market.signal_feed_api_key as k \
+             set expires_at = least(k.expires_at, clock_timestamp() + $4::float8 * interval '1 second') \
+             from live where k.id = live.id \
+         ) \
+         insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
+         select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', lifetime), delay \
+         from live order by id desc limit 1",
+        &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &overlap.as_secs_f64()],
+    )
 }
 
 /// Records that keys were used.
@@ -176,14 +174,11 @@ pub fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error>
     Ok(())
 }
 
-/// Runs `work` in a transaction that other mints wait for, so that two of one name cannot both succeed. Readers of the
-/// table do not wait.
-fn with_locked_table(
-    connection: &mut Connection,
-    work: impl FnOnce(&mut Connection) -> Result<bool, Error>,
-) -> Result<bool, Error> {
+/// Runs a statement that adds at most one key, in a transaction that other mints wait for, so that two of one name cannot
+/// both succeed. Readers of the table do not wait. Returns whether it added one.
+fn add(connection: &mut Connection, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<bool, Error> {
     let lock = "begin; lock table stock_market.signal_feed_api_key in share row exclusive mode";
-    let outcome = connection.batch(lock).and_then(|()| work(connection));
+    let outcome = connection.batch(lock).and_then(|()| connection.execute(sql, parameters));
     let end = connection.batch(if outcome.is_ok() { "commit" } else { "rollback" });
-    outcome.and_then(|is_done| end.map(|()| is_done))
+    outcome.and_then(|added| end.map(|()| added == 1))
 }
