@@ -293,11 +293,10 @@ impl Migration<'_> {
             connection.batch(&begin)?;
             let outcome = apply(connection, &choice, capture_was_off);
             if !connection.is_lost() {
-                connection.batch(if matches!(outcome, Ok(Ok(_))) { "commit" } else { "rollback" })?;
+                connection.batch(if outcome.is_ok() { "commit" } else { "rollback" })?;
             }
             outcome.map(Some)
         })?;
-        let event = event.map_err(Error::Failed)?;
         for fault in &faults {
             match fault.text.strip_suffix(NOT_APPLIED) {
                 Some(migration) => (self.say)(&format!("applied {migration}")),
@@ -341,18 +340,14 @@ impl Migration<'_> {
 }
 
 /// Runs every file, in the present transaction. Returns the number of the event that tells consumers of missing
-/// signals, if there is one; or why nothing may be done.
-fn apply(
-    connection: &mut Connection,
-    choice: &str,
-    capture_was_off: bool,
-) -> Result<Result<Option<i64>, String>, DbError> {
+/// signals, if there is one.
+fn apply(connection: &mut Connection, choice: &str, capture_was_off: bool) -> Result<Option<i64>, DbError> {
     connection.batch(TAKE_LOCKS)?;
     connection.batch(TABLES)?;
     connection.batch(inspect::FUNCTIONS)?;
     // What was checked before may have been replaced since; from here on it cannot be. So far only definitions have run.
     if let Some(why) = inspect::strangers(connection)? {
-        return Ok(Err(why));
+        return Err(DbError::Incomplete(why));
     }
     connection.batch(&inspect::with_wanted(&INSTALL.replace("{choice}", choice)))?;
     connection.execute(
@@ -360,10 +355,10 @@ fn apply(
         &[&KNOWN_VERSION, &TABLES_NAME, &checksum(TABLES)],
     )?;
     if !capture_was_off {
-        return Ok(Ok(None));
+        return Ok(None);
     }
     let event = connection.query_one(CAPTURE_WAS_OFF, &[])?.get(0);
     connection
         .batch("delete from signal_feed_private.signal_feed_outbox; truncate signal_feed_private.signal_feed_first")?;
-    Ok(Ok(Some(event)))
+    Ok(Some(event))
 }

@@ -19,7 +19,7 @@ pub enum DatabaseError {
     /// No server can be reached: what is wrong with the connection string (only the offending part is named, never a
     /// secret), or each attempt and why it failed.
     Unreachable(String),
-    /// The database has no feed, or not all of it yet: what is missing.
+    /// The database has no feed, not all of it yet, or something in its place: what is missing or wrong.
     Incomplete(String),
     /// The call was not answered in time; whether it took effect is unknown.
     TimedOut(Duration),
