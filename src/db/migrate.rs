@@ -255,13 +255,24 @@ impl Migration<'_> {
 
     /// Makes the missing roles, and makes a runner who is not a superuser a member of them.
     fn make_roles(&mut self) -> Result<(), Error> {
+        let mut is_made = false;
         for attempt in 1.. {
             let missing = inspect::missing_roles(self.connection).doing("look at the roles")?;
             if missing.is_empty() {
                 break;
             }
+            if is_made {
+                return Err(Error::Failed(format!(
+                    "cannot use {}: the role that runs migrate must inherit the feed's roles (alter role … inherit; from \
+                     PostgreSQL 16 on also grant … with inherit true)",
+                    missing.join(", ")
+                )));
+            }
             match self.connection.batch(ROLES_SQL) {
-                Ok(()) => (self.say)("made the roles and their memberships"),
+                Ok(()) => {
+                    is_made = true;
+                    (self.say)("made the roles and their memberships");
+                }
                 Err(error) if error.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                     return Err(Error::Failed(format!(
                         "cannot make {}: {error}; run \"signal-feed migrate\" as a superuser or as the owner of this \

@@ -463,6 +463,16 @@ fn the_owner_of_the_database_with_createrole_installs_without_a_superuser() {
 }
 
 #[test]
+fn a_runner_who_does_not_inherit_the_feeds_roles_is_refused_by_name() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::empty_in(&cluster);
+    let owner = Role::new(&database, "createrole noinherit");
+    database.connect().batch_execute(&format!("alter database {} owner to {}", database.name, owner.name)).unwrap();
+    let said = signal_feed(&database.url_as(&owner.name), &["migrate"]).failed(1);
+    assert!(said.contains(&owner.name) && said.contains("signal_feed_owner") && said.contains("inherit"), "{said}");
+}
+
+#[test]
 fn roles_made_beforehand_let_a_mere_database_owner_migrate() {
     let database = Database::empty();
     let owner = Role::new(&database, "nocreaterole");
