@@ -37,7 +37,7 @@ pub(super) struct Entries {
 }
 
 pub(super) fn decide(ledger: &Ledger, order: &Order, origin: Origin, entries: Entries) -> Result<(), Refusal> {
-    if let Some(known) = ledger.known(&order.order_ref) {
+    if let Some(known) = ledger.known(order) {
         let conflict = known.conflict(order).map(|difference| (Record::Conflict, difference));
         return Err(conflict.unwrap_or((Record::Cursor, "known".to_owned())));
     }

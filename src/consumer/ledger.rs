@@ -8,14 +8,20 @@ use jiff::Timestamp;
 use super::address::Cursor;
 use super::broker::Attempt;
 use super::line::{Line, Mode, Record, VERSION, intent_line};
-use super::order::{Action, Order, id_text, order_ref};
+use super::order::{Action, Order, id_text};
 use super::{clock, json};
+
+/// What all lines about an order have in common: its id, in canonical text, and its action. (The order's reference may
+/// differ: a former version wrote ids there as the row had them.)
+pub(super) type Key = (String, Action);
+
+pub(super) fn key_of(order: &Order) -> Key {
+    (id_text(&order.signal_id).unwrap_or_default(), order.action)
+}
 
 /// What is known about one (id, action). It never leaves the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Known {
-    id: String,
-    action: Action,
     pub(super) symbol: String,
     pub(super) side: String,
     pub(super) created_at: Option<String>,
@@ -61,22 +67,21 @@ pub(super) struct Ledger {
     pub(super) mode: Mode,
     /// The newest event time in any line.
     pub(super) last_event_time: Option<String>,
-    /// By [`key_of`] the order.
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<Key, Known>,
     intents: Vec<OpenIntent>,
     /// The highest number that any order was sent under.
     pub(super) highest_order_id: i64,
 }
 
 impl Ledger {
-    pub(super) fn known(&self, order_ref: &str) -> Option<&Known> {
-        self.known.get(order_ref)
+    pub(super) fn known(&self, order: &Order) -> Option<&Known> {
+        self.known.get(&key_of(order))
     }
 
     /// Whether an entry or an exit with this order's id is known.
     pub(super) fn knows_id(&self, order: &Order) -> bool {
-        let id = id_text(&order.signal_id).unwrap_or_default();
-        [Action::Entry, Action::Exit].into_iter().any(|action| self.known.contains_key(&order_ref(&id, action)))
+        let (id, _) = key_of(order);
+        [Action::Entry, Action::Exit].into_iter().any(|action| self.known.contains_key(&(id.clone(), action)))
     }
 
     /// The orders to settle before anything else is sent.
@@ -94,9 +99,14 @@ impl Ledger {
         self.intents.iter().filter(|intent| intent.stage == Record::Placed)
     }
 
+    /// The order with this key, unless it has ended.
+    fn intent(&mut self, key: &Key) -> Option<&mut OpenIntent> {
+        self.intents.iter_mut().find(|intent| key_of(&intent.order) == *key)
+    }
+
     pub(super) fn apply(&mut self, line: &Line) -> Result<(), String> {
         self.highest_order_id = self.highest_order_id.max(line.order_id.unwrap_or_default());
-        let outcome_key = || line.key().ok_or("an outcome has no signal id and action");
+        let key = || line.key().ok_or("an outcome has no signal id and action");
         match line.record {
             Record::Journal => {
                 self.started_at = clock::instant(&line.time).ok_or("the first line has no usable time")?;
@@ -107,10 +117,8 @@ impl Ledger {
             Record::Mode => self.mode = line.mode.clone().ok_or("a line of the mode has none")?,
             Record::Intent => return self.apply_intent(line),
             Record::Unsent | Record::Unknown => {
-                let (id, action) = outcome_key()?;
-                let key = order_ref(&id, action);
-                let is_it = |intent: &&mut OpenIntent| intent.stage != Record::Placed && key_of(&intent.order) == key;
-                if let Some(intent) = self.intents.iter_mut().find(is_it) {
+                let key = key()?;
+                if let Some(intent) = self.intent(&key).filter(|intent| intent.stage != Record::Placed) {
                     intent.stage = line.record;
                     intent.attempt.broke = line.broke;
                     intent.attempt.resent |= line.resent;
@@ -122,7 +130,7 @@ impl Ledger {
             | Record::Rejected
             | Record::Blocked
             | Record::Stale
-            | Record::Known => self.apply_outcome(line, outcome_key()?),
+            | Record::Known => self.apply_outcome(line, key()?),
             Record::Cursor | Record::Conflict | Record::Unusable | Record::Quarantined => {}
         }
         if let Some(feed_seq) = line.feed_seq {
@@ -139,8 +147,6 @@ impl Ledger {
         let mut order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
         order.created_at.clone_from(&line.created_at);
         let known = Known {
-            id: id_text(&order.signal_id).unwrap_or_default(),
-            action: order.action,
             symbol: order.symbol.clone(),
             side: order.side.clone(),
             created_at: order.created_at.clone(),
@@ -151,7 +157,7 @@ impl Ledger {
         let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
         // Without a later line about it, that bot and its connection have ended.
         let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent };
-        match self.intents.iter_mut().find(|intent| key_of(&intent.order) == key) {
+        match self.intent(&key) {
             // Sent once more, because the broker certainly did not have it.
             Some(intent) => {
                 attempt.resent |= intent.attempt.resent;
@@ -162,22 +168,19 @@ impl Ledger {
         Ok(())
     }
 
-    fn apply_outcome(&mut self, line: &Line, (id, action): (String, Action)) {
-        let key = order_ref(&id, action);
+    fn apply_outcome(&mut self, line: &Line, key: Key) {
         let outcome = if line.record == Record::Known { line.outcome.unwrap_or(Record::Placed) } else { line.record };
-        // An accepted order without a number cannot be followed.
-        if let (Record::Placed, Some(_)) = (line.record, line.order_id) {
-            for intent in self.intents.iter_mut().filter(|intent| key_of(&intent.order) == key) {
+        let is_placed = line.record == Record::Placed;
+        match self.intent(&key) {
+            Some(intent) if is_placed && line.order_id.is_some() => {
                 (intent.stage, intent.attempt.order_id) = (Record::Placed, line.order_id);
             }
-        } else {
             // A person's line about an order that is followed changes nothing: the bot must still learn how it ends.
-            let is_followed = |intent: &OpenIntent| line.record == Record::Placed && intent.stage == Record::Placed;
-            self.intents.retain(|intent| key_of(&intent.order) != key || is_followed(intent));
+            Some(intent) if is_placed && intent.stage == Record::Placed => {}
+            // An accepted order without a number cannot be followed.
+            _ => self.intents.retain(|intent| key_of(&intent.order) != key),
         }
         let known = self.known.entry(key).or_insert_with(|| Known {
-            id,
-            action,
             symbol: line.symbol.clone().unwrap_or_default(),
             side: line.side.clone().unwrap_or_default(),
             created_at: line.created_at.clone(),
@@ -198,10 +201,10 @@ impl Ledger {
         if self.feed_id.is_some() {
             lines.push(Line { feed_id: self.feed_id.clone(), ..Line::new(Record::Bound) });
         }
-        for known in self.known.values().filter(|known| known.outcome != Record::Intent) {
+        for ((id, action), known) in self.known.iter().filter(|(_, known)| known.outcome != Record::Intent) {
             lines.push(Line {
-                signal_id: serde_json::value::to_raw_value(&known.id).ok(),
-                action: Some(known.action),
+                signal_id: serde_json::value::to_raw_value(id).ok(),
+                action: Some(*action),
                 symbol: Some(known.symbol.clone()),
                 side: Some(known.side.clone()),
                 created_at: known.created_at.clone(),
@@ -229,10 +232,4 @@ impl Ledger {
         }
         lines
     }
-}
-
-/// What all lines about an order have in common. Its reference may differ: a former version wrote ids there as the row
-/// had them.
-pub(super) fn key_of(order: &Order) -> String {
-    order_ref(&id_text(&order.signal_id).unwrap_or_default(), order.action)
 }

@@ -16,7 +16,7 @@ const KEPT_IN_REFERENCES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_'
 const MOST_ID_DIGITS: usize = 400;
 
 /// What a signal wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Open a position.

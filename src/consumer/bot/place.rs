@@ -25,7 +25,7 @@ impl Bot<'_> {
             }
         };
         let origin = if event.is_update { Origin::Update } else { Origin::Insert };
-        let is_new = self.journal.ledger.known(&order.order_ref).is_none();
+        let is_new = self.journal.ledger.known(&order).is_none();
         let wait = self.act(&order, origin, Some(&cursor))?;
         if self.journal.ledger.first_open().is_none() {
             return Ok(self.moved(is_new)?);

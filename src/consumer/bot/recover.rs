@@ -37,14 +37,23 @@ impl Bot<'_> {
         (self.is_recovering, self.keeps_unsent) = (true, false);
         self.settle(None)?;
         for row in &snapshot.rows {
-            self.dispatch(row)?;
+            match read_row(row) {
+                Ok(order) => {
+                    let wait = self.act(&order, Origin::Recovery, None)?;
+                    self.settle(wait)?;
+                }
+                Err(why) => self.unusable(None, &format!("a row that recovery found: {why}"), row)?,
+            }
         }
         let cursor = Cursor { feed_seq: snapshot.cursor, event_time: None };
         self.append(&Line { mode: Some(Mode::Normal), ..Line::new(Record::Mode).at(Some(&cursor)) })?;
         self.is_recovering = false;
         self.follower.acknowledge(cursor);
-        let outcome = |order: &Order| self.journal.ledger.known(&order.order_ref).map(|known| known.outcome);
-        let placed = plan.orders.iter().filter(|order| outcome(order) == Some(Record::Placed)).count();
+        let was_placed = |order: &&Order| {
+            let known = self.journal.ledger.known(order);
+            known.is_some_and(|known| matches!(known.outcome, Record::Placed | Record::Filled))
+        };
+        let placed = plan.orders.iter().filter(was_placed).count();
         let (planned, cursor) = (plan.orders.len(), snapshot.cursor);
         log::info!("recovery ends: placed {placed} of {planned} orders; the stream continues after {cursor}");
         Ok(())
@@ -59,18 +68,6 @@ impl Bot<'_> {
                 _ => {}
             }
         }
-    }
-
-    fn dispatch(&mut self, row: &str) -> Result<(), Halt> {
-        if self.stop.is_asked() {
-            return Err(Halt::Stopped);
-        }
-        let order = match read_row(row) {
-            Ok(order) => order,
-            Err(why) => return Ok(self.unusable(None, &format!("a row that recovery found: {why}"), row)?),
-        };
-        let wait = self.act(&order, Origin::Recovery, None)?;
-        self.settle(wait)
     }
 }
 
