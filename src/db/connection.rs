@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use tokio_postgres::{AsyncMessage, Client, Notification, Row, Statement};
 use super::Error;
 use super::connection_string::Target;
 use super::dial::{self, Driver};
+use crate::sync::lock;
 
 /// The most notifications that wait; beyond that the oldest is dropped. They only wake the reader, so none is needed.
 const NOTIFICATIONS_KEPT: usize = 1024;
@@ -43,10 +44,10 @@ pub type Watch = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Where and how to connect.
 #[derive(Clone)]
 pub struct Settings {
-    /// The file that the connection string came from, if any.
+    /// The file that the connection string came from, if any: it can be read again.
     file: Option<PathBuf>,
-    /// What the connection string meant at the start.
-    target: Target,
+    /// The connection string in use and its meaning, shared by all clones of the settings.
+    current: Arc<Mutex<(String, Arc<Target>)>>,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
     /// Asked by every connection while it is opened, and by its calls until it is given another watch.
@@ -68,17 +69,19 @@ impl FromStr for Settings {
     fn from_str(text: &str) -> Result<Self, Error> {
         let target = text.trim().parse().map_err(Error::Unreachable)?;
         dial::connector(&target).map_err(Error::Unreachable)?;
-        Ok(Self { file: None, target, deadline: Duration::from_secs(10), watch: None })
+        let current = Arc::new(Mutex::new((text.trim().to_owned(), Arc::new(target))));
+        Ok(Self { file: None, current, deadline: Duration::from_secs(10), watch: None })
     }
 }
 
 impl Settings {
-    /// Like [`from_str`](Self::from_str), for the text of a file. Each new connection reads the file again.
+    /// Like [`from_str`](Self::from_str), for the text of a file. If a connection attempt fails, the file is read
+    /// again, because its password may have changed. A pipe can be read only once.
     ///
     /// # Errors
     /// As [`from_str`](Self::from_str).
     pub fn from_file(path: &Path, text: &str) -> Result<Self, Error> {
-        Ok(Self { file: Some(path.to_owned()), ..text.parse()? })
+        Ok(Self { file: path.is_file().then(|| path.to_owned()), ..text.parse()? })
     }
 
     /// The same database with another deadline for every call.
@@ -93,17 +96,22 @@ impl Settings {
         self
     }
 
-    /// What the connection string means. A file is read again for each connection, because its password may have changed.
-    fn target(&self) -> Target {
-        let Some(file) = &self.file else { return self.target.clone() };
-        let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
-        match text.and_then(|text| text.trim().parse()) {
-            Ok(target) => target,
-            Err(error) => {
-                log::warn!("cannot use the database URL file any more; using what it said at the start: {error}");
-                self.target.clone()
+    /// What the file says now, if it differs from the connection string that failed. It may be empty while somebody writes
+    /// it.
+    fn read_again(&self, failed: &Arc<Target>) -> Option<Arc<Target>> {
+        let text = std::fs::read_to_string(self.file.as_ref()?).ok().filter(|text| !text.trim().is_empty())?;
+        let mut current = lock(&self.current);
+        if text.trim() != current.0 {
+            match text.trim().parse::<Target>() {
+                Ok(target) => *current = (text.trim().to_owned(), Arc::new(target)),
+                Err(error) => {
+                    log::warn!(
+                        "cannot use the new connection string in the database URL file; keeping the old one: {error}"
+                    )
+                }
             }
         }
+        (!Arc::ptr_eq(&current.1, failed)).then(|| current.1.clone())
     }
 }
 
@@ -151,8 +159,7 @@ impl Connection {
             .map_err(|error| Error::Unreachable(format!("set up a connection: {error}")))?;
         let deadline = settings.deadline;
         let (client, driver) = match runtime.block_on(async {
-            let target = settings.target();
-            let dialled = pin!(dial::dial(&target, name, deadline));
+            let dialled = pin!(dial(settings, name));
             // `dial` keeps the deadline itself, with a better message.
             watched(dialled, deadline * 2, watch.as_ref()).await?
         }) {
@@ -301,6 +308,19 @@ impl Drop for Wire {
             // A name look-up may still hang in the runtime's helper thread: never wait for it.
             runtime.shutdown_background();
         }
+    }
+}
+
+/// Connects. If that fails and the file of the connection string has changed, tries once more with its new text.
+async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error> {
+    let until = Instant::now() + settings.deadline;
+    let target = lock(&settings.current).1.clone();
+    match dial::dial(&target, name, settings.deadline).await {
+        Err(error) => match settings.read_again(&target) {
+            Some(target) => dial::dial(&target, name, until.saturating_duration_since(Instant::now())).await,
+            None => Err(error),
+        },
+        session => session,
     }
 }
 

@@ -80,3 +80,34 @@ fn a_new_password_in_the_file_is_used_after_the_old_one_is_rejected() {
     server.wait_ready();
     assert!(!server.log().iter().any(|line| line.contains("first") || line.contains("second")), "{:?}", server.log());
 }
+
+#[test]
+fn a_file_that_is_empty_or_a_pipe_when_it_is_read_again_changes_nothing() {
+    let database = Database::migrated();
+    let directory = Directory::new();
+    let file = directory.file("url");
+    std::fs::write(&file, &database.url).unwrap();
+    let serve = |file: &str| {
+        let mut serve = command("");
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--database-url-file", file]);
+        serve
+    };
+    let from_file = Server::spawn(serve(&file));
+    from_file.wait_ready();
+    let fifo = directory.file("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // Opening a pipe to write waits for its reader.
+    let (pipe, url) = (fifo.clone(), database.url.clone());
+    let writer = std::thread::spawn(move || std::fs::write(pipe, url).unwrap());
+    let from_pipe = Server::spawn(serve(&fifo));
+    writer.join().unwrap();
+    from_pipe.wait_ready();
+    std::fs::write(&file, "").unwrap();
+    database.lock_out();
+    for server in [&from_file, &from_pipe] {
+        server.wait_log(&["read the log: ", "is not currently accepting connections"]);
+    }
+    database.let_in();
+    from_file.wait_ready();
+    from_pipe.wait_ready();
+}
