@@ -18,11 +18,13 @@ pub struct Quarantined {
     pub is_settled: bool,
 }
 
-/// Records an event, once.
-pub fn record(connection: &mut Connection, seq: FeedSeq, error: &str) -> Result<(), Error> {
+/// Records events, each with its error, unless they are recorded already.
+pub fn record(connection: &mut Connection, seqs: &[FeedSeq], errors: &[&str]) -> Result<(), Error> {
+    let seqs: Vec<i64> = seqs.iter().map(|seq| seq.0).collect();
     connection.execute(
-        "insert into stock_market.signal_feed_quarantine (feed_seq, error) values ($1, $2) on conflict do nothing",
-        &[&seq.0, &error],
+        "insert into stock_market.signal_feed_quarantine (feed_seq, error) \
+         select * from unnest($1::bigint[], $2::text[]) on conflict do nothing",
+        &[&seqs, &errors],
     )?;
     Ok(())
 }

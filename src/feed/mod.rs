@@ -37,6 +37,7 @@ use self::upkeep::Poisoned;
 use crate::config::ServeOptions;
 use crate::db::Settings;
 use crate::event::{EventTime, FeedSeq, LogRow};
+use crate::logging::LIMITED;
 use crate::sync::lock;
 
 /// How many quarantined events are remembered, so that each is logged and recorded once.
@@ -135,7 +136,7 @@ impl Feed {
             wakes: Channel::bounded(1),
             poisoned: Mutex::default(),
             used_keys: Mutex::default(),
-            alerts: Channel::bounded(REMEMBERED_POISON),
+            alerts: Channel::bounded(upkeep::ALERT_SLOTS),
             options,
         }
     }
@@ -187,11 +188,11 @@ impl Feed {
         lock(&self.tail).head
     }
 
-    /// How many events a client has still to get. Numbers that `restored` skipped count too.
+    /// How many events a client has still to get.
     pub fn lag_events(&self, client: &Client) -> u64 {
-        let head = self.recall_head(client.key.delay).map_or(FeedSeq(0), |head| head.seq);
+        let Some(head) = self.recall_head(client.key.delay) else { return 0 };
         let cursor = lock(&client.writer).position.cursor;
-        u64::try_from(head.0.saturating_sub(cursor.0)).unwrap_or(0)
+        lock(&self.tail).count_between(cursor, head.seq)
     }
 
     /// Ends the server with an error that it cannot repair itself.
@@ -218,13 +219,19 @@ impl Feed {
         if poisoned.contains_key(&row.seq) {
             return;
         }
-        poisoned.insert(row.seq, Some(Poisoned { seq: row.seq, error: error.to_owned(), is_new, is_logged: false }));
-        let forgotten = (poisoned.len() > REMEMBERED_POISON).then(|| poisoned.pop_first()).flatten();
+        if poisoned.len() >= REMEMBERED_POISON {
+            poisoned.retain(|_, event| event.is_some());
+        }
+        let has_room = poisoned.len() < REMEMBERED_POISON;
+        if has_room {
+            poisoned
+                .insert(row.seq, Some(Poisoned { seq: row.seq, error: error.to_owned(), is_new, is_logged: false }));
+        }
         drop(poisoned);
         self.stats.quarantined.inc();
-        if let Some((seq, Some(event))) = forgotten {
+        if !has_room {
             // It is found again when it is next read.
-            log::error!("event {seq} is quarantined but not recorded, because too many wait: {}", event.error);
+            log::error!(target: LIMITED, "event {} is quarantined, but too many wait to be recorded: {error}", row.seq);
         }
     }
 

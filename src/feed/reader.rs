@@ -23,7 +23,9 @@ use crate::sync::lock;
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// How often the log of a standby is checked and read.
 const STANDBY_POLL: Duration = Duration::from_millis(50);
-/// The wait before a read that conflicted with a standby's replay is tried again.
+/// How long, 5 s, reads that conflict with a standby's replay may fail before the log counts as lost.
+const CONFLICT_PATIENCE: Duration = Duration::from_secs(5);
+/// The wait before such a read is tried again.
 const CONFLICT_RETRY: Duration = Duration::from_millis(20);
 /// The wait between two attempts to connect.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
@@ -63,7 +65,8 @@ impl<'a> Reader<'a> {
                 Ok(()) => poll,
                 Err(error) => {
                     let was_connected = connection.take().is_some();
-                    if self.is_replay_conflict(&error, was_connected) {
+                    let is_readable = self.feed.health.proven_for(Part::Log).is_some_and(|age| age < CONFLICT_PATIENCE);
+                    if is_readable && self.is_replay_conflict(&error, was_connected) {
                         // Nothing is lost: the next session continues.
                         log::debug!("read the log: {error}");
                         CONFLICT_RETRY

@@ -135,8 +135,8 @@ struct Stream<'a> {
     was_overflowed: bool,
 }
 
-// What an idle stream does not do is `inline(never)`. Else its variables would be part of the stack of every stream: 4 KiB
-// of memory each.
+// Functions that an idle stream does not run are `inline(never)`. Otherwise their variables would take a page, 4 KiB, of
+// every stream's stack.
 impl Stream<'_> {
     fn run(mut self) -> End {
         let Err(stop) = self.begin().and_then(|()| self.follow());

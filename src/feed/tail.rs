@@ -85,6 +85,18 @@ impl Tail {
         Some(batch.entries[at].time)
     }
 
+    /// How many events lie above a cursor and not above `upto`. If the tail begins later, how many numbers do.
+    pub fn count_between(&self, cursor: FeedSeq, upto: FeedSeq) -> u64 {
+        if cursor >= upto {
+            return 0;
+        }
+        if !self.covers(cursor) {
+            return u64::try_from(upto.0.saturating_sub(cursor.0)).unwrap_or(0);
+        }
+        let count = |batch: &SharedBatch| batch.count_through(upto) - batch.count_through(cursor);
+        self.batches_above(cursor).map(|batch| count(batch) as u64).sum()
+    }
+
     /// For a delayed key: the newest event whose time is not later than `due`, if it is here, and the time at which the
     /// next one is due, if that is here.
     pub fn due(&self, due: EventTime) -> (Option<(FeedSeq, EventTime)>, Option<EventTime>) {
@@ -151,6 +163,8 @@ mod tests {
                 prop_assert!(batches.windows(2).all(|two| two[1].prev == two[0].last()));
                 prop_assert!(last.last().0 >= upto.min(events as i64));
             }
+            let expected = (upto.min(events as i64) - cursor).max(0);
+            prop_assert_eq!(tail.count_between(FeedSeq(cursor), FeedSeq(upto.min(events as i64))), expected as u64);
         }
     }
 }

@@ -26,6 +26,8 @@ const WRITE_EVERY: Duration = Duration::from_secs(1);
 const USES_EVERY: Duration = Duration::from_secs(10);
 /// How often it checks that capture is on. A fault must be reported within ten seconds, the check included.
 const CHECK_EVERY: Duration = Duration::from_secs(8);
+/// The most quarantined events that wait for the thread that alerts.
+pub const ALERT_SLOTS: usize = 1024;
 /// Longest wait for a lock: a lock on one table of the feed must not delay the refresh of the keys.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
 
@@ -112,8 +114,8 @@ impl Upkeep<'_> {
         });
         match outcome {
             Ok(()) => drop(self.causes.remove(doing)),
-            // The server stops.
-            Err(db::Error::GivenUp) => {}
+            // The server stops, or a standby cancelled the work for its replay.
+            Err(error) if matches!(error, db::Error::GivenUp) || error.is_conflict() => {}
             Err(cause) => {
                 let text = Error::Database { doing: doing.into(), cause }.to_string();
                 if self.causes.insert(doing, text.clone()).as_ref() != Some(&text) {
@@ -179,24 +181,26 @@ impl Upkeep<'_> {
 
     /// Logs and records the poisoned events that were read. On a standby they are only logged, and wait for a promotion.
     fn write_poisoned(&mut self) {
-        let mut open: Vec<Poisoned> = lock(&self.feed.poisoned).values().flatten().cloned().collect();
-        if open.is_empty() {
+        let is_standby = self.feed.is_standby();
+        let is_due = |event: &&Poisoned| !(is_standby && event.is_logged);
+        let mut due: Vec<Poisoned> = lock(&self.feed.poisoned).values().flatten().filter(is_due).cloned().collect();
+        if due.is_empty() {
             return;
         }
         self.with("record poisoned events", |upkeep, connection| {
-            let seqs: Vec<FeedSeq> = open.iter().map(|event| event.seq).collect();
+            let seqs: Vec<FeedSeq> = due.iter().map(|event| event.seq).collect();
             let recorded = db::quarantine::recorded(connection, &seqs)?;
-            for event in open.iter_mut().filter(|event| !event.is_logged) {
+            for event in due.iter_mut().filter(|event| !event.is_logged) {
                 upkeep.announce(event, recorded.contains(&event.seq));
                 event.is_logged = true;
                 upkeep.feed.note_poisoned(event.seq, Some(event.clone()));
             }
-            for event in open.iter().filter(|_| !upkeep.feed.is_standby()) {
-                db::quarantine::record(connection, event.seq, &event.error)?;
-                upkeep.feed.note_poisoned(event.seq, None);
+            if is_standby {
+                return Ok(());
             }
-            let unsettled = db::quarantine::count_unsettled(connection)?;
-            lock(&upkeep.feed.facts).unsettled_events = unsettled;
+            let errors: Vec<&str> = due.iter().map(|event| event.error.as_str()).collect();
+            db::quarantine::record(connection, &seqs, &errors)?;
+            seqs.iter().for_each(|seq| upkeep.feed.note_poisoned(*seq, None));
             Ok(())
         });
     }

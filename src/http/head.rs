@@ -129,7 +129,7 @@ impl Head {
 pub fn read(connection: &HttpConnection) -> Result<Head, HeadError> {
     let mut stream: &TcpStream = &connection.socket;
     let began = Instant::now();
-    // A buffer below 1 KiB would stay in the thread's malloc cache, unused, for as long as the stream lasts.
+    // A buffer of 1 KiB or less would stay in the thread's malloc cache, unused, for as long as the stream lasts.
     let mut bytes = Vec::with_capacity(2048);
     let mut is_late = false;
     loop {
