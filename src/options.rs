@@ -151,7 +151,7 @@ pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command 
         let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
         let file = format!("--{name}-file");
         let is_file_given = std::env::args_os().any(|flag| flag.to_string_lossy().split('=').next() == Some(&file));
-        let is_empty = std::env::var_os(&variable).is_some_and(|value| value.is_empty());
+        let is_empty = std::env::var_os(&variable).is_some_and(|value| value.to_string_lossy().trim().is_empty());
         let argument = if is_file_given || is_empty { argument } else { argument.env(variable) };
         match argument.get_action() {
             ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),

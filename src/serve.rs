@@ -175,12 +175,12 @@ fn listeners(options: &ServeOptions) -> Result<Vec<TcpListener>, Error> {
             None => log::warn!("socket {index} from the service manager is not a TCP listener"),
         }
     }
-    let whence = if listeners.is_empty() { "" } else { " (passed by the service manager)" };
+    let origin = if listeners.is_empty() { "" } else { " (passed by the service manager)" };
     if listeners.is_empty() {
         listeners = options.listen.iter().map(|address| bind(*address, &options.listen)).collect::<Result<_, _>>()?;
     }
     for address in listeners.iter().flat_map(TcpListener::local_addr) {
-        log::info!("listening on {address}{whence}");
+        log::info!("listening on {address}{origin}");
     }
     Ok(listeners)
 }

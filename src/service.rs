@@ -55,6 +55,7 @@ fn tell(what: &[NotifyState<'_>]) {
 
 fn status(feed: &Feed) -> String {
     let outage = feed.health.outage();
-    let outage = outage.map(|outage| format!("the database is away for {} s; ", outage.as_secs())).unwrap_or_default();
+    let outage =
+        outage.map(|outage| format!("no database connection for {} s; ", outage.as_secs())).unwrap_or_default();
     format!("{}: {outage}streams {}, head {}", feed.health.state(), feed.clients.count(), feed.head())
 }

@@ -147,7 +147,7 @@ pub struct Page {
 ///
 /// # Errors
 /// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page causes it: read fewer
-/// rows. Of a single row it is not the signal that cannot be read.
+/// rows. A single row whose signal cannot be read is no error; one whose other columns cannot be read is.
 pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
     match read_rows(connection, range, most_rows, most_bytes, None) {
         Err(error) if most_rows == 1 && error.is_fault_of_data() => {
