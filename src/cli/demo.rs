@@ -2,6 +2,7 @@
 //! the server, and a screener that writes signals.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crossbeam_channel::bounded;
 use super::print::say;
 use super::serve::stop_on_signal;
 use crate::config::ServeOptions;
-use crate::db::{Connection, Settings, keys, migrate};
+use crate::db::{Connection, Settings, Watch, keys, migrate};
 use crate::demo::postgres::PrivatePostgres;
 use crate::demo::screener;
 use crate::error::{Doing, Error};
@@ -61,7 +62,11 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             outcome
         });
         introduce(args.rate, address, ops_address, &key, &database_url);
-        let written = screener::run(settings, args.rate, &stop);
+        let watched = stop.clone();
+        let watch: Watch = Arc::new(move || watched.is_empty());
+        let written = screener::run(&settings.clone().with_watch(Some(watch)), args.rate, &stop);
+        // If it was asked to stop during a write, it gave up the write.
+        let written = if stop.is_empty() { written } else { Ok(()) };
         drop(stop_server);
         let served = server.join().unwrap_or_else(|_| Err(Error::Failed("run the server: it panicked".into())));
         written.and(served)

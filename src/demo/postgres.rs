@@ -16,16 +16,17 @@ use crate::error::{Doing, Error};
 use crate::random::random_u64;
 
 /// The keeper, given the server programs, the directory and more settings. It does everything itself and in order, so that
-/// nothing still writes into the directory when it is removed, however early its input ends. It closes its output when
-/// PostgreSQL accepts connections, and says before what failed, if something did.
+/// nothing still writes into the directory when it is removed, however early its input ends. It says `up` when PostgreSQL
+/// accepts connections, or what failed, and then closes its output.
 const KEEPER: &str = r#"
-trap '' INT TERM HUP
+trap '' INT TERM HUP PIPE
+exec 2>&1
 {
     "$1/initdb" --pgdata="$2/data" --username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync &&
     printf '%s' "$3" >>"$2/data/postgresql.conf" &&
     "$1/pg_ctl" start --pgdata="$2/data" --wait --timeout=60 --log="$2/log"
-} </dev/null >"$2/start" 2>&1 || tail -n 5 "$2/start" "$2/log"
-exec >/dev/null
+} </dev/null >"$2/start" 2>&1 && echo up || tail -q -n 5 "$2/start" "$2/log"
+exec >/dev/null 2>&1
 read -r _
 "$1/pg_ctl" stop --pgdata="$2/data" --mode=immediate
 rm -rf "$2"
@@ -75,13 +76,13 @@ impl PrivatePostgres {
             .stderr(Stdio::null())
             .spawn()
             .doing("start /bin/sh")?;
-        let mut failure = String::new();
+        let mut said = String::new();
         if let Some(mut output) = keeper.stdout.take() {
-            output.read_to_string(&mut failure).doing("wait for PostgreSQL")?;
+            output.read_to_string(&mut said).doing("wait for PostgreSQL")?;
         }
         let postgres = Self { dir, programs, account, port, keeper };
-        match failure.trim() {
-            "" => Ok(postgres),
+        match said.trim() {
+            "up" => Ok(postgres),
             failure => Err(Error::Failed(format!("start PostgreSQL: {failure}"))),
         }
     }

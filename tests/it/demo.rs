@@ -1,11 +1,13 @@
 //! The demo: one command runs the whole system and leaves nothing behind.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::support::directory::Directory;
 use crate::support::program::command;
 use crate::support::sse::Request;
 use crate::support::wait::until;
@@ -36,6 +38,12 @@ fn demo_streams_signals_by_what_it_prints_and_leaves_nothing_behind() {
     let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
     assert_eq!(Request::get("/").send(address.parse().unwrap()).status, 200);
 
+    // It ends at once also while its own write waits for somebody's lock.
+    let socket = std::fs::read_dir(&scratch).unwrap().next().unwrap().unwrap().path();
+    let mut holder = postgres::Config::new().host_path(&socket).user("postgres").connect(postgres::NoTls).unwrap();
+    holder.batch_execute("begin; lock table stock_market.signal").unwrap();
+    let waits = "select from pg_stat_activity where application_name = 'screener' and wait_event_type = 'Lock'";
+    until("its write waits", || holder.query_opt(waits, &[]).unwrap());
     kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
     assert_eq!(demo.wait().unwrap().code(), Some(0));
     assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "something was left behind");
@@ -98,4 +106,18 @@ fn demo_on_a_taken_address_says_so_and_ends() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains(&address) && said.trim_end().lines().count() == 1, "{said}");
+}
+
+#[test]
+fn demo_whose_postgresql_cannot_start_says_why() {
+    // Only root runs PostgreSQL under another account, which cannot enter this directory.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let directory = Directory::new();
+    std::fs::set_permissions(&directory.path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let output = command("").arg("demo").env("TMPDIR", &directory.path).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("start PostgreSQL") && said.contains("ermission denied"), "{said}");
 }
