@@ -20,24 +20,13 @@ pub enum Part {
     Listen,
 }
 
-/// What is known of one part.
+/// What is known of one part; nothing before it was tried.
 #[derive(Debug, Default, PartialEq, Eq)]
-enum Known {
-    #[default]
-    Untried,
-    /// When it was last proven to work.
-    Works(Instant),
+struct Known {
+    /// When it was last proven to work; `None` while it does not.
+    proven: Option<Instant>,
     /// Why it does not, as it was logged.
-    Lost(String),
-}
-
-impl Known {
-    fn proven(&self) -> Option<Instant> {
-        match self {
-            Self::Works(proven) => Some(*proven),
-            Self::Untried | Self::Lost(_) => None,
-        }
-    }
+    cause: Option<String>,
 }
 
 #[derive(Debug)]
@@ -49,11 +38,11 @@ struct Inner {
 
 impl Inner {
     fn is_live(&self) -> bool {
-        self.parts.iter().all(|part| part.proven().is_some())
+        self.parts.iter().all(|part| part.proven.is_some())
     }
 
     fn is_tried(&self) -> bool {
-        !self.parts.contains(&Known::Untried)
+        !self.parts.contains(&Known::default())
     }
 }
 
@@ -82,7 +71,7 @@ impl Default for Health {
 impl Feed {
     /// Reports that a part of delivery was proven to work by something that began `at` this time.
     pub(super) fn proven(&self, part: Part, at: Instant) {
-        self.report(part, Known::Works(at));
+        self.report(part, Known { proven: Some(at), cause: None });
         self.health.changed.notify_all();
     }
 
@@ -93,7 +82,7 @@ impl Feed {
             return;
         }
         let cause = format!("{doing}: {why}");
-        let lost = Known::Lost(cause.clone());
+        let lost = Known { proven: None, cause: Some(cause.clone()) };
         if lock(&self.health.inner).parts[part as usize] != lost {
             log::error!("{cause}");
         }
@@ -147,19 +136,19 @@ impl Health {
     /// Waits, at most `patience`, until a part was proven to work by something that began later than `then`. Returns
     /// whether it was.
     pub(super) fn wait_proven(&self, part: Part, then: Instant, patience: Duration) -> bool {
-        let is_old = |inner: &mut Inner| inner.parts[part as usize].proven() < Some(then);
+        let is_old = |inner: &mut Inner| inner.parts[part as usize].proven < Some(then);
         let waited = self.changed.wait_timeout_while(lock(&self.inner), patience, is_old);
         waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
     }
 
     /// How long ago a part was last proven to work; `None` while it does not.
     pub fn proven_for(&self, part: Part) -> Option<Duration> {
-        lock(&self.inner).parts[part as usize].proven().map(|at| at.elapsed())
+        lock(&self.inner).parts[part as usize].proven.map(|at| at.elapsed())
     }
 
     /// Whether both parts were proven to work recently.
     pub fn is_ready(&self) -> bool {
-        let is_fresh = |part: &Known| part.proven().is_some_and(|at| at.elapsed() < PROOF_LASTS);
+        let is_fresh = |part: &Known| part.proven.is_some_and(|at| at.elapsed() < PROOF_LASTS);
         lock(&self.inner).parts.iter().all(is_fresh) && !self.is_stopping()
     }
 
