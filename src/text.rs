@@ -22,6 +22,24 @@ pub(crate) fn one_line(text: &str) -> String {
     visible(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
+/// A line up to the first piece that may be a secret: a connection string or an API key that was given in the wrong place.
+pub(crate) fn without_secrets(line: &str) -> String {
+    let is_secret = |at: usize| {
+        let rest = &line[at..];
+        let url = ["postgres://", "postgresql://"].iter().find_map(|scheme| rest.strip_prefix(scheme));
+        let key = rest.strip_prefix("sf_").unwrap_or_default();
+        // A URL without a host, or with … in its place, is a hint of this program.
+        url.is_some_and(|after| !after.starts_with(['/', '…']))
+            || rest.starts_with("password=")
+            || rest.starts_with("password =")
+            || key.find(|c: char| !c.is_ascii_alphanumeric() && !"-_".contains(c)).unwrap_or(key.len()) >= 20
+    };
+    match line.char_indices().map(|(at, _)| at).find(|at| is_secret(*at)) {
+        Some(at) => format!("{}… (the rest may hold a secret)", &line[..at]),
+        None => line.to_owned(),
+    }
+}
+
 /// The text with each hidden character, except line ends, written as `\u001b`: a terminal shows it, and JSON keeps
 /// its meaning.
 pub(crate) fn visible(text: &str) -> String {

@@ -27,12 +27,13 @@ const NOTIFICATIONS_KEPT: usize = 1024;
 
 /// Settings of every session. Time-outs set for the role or database are meant for other clients: they would end a
 /// session that waits for notifications. Older versions of PostgreSQL do not have all four. A search_path set for the
-/// role or database could put foreign operators before PostgreSQL's; the next three settings could change the meaning of
-/// statements. JIT is off because compiling one of these queries takes longer than running it.
+/// role or database could put foreign operators before PostgreSQL's; the next four settings could change the meaning of
+/// statements or forbid them. JIT is off because compiling one of these queries takes longer than running it.
 const SESSION: &str = "set search_path = pg_catalog, pg_temp; set standard_conforming_strings = on; \
     set quote_all_identifiers = off; set default_transaction_isolation = 'read committed'; \
-    set timezone = 'UTC'; set jit = off; \
-    select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
+    set default_transaction_read_only = off; set timezone = 'UTC'; set jit = off";
+/// The time-outs. (A statement of its own: the settings above count from the next transaction on.)
+const NO_TIMEOUTS: &str = "select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
     ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'transaction_timeout')";
 
 /// How often a waiting call asks its [`Watch`].
@@ -67,6 +68,9 @@ impl FromStr for Settings {
     /// 34.1.1). Settings that can never work are an error here, not at the first connection; so is a root certificate
     /// that cannot be read. `PG…` variables and password files are not read.
     fn from_str(text: &str) -> Result<Self, Error> {
+        if text.trim().is_empty() {
+            return Err(Error::Unreachable("it is empty; expected postgres://… or key=value".to_owned()));
+        }
         let target = text.trim().parse().map_err(Error::Unreachable)?;
         dial::connector(&target).map_err(Error::Unreachable)?;
         let current = Arc::new(Mutex::new((text.trim().to_owned(), Arc::new(target))));
@@ -173,6 +177,7 @@ impl Connection {
         let wire = Wire { runtime: Some(runtime), driver, notifications: VecDeque::new(), ended: None };
         let mut connection = Self { client, statements: HashMap::new(), wire, deadline, watch, lost: false };
         connection.batch(&format!("set statement_timeout = {}; {SESSION}", deadline.as_millis()))?;
+        connection.batch(NO_TIMEOUTS)?;
         Ok(connection)
     }
 

@@ -81,8 +81,8 @@ pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Res
     Err(Error::Unreachable(failures.join("; ")))
 }
 
-/// Connects to one host. `prefer` tries again without TLS if TLS or the server's rules for it failed; if that fails too,
-/// the first error is the cause.
+/// Connects to one host. `prefer` tries again without TLS if TLS or the server's rules for it failed. If that fails too,
+/// the cause is the first error, unless only the second one comes from PostgreSQL.
 async fn connect(mut config: Config, connector: &Connector) -> Result<Session, Error> {
     let error = match config.connect(Connector::clone(connector)).await {
         Ok(session) => return Ok(session),
@@ -93,7 +93,10 @@ async fn connect(mut config: Config, connector: &Connector) -> Result<Session, E
         return Err(error);
     }
     config.ssl_mode(DriverMode::Disable);
-    config.connect(Connector::clone(connector)).await.map_err(|_| error)
+    config.connect(Connector::clone(connector)).await.map_err(|second| {
+        let second = explained(second);
+        if error.sql_state().is_none() && second.sql_state().is_some() { second } else { error }
+    })
 }
 
 /// The driver's error, with advice if the error has none.

@@ -77,7 +77,8 @@ fn open(settings: &Settings) -> Result<(Connection, String), Error> {
 /// Whether a call waited too long: for a lock, by PostgreSQL's time-out, or by ours.
 fn is_timeout(error: &Error) -> bool {
     let states = [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE];
-    matches!(error, Error::TimedOut(_)) || error.sql_state().is_some_and(|state| states.contains(state))
+    matches!(error, Error::TimedOut(_) | Error::GivenUp)
+        || error.sql_state().is_some_and(|state| states.contains(state))
 }
 
 /// Runs every check, in order, and returns each with its name, which scripts rely on. A check that cannot run has
@@ -91,7 +92,7 @@ pub fn examine(settings: &Settings) -> Result<Vec<(&'static str, Verdict)>, Erro
     let settings = settings.clone().with_deadline(CONNECT_PATIENCE).with_watch(Some(in_time));
     let (connection, database) = match open(&settings) {
         Err(error) if is_timeout(&error) => {
-            return Ok(vec![("connection", wrong(format!("cannot run any query: {error}"), NO_QUERY))]);
+            return Ok(vec![("connection", wrong(format!("cannot run any query in time: {error}"), NO_QUERY))]);
         }
         outcome => outcome?,
     };
@@ -100,7 +101,11 @@ pub fn examine(settings: &Settings) -> Result<Vec<(&'static str, Verdict)>, Erro
          migrate --database-url 'postgresql:///{database}?host=/var/run/postgresql'"
     );
     let mut doctor = Doctor { connection, until, migrate, checks: Vec::new() };
-    doctor.check("schema", schema);
+    // What somebody put in the place of the feed's own objects would run with the rights of this login.
+    match inspect::strangers(&mut doctor.connection) {
+        Ok(None) => doctor.check("schema", schema),
+        Ok(Some(_)) | Err(_) => doctor.check("installation", installation),
+    }
     let usable = doctor.checks.iter().all(|(_, verdict)| verdict.ok);
     doctor.check("lock", lock);
     if usable {
@@ -194,8 +199,11 @@ pub fn capture_fault(connection: &mut Connection) -> Result<Option<String>, Erro
 /// Whether the log is in the cluster, the timeline and the database that were recorded.
 ///
 /// # Errors
-/// See [`Error`]; [`Error::Incomplete`] if none were recorded.
+/// See [`Error`]; [`Error::Incomplete`] if none were recorded, or if somebody may have replaced the function that is asked.
 pub fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
+    if let Some(strangers) = inspect::strangers(connection)? {
+        return Err(Error::Incomplete(strangers));
+    }
     let row = connection.query(CLUSTER, &[])?.pop().ok_or_else(|| {
         let text =
             "the table stock_market.signal_feed_cluster has no row; \"signal-feed migrate\" records this cluster";

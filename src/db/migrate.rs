@@ -42,7 +42,7 @@ const EARLIER_CAPTURE_VERSION: i32 = 4;
 const LOCK_TRY: &str = "1s";
 /// The pause between two tries, in which writers continue.
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
-/// The advisory lock that allows one migrate at a time in a database, until its session ends: the ASCII codes of `sigfeed`.
+/// The advisory lock that allows one migrate at a time in a database: the ASCII codes of `sigfeed`.
 const ADVISORY_KEY: i64 = 0x0073_6967_6665_6564;
 /// Longest time for one statement: on a large log of the sequence era, building an index takes long.
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -76,13 +76,12 @@ pub struct Options {
     pub signal_inserted: Option<SignalInserted>,
 }
 
-/// Lifts the deadline of the connection's statements, and lets them write whatever the database's or the role's default.
+/// Lifts the deadline of the connection's statements.
 ///
 /// # Errors
 /// If the database does not answer.
 pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
-    let settings = "set statement_timeout = 0; set default_transaction_read_only = off";
-    connection.batch(settings).doing("prepare the session")?;
+    connection.batch("set statement_timeout = 0").doing("prepare the session")?;
     connection.set_deadline(DEADLINE);
     Ok(())
 }
@@ -244,7 +243,10 @@ impl Migration<'_> {
             let row = connection.query_one("select pg_try_advisory_lock($1)", &[&ADVISORY_KEY])?;
             Ok(row.get::<_, bool>(0).then_some(()))
         })?;
-        self.install()?;
+        let installed = self.install();
+        // Behind a pooler the session outlives this program.
+        let _ = self.connection.query("select pg_advisory_unlock($1)", &[&ADVISORY_KEY]);
+        installed?;
         let left = look(self.connection, self.options)?;
         if left.is_empty() {
             return Ok(());

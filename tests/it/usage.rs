@@ -80,6 +80,21 @@ fn an_error_never_shows_a_piece_of_a_password_of_any_shape() {
         assert!(!outcome.stderr.contains("geheim") && !outcome.stderr.contains("wort"), "{string}: {}", outcome.stderr);
         assert_eq!(outcome.stderr.trim_end().lines().count(), 1, "{string}: {}", outcome.stderr);
     }
+    // In the wrong place.
+    let key = "sf_geheimgeheimgeheimgeheimgeheimgeheimgeheimge";
+    for string in ["postgres://nobody:geheim@127.0.0.1:1/db", "host=127.0.0.1 port=1 password=geheim wort", key] {
+        for arguments in [
+            vec!["migrate", string],
+            vec!["key", string],
+            vec!["key", "list", string],
+            vec!["key", "list", "--database-url-file", string],
+            vec![string],
+        ] {
+            let outcome = signal_feed("postgres://nobody@127.0.0.1:1/db", &arguments);
+            assert_ne!(outcome.code, 0, "{arguments:?}");
+            assert!(!outcome.stderr.contains("geheim") && !outcome.stderr.contains("wort"), "{}", outcome.stderr);
+        }
+    }
 }
 
 #[test]

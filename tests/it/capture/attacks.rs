@@ -7,6 +7,7 @@ use postgres::{Client, NoTls};
 
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
+use crate::support::server::Server;
 use crate::support::wait::until;
 
 use super::{SIGNAL, Screener, count, log, migrated};
@@ -333,6 +334,34 @@ fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
         assert_eq!(database.number("select count(*) from pg_class where relname = 'signal_feed_counter'"), 0);
         database.sql(&format!("drop owned by {eve} cascade; drop role {eve}"));
     }
+}
+
+#[test]
+fn what_the_owner_of_the_schema_plants_after_the_installation_runs_with_nobodys_rights() {
+    let (database, _) = migrated();
+    let eve = format!("{}_eve", database.name);
+    database.sql(&format!(
+        "create role {eve} login; alter schema stock_market owner to {eve}; \
+         create table public.ran (who text); grant all on public.ran to public"
+    ));
+    let server = Server::ready(&database, &[]);
+    let mut client = Client::connect(&database.url_as(&eve), NoTls).unwrap();
+    client
+        .batch_execute(
+            "drop function stock_market.signal_feed_cluster_now() cascade;
+             create function stock_market.signal_feed_cluster_now(out system_identifier text, out timeline integer)
+                language plpgsql as $$ begin insert into public.ran values (current_user); end $$",
+        )
+        .unwrap();
+    for command in [&["doctor"][..], &["migrate", "--check"], &["migrate"]] {
+        let outcome = signal_feed(&database.url, command);
+        assert_eq!(outcome.code, 1, "{command:?}");
+        assert!((outcome.stdout + &outcome.stderr).contains("signal_feed_cluster_now"), "{command:?}");
+    }
+    server.wait_log(&["WARN", "signal_feed_cluster_now"]);
+    assert_eq!(database.number("select count(*) from public.ran"), 0);
+    drop(server);
+    database.sql(&format!("drop owned by {eve} cascade; drop role {eve}"));
 }
 
 #[test]
