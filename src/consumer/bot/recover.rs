@@ -37,13 +37,14 @@ impl Bot<'_> {
         (self.is_recovering, self.keeps_unsent) = (true, false);
         self.settle(None)?;
         for row in &snapshot.rows {
-            match read_row(row) {
-                Ok(order) => {
-                    let wait = self.act(&order, Origin::Recovery, None)?;
-                    self.settle(wait)?;
+            let wait = match read_row(row) {
+                Ok(order) => self.act(&order, Origin::Recovery, None)?,
+                Err(why) => {
+                    self.unusable(None, &format!("a row that recovery found: {why}"), row)?;
+                    None
                 }
-                Err(why) => self.unusable(None, &format!("a row that recovery found: {why}"), row)?,
-            }
+            };
+            self.settle(wait)?;
         }
         let cursor = Cursor { feed_seq: snapshot.cursor, event_time: None };
         self.append(&Line { mode: Some(Mode::Normal), ..Line::new(Record::Mode).at(Some(&cursor)) })?;

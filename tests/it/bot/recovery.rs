@@ -339,3 +339,19 @@ fn a_floating_point_id_is_the_same_on_the_stream_and_in_recovery() {
     open_both(&feed, &market);
     assert_eq!(place.paper(), ["sf-1000000000000000000000-exit"]);
 }
+
+#[test]
+fn a_recovery_of_many_unusable_rows_ends_at_sigterm() {
+    let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+    market.execute(
+        "insert into stock_market.signal (symbol, action, side) select '', 'entry', 'BUY' from generate_series(1, 20000) n",
+    );
+    let mut bot = recover(&place, &feed, &market);
+    let mut first = feed.accept().open();
+    first.connected_as(&market.feed_id(), 1, 0, "null");
+    place.wait("a row was journalled", || place.read("trader-bot.journal").contains("unusable"));
+    bot.signal("TERM");
+    assert_eq!(bot.exit_code(), Some(0));
+    let journalled = place.read("trader-bot.journal").matches("unusable").count();
+    assert!(journalled < 20_000, "it went on to the end");
+}

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::IbkrBroker;
 use super::lists::{Found, Lists, Scope};
-use super::lookup::LOOK_APART;
-use super::own::{OwnOrder, Refusal, end_text};
+use super::own::{LOOK_APART, OwnOrder, Refusal, end_text};
 use crate::consumer::broker::Ended;
 
 impl IbkrBroker {
@@ -50,12 +49,17 @@ impl IbkrBroker {
         if self.connection.as_mut().and_then(|connection| connection.look_at.take()).is_some() {
             self.look_again(LOOK_APART);
         }
+        self.look_at_each(&lists);
+        Ok(())
+    }
+
+    /// Judges all followed orders by a set of lists.
+    pub(super) fn look_at_each(&mut self, lists: &Lists) {
         self.judge_followed();
         let ids: Vec<i64> = self.followed().map(|(order_id, _)| order_id).collect();
         for order_id in ids {
-            self.look_at_one(order_id, &lists);
+            self.look_at_one(order_id, lists);
         }
-        Ok(())
     }
 
     /// Reports orders whose state only the lists could show. A gateway that is known to be away is not silent: it says
@@ -83,7 +87,7 @@ impl IbkrBroker {
         let refusal = order.refusal.clone();
         let executed = match lists.find(&order.reference, Some(order_id)) {
             Found::Open(_) => {
-                (order.is_unknown, order.missing_since, order.refusal) = (false, None, None);
+                (order.is_unknown, order.missing, order.refusal) = (false, None, None);
                 return;
             }
             Found::Executed(_, quantity) if quantity >= order.quantity => {
@@ -102,8 +106,7 @@ impl IbkrBroker {
             self.unknown(order_id, refusal.as_ref().map(Refusal::why), gap);
             return self.look_again(LOOK_APART);
         }
-        let is_gone = order.missing_since.get_or_insert_with(Instant::now).elapsed() >= LOOK_APART;
-        if refusal.is_none() && !is_gone {
+        if !order.is_gone() && refusal.is_none() {
             return self.look_again(LOOK_APART);
         }
         let why = "the gateway's lists of open orders, completed orders and today's executions do not show it";

@@ -3,19 +3,16 @@
 //! Silence on a connection that stayed up never permits a second send: the gateway may hold the order in a dialog. Only
 //! if the connection broke before any answer do the lists decide: two sets of them, on a new connection.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use jiff::tz::Offset;
 
 use super::IbkrBroker;
 use super::lists::{Found, Scope};
-use super::own::OwnOrder;
+use super::own::{LOOK_APART, OwnOrder, Refusal};
 use crate::consumer::broker::{Answer, Attempt};
 use crate::consumer::order::Order;
-
-/// An order is gone if two sets of lists, this far apart, do not show it.
-pub(super) const LOOK_APART: Duration = Duration::from_secs(10);
 
 impl IbkrBroker {
     pub(super) fn try_lookup(&mut self, order: &Order, attempt: &Attempt) -> Answer {
@@ -41,6 +38,10 @@ impl IbkrBroker {
                 return if is_away { Answer::Away(why) } else { unknown(&why) };
             }
         };
+        // They also show how followed orders ended meanwhile, which must not wait until this one is settled.
+        if self.connection.as_ref().is_some_and(|connection| !connection.has_late_list) {
+            self.look_at_each(&lists);
+        }
         let refusal = attempt.order_id.and_then(|order_id| self.orders.get(&order_id)?.refusal.clone());
         match lists.find(&order.order_ref, attempt.order_id) {
             Found::Open(order_id) | Found::Executed(order_id, _) => {
@@ -54,8 +55,14 @@ impl IbkrBroker {
             }
             Found::Nothing => {}
         }
-        if let Some(gap) = lists.gap {
-            return unknown(&gap);
+        let why = refusal.as_ref().map(Refusal::why);
+        let why = why.into_iter().chain(lists.gap.clone()).collect::<Vec<_>>().join("; ");
+        if lists.gap.is_some() {
+            // A list that stays cut short holds up other orders for only so long: then the error counts.
+            let own = attempt.order_id.and_then(|order_id| self.orders.get_mut(&order_id));
+            if !own.is_some_and(|own| own.refusal.is_some() && own.is_gone()) {
+                return unknown(&why);
+            }
         }
         if !broke && refusal.is_none() {
             return unknown(
@@ -68,7 +75,7 @@ impl IbkrBroker {
             return unknown("a late answer of the gateway may have been taken for another one");
         }
         if let Some(refusal) = refusal {
-            return refusal.answer(refusal.why());
+            return refusal.answer(why);
         }
         if attempt.resent {
             return unknown("it was already sent again once and was lost again; settle it with a line in the journal");
@@ -80,7 +87,7 @@ impl IbkrBroker {
                  and they are of today only; settle it with a line in the journal",
             );
         }
-        if self.is_gone(&order.order_ref) {
+        if self.is_lost(&order.order_ref) {
             return Answer::Lost;
         }
         unknown(&format!("the gateway's lists do not show it; looking again after {} s", LOOK_APART.as_secs()))
@@ -88,7 +95,7 @@ impl IbkrBroker {
 
     /// Notes that the lists do not show an order. True if an earlier set on this connection did not show it either:
     /// before that, it may still be on its way.
-    fn is_gone(&mut self, reference: &str) -> bool {
+    fn is_lost(&mut self, reference: &str) -> bool {
         let number = self.connection_number().unwrap_or_default();
         match &self.missing {
             Some((missing, on, since)) if missing == reference && *on == number => since.elapsed() >= LOOK_APART,

@@ -22,7 +22,8 @@ use super::{Answer, Attempt, Broker, Ended};
 use crate::consumer::order::Order;
 use crate::consumer::stop::Stop;
 
-/// How long an event waits for a connection that was just lost, before the broker counts as away.
+/// How long an event waits for a connection that was just lost, or for a list of a gateway that was read-only, before the
+/// broker counts as away.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The broker for TWS or IB Gateway.
@@ -68,7 +69,7 @@ impl IbkrBroker {
     /// Requests a list from a gateway that was read-only: it refuses lists as long as it is.
     fn probe(&mut self, trouble: Trouble) -> Result<(), String> {
         self.set_trouble(None);
-        if self.lists(Scope::Own, Instant::now() + self.timeout).is_ok() {
+        if self.lists(Scope::Own, Instant::now() + RECONNECT_PATIENCE.min(self.timeout)).is_ok() {
             log::info!("the gateway is not read-only any more");
             return Ok(());
         }

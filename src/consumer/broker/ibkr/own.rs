@@ -10,6 +10,8 @@ use super::request::number;
 use crate::consumer::broker::{Answer, Ended};
 use crate::consumer::order::Order;
 
+/// An order is gone if sets of lists this far apart do not show it.
+pub(super) const LOOK_APART: Duration = Duration::from_secs(10);
 /// The reason of an end comes in a separate message, shortly before or after it.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
 /// Messages about an order that are not refusals: a remark (399), held while shares are located (404), and its time in
@@ -60,8 +62,8 @@ pub(super) struct OwnOrder {
     pub(super) is_followed: bool,
     /// The bot was told that its state is unknown.
     pub(super) is_unknown: bool,
-    /// Since when the lists do not show it, although it was accepted.
-    pub(super) missing_since: Option<Instant>,
+    /// Since when the lists do not show it, and how many sets of them in a row.
+    pub(super) missing: Option<(Instant, u32)>,
     /// When the gateway first said anything.
     pub(super) since: Option<Instant>,
     pub(super) status: Option<OrderStatusKind>,
@@ -75,6 +77,14 @@ impl OwnOrder {
     pub(super) fn new(order: &Order, sent_over: Option<u64>) -> Self {
         let quantity = number(&order.quantity).unwrap_or_default();
         Self { reference: order.order_ref.clone(), quantity, sent_over, ..Self::default() }
+    }
+
+    /// Notes that one more set of lists does not show it. Whether it is gone by that: a gateway that has just started shows
+    /// none of its orders for some seconds.
+    pub(super) fn is_gone(&mut self) -> bool {
+        let (since, sets) = self.missing.get_or_insert_with(|| (Instant::now(), 0));
+        *sets += 1;
+        *sets > 2 && since.elapsed() >= LOOK_APART
     }
 
     /// The connection over which it was sent, if the gateway has said nothing about it.
@@ -123,6 +133,8 @@ impl OwnOrder {
         let level = if is_mere { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "the gateway says about {}: {}", self.reference, refusal.why());
         if !is_mere {
+            // An error is news about an order whose state is unknown.
+            self.is_unknown &= self.refusal.as_ref() == Some(&refusal);
             self.refusal = Some(refusal);
         }
     }

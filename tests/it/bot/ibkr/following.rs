@@ -170,6 +170,59 @@ fn an_accepted_exit_that_vanished_is_an_alert_although_the_gateway_reconnects_al
 }
 
 #[test]
+fn an_accepted_exit_that_the_lists_do_not_show_around_an_outage_is_followed_on() {
+    let world = World::new();
+    let _bot = world.start();
+    world.trade(1, "exit");
+    // A gateway that starts shows no order for some seconds, and this one starts twice.
+    let book = std::mem::take(&mut world.gateway.state().book);
+    let lists = world.gateway.state().lists;
+    world.gateway.close();
+    world.place.wait("a look", || world.gateway.state().lists > lists);
+    world.gateway.state().in_use = u32::MAX;
+    world.gateway.close();
+    // Longer than two looks are apart.
+    std::thread::sleep(std::time::Duration::from_secs(12));
+    let lists = world.gateway.state().lists;
+    world.gateway.state().in_use = 0;
+    world.place.wait("one more look", || world.gateway.state().lists > lists);
+    world.gateway.state().book = book;
+    let lists = world.gateway.state().lists;
+    world.place.wait("a look that finds it", || world.gateway.state().lists > lists);
+    world.gateway.status("sf-1-exit", "Filled", 100);
+    world.wait_journal("filled", 1);
+    assert_eq!(world.place.count_alerts("exit_unfilled"), 0, "{}", world.place.read("log"));
+}
+
+#[test]
+fn an_accepted_exit_that_ended_during_a_reconnect_is_an_alert_while_another_order_waits_for_a_person() {
+    let world = World::new();
+    let _bot = world.start();
+    world.trade(1, "exit");
+    world.gateway.script(&[Step::Say("PendingSubmit", 0), Step::Close]);
+    world.send(2, "exit");
+    world.gateway.set_status("sf-1-exit", "Cancelled", 0);
+    assert!(world.alert("exit_unfilled").contains("sf-1-exit"));
+}
+
+#[test]
+fn an_error_about_an_accepted_exit_is_an_alert_while_another_order_waits_for_a_person() {
+    let world = World::new();
+    let _bot = world.start();
+    world.trade(1, "exit");
+    // The gateway took the second and says nothing.
+    world.gateway.script(&[]);
+    world.send(2, "exit");
+    world.place.wait_alert("outcome_unknown");
+    world.gateway.set_status("sf-1-exit", "Inactive", 0);
+    // The gateway names the order that was sent last.
+    let last = world.gateway.state().sent.pop().unwrap();
+    world.gateway.error(201, "Order rejected - reason: margin");
+    world.gateway.state().sent.push(last);
+    assert!(world.alert("exit_unfilled").contains("sf-1-exit"));
+}
+
+#[test]
 fn an_accepted_exit_whose_state_the_gateway_does_not_tell_is_one_alert() {
     let world = World::new();
     let _bot = world.start_with_timeout("1s");

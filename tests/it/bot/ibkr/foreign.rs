@@ -92,7 +92,7 @@ fn an_error_about_an_order_is_not_final_while_the_bots_own_list_cannot_be_read()
         world.place.wait_alert("outcome_unknown");
         world.place.wait_log("10311: a remark about the order");
         let lists = world.gateway.state().lists;
-        world.place.wait("more look-ups", || world.gateway.state().lists > lists + 2);
+        world.place.wait("one more look-up", || world.gateway.state().lists > lists);
         assert!(!world.place.journal_has("rejected", 1), "{}", world.place.read("log"));
         world.gateway.state().book.push(Booked::submitted(1, "sf-1-exit"));
         world.gateway.state().foreign.clear();
@@ -100,6 +100,35 @@ fn an_error_about_an_order_is_not_final_while_the_bots_own_list_cannot_be_read()
         assert!(world.place.journal_has("placed", 1) && !world.place.journal_has("rejected", 1));
         assert_eq!(world.gateway.sent(), ["sf-1-exit"]);
     }
+}
+
+#[test]
+fn an_error_about_an_order_is_final_if_the_bots_own_list_stays_unreadable_and_delays_the_next_order_only_so_long() {
+    let world = World::new();
+    world.gateway.state().foreign = vec![rows()[1].clone()];
+    world.gateway.state().foreign_in_own = true;
+    let _bot = world.start();
+    world.gateway.script(&[Step::Error(200, "No security definition has been found for the request")]);
+    world.send(1, "exit");
+    assert!(world.alert("outcome_unknown").contains("200: No security definition"));
+    world.trade(2, "exit");
+    let text = world.alert("exit_rejected");
+    assert!(text.contains("200: No security definition") && text.contains("cannot be read"), "{text}");
+    assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit"]);
+}
+
+#[test]
+fn an_error_about_a_followed_order_is_an_alert_also_if_its_state_was_unknown_before() {
+    let world = World::new();
+    let _bot = world.start();
+    world.trade(1, "exit");
+    world.gateway.state().foreign = vec![rows()[1].clone()];
+    world.gateway.state().foreign_in_own = true;
+    world.gateway.state().book.clear();
+    world.gateway.close();
+    world.place.wait_alert("outcome_unknown");
+    world.gateway.error(201, "Order rejected - reason: margin");
+    world.place.wait("an alert with the error", || world.place.read("alerts").contains("201: Order rejected"));
 }
 
 #[test]
