@@ -35,9 +35,10 @@ impl Stream<'_> {
         let earliest = self.earliest()?.seq;
         let head = self.head()?;
         self.connected(cursor, head.seq, earliest);
-        self.flush()?;
         if cursor < head.seq {
             self.prove_tail()?;
+        } else {
+            self.flush()?;
         }
         // A delayed key must not learn anything that depends on numbers above its head.
         let is_skipped = || self.feed.is_skipped(cursor);
@@ -83,6 +84,7 @@ impl Stream<'_> {
         if self.feed.health.proven_for(Part::Log).is_some_and(|age| age < READ_SUFFICES) {
             return Ok(());
         }
+        self.flush()?;
         let began = Instant::now();
         self.feed.wake_reader();
         while !self.feed.health.wait_proven(Part::Log, began, LOOK_AGAIN) {
