@@ -80,7 +80,7 @@ struct Args {
     #[arg(long, value_name = "FILE", default_value = "trader-bot.journal", help_heading = "Files")]
     journal: PathBuf,
 
-    /// First place the missed orders from the database (role signal_feed_bot) and leave close-only mode
+    /// Before streaming, place the missed orders from the database (role signal_feed_bot) and leave close-only mode
     #[arg(long, help_heading = "Recovery")]
     recovery: bool,
     /// Print what --recovery would place, send nothing, change no file, and exit
