@@ -81,16 +81,12 @@ impl Stream<'_> {
     /// Waits until the reader has read the log once more, unless it just has. Then it knows whether the log was replaced:
     /// nothing that memory holds of an older log is sent.
     fn prove_tail(&mut self) -> Step {
-        let began = Instant::now();
-        let age = self.feed.health.proven_for(Part::Log).unwrap_or(Duration::MAX);
-        // Early, so that the streams that begin next need not wait either.
-        if age >= READ_SUFFICES / 2 {
-            self.feed.wake_reader();
-        }
-        if age < READ_SUFFICES {
+        if self.feed.health.proven_for(Part::Log).is_some_and(|age| age < READ_SUFFICES) {
             return Ok(());
         }
         self.flush()?;
+        let began = Instant::now();
+        self.feed.wake_reader();
         while !self.feed.health.wait_proven(Part::Log, began, LOOK_AGAIN) {
             self.attend()?;
         }
