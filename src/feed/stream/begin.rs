@@ -15,9 +15,10 @@ use crate::sync::lock;
 
 /// How long a cursor may be ahead of a primary's log before `history_rewritten`: another feed may have read further.
 const AHEAD_GRACE: Duration = Duration::from_secs(5);
-/// If the log was read this recently, 10 ms, a stream that begins does not wait for another read: hundreds that begin at
-/// once share one. A log that is replaced within this time is noticed as it is under a stream that began earlier.
-const READ_SUFFICES: Duration = Duration::from_millis(10);
+/// If the log was read this recently, 50 ms, a stream that begins does not wait for another read: streams that begin cost
+/// at most twenty reads a second, however many they are. A log that is replaced within this time is noticed as it is under
+/// a stream that began earlier.
+const READ_SUFFICES: Duration = Duration::from_millis(50);
 /// Bounds of `retry:`, the time that a client waits before it reconnects.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2000), Duration::from_millis(5000));
 
