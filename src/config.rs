@@ -15,7 +15,7 @@ const MOST: usize = 1_000_000;
 
 /// The options of `serve`. The comment of a field is its help.
 #[derive(Debug, Clone, clap::Args)]
-pub struct ServeOptions {
+pub(crate) struct ServeOptions {
     /// Address of the feed; can be repeated; `[::]` takes IPv4 too; sockets passed by systemd are used instead
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_delimiter = ',', value_parser = parse_address, help_heading = "Feed")]
     pub listen: Vec<SocketAddr>,
@@ -68,7 +68,7 @@ pub struct ServeOptions {
 
 impl ServeOptions {
     /// The default of every option. Environment variables do not count.
-    pub fn defaults() -> Self {
+    pub(crate) fn defaults() -> Self {
         let matches = Self::augment_args(clap::Command::new("serve")).get_matches_from(["serve"]);
         // Every option has a default or may be left out, so this cannot fail.
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())

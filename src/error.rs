@@ -7,7 +7,8 @@ use std::io;
 
 use tokio_postgres::error::SqlState;
 
-pub use database::{DatabaseError, NEEDS_SESSIONS};
+pub use database::DatabaseError;
+pub(crate) use database::NEEDS_SESSIONS;
 
 /// Why a command failed. The text is one line with the whole cause, and never holds a secret.
 #[derive(Debug)]

@@ -22,11 +22,11 @@ static SIX_DIGITS: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 /// The number of an event in the log, or a cursor. 0 is before the first event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize)]
 #[serde(transparent)]
-pub struct FeedSeq(pub i64);
+pub(crate) struct FeedSeq(pub i64);
 
 impl FeedSeq {
     /// The number after this one.
-    pub fn next(self) -> Self {
+    pub(crate) fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 }
@@ -39,31 +39,31 @@ impl fmt::Display for FeedSeq {
 
 /// A `timestamptz` as PostgreSQL holds it: microseconds since 2000-01-01 UTC, or an infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct EventTime(pub i64);
+pub(crate) struct EventTime(pub i64);
 
 impl EventTime {
     /// Whether it is finite and within the years 1 to 9999, so that RFC 3339 can express it.
-    pub fn is_usable(self) -> bool {
+    pub(crate) fn is_usable(self) -> bool {
         (FIRST_USABLE..FIRST_BEYOND).contains(&self.0)
     }
 
     /// This time minus a duration.
-    pub fn minus(self, duration: std::time::Duration) -> Self {
+    pub(crate) fn minus(self, duration: std::time::Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// This time plus a duration.
-    pub fn plus(self, duration: std::time::Duration) -> Self {
+    pub(crate) fn plus(self, duration: std::time::Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// Seconds since 1970.
-    pub fn unix_seconds(self) -> f64 {
+    pub(crate) fn unix_seconds(self) -> f64 {
         self.0.saturating_add(POSTGRES_EPOCH_MICROS) as f64 / 1e6
     }
 
     /// How long after `other` it is; zero if it is not.
-    pub fn since(self, other: Self) -> std::time::Duration {
+    pub(crate) fn since(self, other: Self) -> std::time::Duration {
         std::time::Duration::from_micros(u64::try_from(self.0.saturating_sub(other.0)).unwrap_or(0))
     }
 }
@@ -90,12 +90,12 @@ impl serde::Serialize for EventTime {
 
 /// An instant as a consumer wrote it: RFC 3339 with any offset, possibly finer than the log's microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WrittenTime(SignedDuration);
+pub(crate) struct WrittenTime(SignedDuration);
 
 impl WrittenTime {
     /// Reads `date-time` of RFC 3339 §5.6; `None` for anything else. The plus sign of an offset may be a space: a form
     /// decoder turns one into the other.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         // jiff also reads the shorter forms of ISO 8601. RFC 3339 has one form.
         let (date_time, rest) = text.split_at_checked("2000-01-01T00:00:00".len())?;
         let is_separated = [(4, "-"), (7, "-"), (10, "Tt "), (13, ":"), (16, ":")]
@@ -124,7 +124,7 @@ impl WrittenTime {
     }
 
     /// Whether it is exactly the instant of an event.
-    pub fn is(self, time: EventTime) -> bool {
+    pub(crate) fn is(self, time: EventTime) -> bool {
         self.0 == SignedDuration::from_micros(time.0)
     }
 }
@@ -153,11 +153,11 @@ impl ToSql for EventTime {
 }
 
 /// The largest block that is sent, 16 MiB: every consumer must take blocks of that size. A larger event is quarantined.
-pub const LARGEST_BLOCK_BYTES: usize = 16 * 1024 * 1024;
+pub(crate) const LARGEST_BLOCK_BYTES: usize = 16 * 1024 * 1024;
 
 /// One row of the log, as read.
 #[derive(Debug, Clone)]
-pub struct LogRow {
+pub(crate) struct LogRow {
     /// Its number.
     pub seq: FeedSeq,
     /// Its time, which may be unusable.
@@ -169,7 +169,7 @@ pub struct LogRow {
 }
 
 /// Why an event whose row has so many bytes cannot be delivered.
-pub fn too_large(bytes: impl fmt::Display) -> String {
+pub(crate) fn too_large(bytes: impl fmt::Display) -> String {
     format!("the row's {bytes} bytes do not fit into a block of {LARGEST_BLOCK_BYTES} bytes")
 }
 

@@ -28,15 +28,15 @@
 //!
 //! | thread | module | owns | wakes for |
 //! |---|---|---|---|
-//! | `accept` | [`http::accept`] | the feed's listening sockets | a connection, the stop |
-//! | `ops` | [`http::accept`] for [`ops`] | the operator's listening socket | a connection, the stop |
-//! | `listen` | [`feed::listen`] | the LISTEN connection | a notification, its own probe; on a standby a timer |
-//! | `reader` | [`feed::reader`] | the tail, one connection | `listen`, `--poll-interval`; on a standby a short timer |
-//! | `alerts` | [`ops::alerts`] | the runs of `--alert-command` | a second; only if that option is given |
-//! | `upkeep` | [`feed::upkeep`], [`feed::keys`] | one connection | a key that is not known, an event to record, a timer |
-//! | `client`, one per connection | [`listener`], [`feed::stream`], [`ops::routes`] | one socket | its channel, the heartbeat |
+//! | `accept` | `http::accept` | the feed's listening sockets | a connection, the stop |
+//! | `ops` | `http::accept` for `ops` | the operator's listening socket | a connection, the stop |
+//! | `listen` | `feed::listen` | the LISTEN connection | a notification, its own probe; on a standby a timer |
+//! | `reader` | `feed::reader` | the tail, one connection | `listen`, `--poll-interval`; on a standby a short timer |
+//! | `alerts` | `ops::alerts` | the runs of `--alert-command` | a second; only if that option is given |
+//! | `upkeep` | `feed::upkeep`, `feed::keys` | one connection | a key that is not known, an event to record, a timer |
+//! | `client`, one per connection | `listener`, `feed::stream`, `ops::routes` | one socket | its channel, the heartbeat |
 //!
-//! [`serve`] starts the threads and joins them. If a core thread (any but `client`) ends before the server stops, the
+//! `serve` starts the threads and joins them. If a core thread (any but `client`) ends before the server stops, the
 //! process ends with an error that names it. If a `client` thread panics, one stream ends. The main thread waits for a
 //! signal, reports to the service manager (`service`), and writes the summaries of repeated log lines (`logging`).
 //!
@@ -75,25 +75,27 @@
 //! trader_bot → options, consumer → db (for recovery only) → event, error, logging
 //! ```
 //!
-//! [`http`] knows requests, responses and limits, and nothing of the feed. [`consumer`] uses nothing of the server.
+//! `http` knows requests, responses and limits, and nothing of the feed. [`consumer`] uses nothing of the server.
+//!
+//! This crate is two programs. Public are [`consumer`], for other bots in Rust, and what the tests use.
 
 mod alert;
 pub mod cli;
-pub mod config;
+mod config;
 pub mod consumer;
 pub mod db;
 pub mod demo;
 mod error;
-pub mod event;
-pub mod feed;
-pub mod http;
-pub mod listener;
+mod event;
+mod feed;
+mod http;
+mod listener;
 mod logging;
-pub mod ops;
+mod ops;
 mod options;
 mod program;
 pub mod random;
-pub mod serve;
+mod serve;
 mod service;
 mod sync;
 mod text;

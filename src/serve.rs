@@ -38,7 +38,7 @@ const OTHER_DESCRIPTORS: u64 = 128;
 ///
 /// # Errors
 /// If an address cannot be bound, the schema is not the one that this program knows, or a core thread died.
-pub fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) -> Result<(), Error> {
+pub(crate) fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) -> Result<(), Error> {
     let settings = settings.clone().with_deadline(DATABASE_DEADLINE);
     raise_descriptor_limit(options.max_clients);
     let listeners = listeners(&options)?;

@@ -3,7 +3,7 @@
 //! An event passes [`stream`] (one HTTP connection), `sse` (bytes to events), [`message`] (events to orders, and to messages
 //! about the stream) and [`follow`] (proves that nothing is missing, reconnects). In `trader-bot` it then passes `bot` and
 //! `decide` (whether an order is placed), `journal` with `line` and `ledger` (each fact on one line, and what the lines add
-//! up to), and [`broker`]. `recovery` catches up from the database.
+//! up to), and `broker`. `recovery` catches up from the database.
 //!
 //! Nothing here imports anything of the server. [`stop::Stop`] ends everything from another thread.
 //!
@@ -45,7 +45,7 @@ mod address;
 mod alert;
 mod backoff;
 pub(crate) mod bot;
-pub mod broker;
+pub(crate) mod broker;
 mod clock;
 mod decide;
 mod files;

@@ -45,7 +45,7 @@ const NEWEST: &str = "1000000";
 
 /// The outcome of one check.
 #[derive(Debug, Clone)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// Whether it passed.
     pub ok: bool,
     /// What was found.
@@ -86,7 +86,7 @@ fn is_timeout(error: &Error) -> bool {
 ///
 /// # Errors
 /// If it cannot connect.
-pub fn examine(settings: &Settings) -> Result<Vec<(&'static str, Verdict)>, Error> {
+pub(crate) fn examine(settings: &Settings) -> Result<Vec<(&'static str, Verdict)>, Error> {
     let until = Instant::now() + PATIENCE;
     let in_time = Arc::new(move || Instant::now() < until);
     let settings = settings.clone().with_deadline(CONNECT_PATIENCE).with_watch(Some(in_time));
@@ -200,7 +200,7 @@ pub fn capture_fault(connection: &mut Connection) -> Result<Option<String>, Erro
 ///
 /// # Errors
 /// See [`Error`]; [`Error::Incomplete`] if none were recorded, or if somebody may have replaced the function that is asked.
-pub fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
+pub(crate) fn cluster(connection: &mut Connection) -> Result<Verdict, Error> {
     if let Some(strangers) = inspect::strangers(connection)? {
         return Err(Error::Incomplete(strangers));
     }

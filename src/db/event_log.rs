@@ -13,7 +13,7 @@ const LARGE_ROW_BYTES: i32 = 16 * 1024;
 
 /// The state of the log in one snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogState {
+pub(crate) struct LogState {
     /// The highest number that the log ever held; 0 if it never held any.
     pub head: FeedSeq,
     /// The time of the row with that number, if the log still has it.
@@ -45,7 +45,7 @@ impl<'a> FromSql<'a> for RawText<'a> {
 
 /// Makes a connection read the log only by its indexes: the planner's statistics of a log that grows and is pruned
 /// mislead.
-pub fn read_by_index(connection: &mut Connection) -> Result<(), Error> {
+pub(crate) fn read_by_index(connection: &mut Connection) -> Result<(), Error> {
     connection.batch("set enable_seqscan = off; set enable_bitmapscan = off; set max_parallel_workers_per_gather = 0")
 }
 
@@ -53,7 +53,7 @@ pub fn read_by_index(connection: &mut Connection) -> Result<(), Error> {
 ///
 /// # Errors
 /// See [`Error`]; [`Error::Incomplete`] while a restore has yet to add the primary key, which it does after the rows.
-pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogState, Error> {
+pub(crate) fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogState, Error> {
     let row = connection.query_one(
         "select coalesce(top.feed_seq, 0), top.event_time, pruned.pruned_through, \
                 (select value from stock_market.signal_feed_counter order by value desc limit 1), clock_timestamp(), \
@@ -84,7 +84,11 @@ pub fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<LogStat
 /// Finds where the newest `events` rows begin, fewer if they take more than `bytes` as they are stored: the number
 /// before the first of them. A row that is stored in more than 16 KiB counts sixteen times, because it may be
 /// compressed.
-pub fn read_recent_start(connection: &mut Connection, events: i64, bytes: i64) -> Result<Option<FeedSeq>, Error> {
+pub(crate) fn read_recent_start(
+    connection: &mut Connection,
+    events: i64,
+    bytes: i64,
+) -> Result<Option<FeedSeq>, Error> {
     let row = connection.query_one(
         "select min(recent.feed_seq) - 1 \
          from (select feed_seq, \
@@ -98,7 +102,7 @@ pub fn read_recent_start(connection: &mut Connection, events: i64, bytes: i64) -
 }
 
 /// Reads the time of one row; `None` if the log does not have it, or prune counts it as gone.
-pub fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Option<EventTime>, Error> {
+pub(crate) fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Option<EventTime>, Error> {
     let rows = connection.query(
         "select event_time from stock_market.signal_feed_event \
          where feed_seq = $1 and feed_seq > (select max(pruned_through) from stock_market.signal_feed_pruned)",
@@ -109,7 +113,7 @@ pub fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Option<Eve
 
 /// Which rows to read.
 #[derive(Debug, Clone, Copy)]
-pub struct Range {
+pub(crate) struct Range {
     /// The rows above this number.
     pub after: FeedSeq,
     /// And not above this one.
@@ -120,14 +124,14 @@ pub struct Range {
 
 impl Range {
     /// Every row above a number.
-    pub fn after(after: FeedSeq) -> Self {
+    pub(crate) fn after(after: FeedSeq) -> Self {
         Self { after, upto: FeedSeq(i64::MAX), due: EventTime(i64::MAX) }
     }
 }
 
 /// Rows of the log, read in one snapshot.
 #[derive(Debug)]
-pub struct Page {
+pub(crate) struct Page {
     /// The rows, ascending.
     pub rows: Vec<LogRow>,
     /// Whether the log may have more rows in the range.
@@ -148,7 +152,12 @@ pub struct Page {
 /// # Errors
 /// See [`Error`]. If it [is a fault of the data](Error::is_fault_of_data), one row of the page causes it: read fewer
 /// rows. A single row whose signal cannot be read is no error; one whose other columns cannot be read is.
-pub fn read_page(connection: &mut Connection, range: Range, most_rows: i64, most_bytes: usize) -> Result<Page, Error> {
+pub(crate) fn read_page(
+    connection: &mut Connection,
+    range: Range,
+    most_rows: i64,
+    most_bytes: usize,
+) -> Result<Page, Error> {
     match read_rows(connection, range, most_rows, most_bytes, None) {
         Err(error) if most_rows == 1 && error.is_fault_of_data() => {
             let sql_state = error.sql_state().map_or("unknown", |state| state.code());
@@ -260,14 +269,14 @@ fn read_large_row(
 }
 
 /// Reads the ranges of numbers that `restored` skipped, both ends included.
-pub fn read_skipped(connection: &mut Connection) -> Result<Vec<(FeedSeq, FeedSeq)>, Error> {
+pub(crate) fn read_skipped(connection: &mut Connection) -> Result<Vec<(FeedSeq, FeedSeq)>, Error> {
     let rows = connection.query("select from_seq, to_seq from stock_market.signal_feed_skipped", &[])?;
     rows.iter().map(|row| Ok((FeedSeq(row.try_get(0)?), FeedSeq(row.try_get(1)?)))).collect()
 }
 
 /// The head of a delayed key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DueHead {
+pub(crate) struct DueHead {
     /// The highest number with a usable time that is due, or that prune has removed; 0 for none.
     pub seq: FeedSeq,
     /// Its time, if the log has it.
@@ -278,7 +287,7 @@ pub struct DueHead {
 
 /// Reads the head at the time `due`. Looks at the newest thousand rows that are due and at the row `known`: a row with
 /// an older time and a higher number than all of those exists only if the clock was set back.
-pub fn read_due_head(connection: &mut Connection, due: EventTime, known: FeedSeq) -> Result<DueHead, Error> {
+pub(crate) fn read_due_head(connection: &mut Connection, due: EventTime, known: FeedSeq) -> Result<DueHead, Error> {
     let row = connection.query_one(
         "with newest as materialized \
              ((select feed_seq, event_time from stock_market.signal_feed_event \
@@ -304,7 +313,7 @@ pub fn read_due_head(connection: &mut Connection, due: EventTime, known: FeedSeq
 
 /// The row at which the replay window begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowStart {
+pub(crate) struct WindowStart {
     /// Its number.
     pub seq: FeedSeq,
     /// The number of the log row before it, pruned rows included; 0 if there is none.
@@ -316,7 +325,7 @@ pub struct WindowStart {
 ///
 /// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes
 /// the lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
-pub fn read_window_start(connection: &mut Connection, begin: EventTime) -> Result<Option<WindowStart>, Error> {
+pub(crate) fn read_window_start(connection: &mut Connection, begin: EventTime) -> Result<Option<WindowStart>, Error> {
     let rows = connection.query(
         "with pruned as materialized \
              (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned), \
@@ -349,7 +358,7 @@ pub fn read_window_start(connection: &mut Connection, begin: EventTime) -> Resul
 
 /// The events that a client lost because its queue overflowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Overflow {
+pub(crate) struct Overflow {
     /// How many.
     pub events: i64,
     /// The number of the first.
@@ -359,7 +368,7 @@ pub struct Overflow {
 }
 
 /// Which events above `cursor` do not fit into a queue for the newest `capacity` events up to `head`; `None` if all do.
-pub fn read_overflow(
+pub(crate) fn read_overflow(
     connection: &mut Connection,
     cursor: FeedSeq,
     head: FeedSeq,
@@ -377,6 +386,6 @@ pub fn read_overflow(
 }
 
 /// Reads this log's identity.
-pub fn read_feed_id(connection: &mut Connection) -> Result<String, Error> {
+pub(crate) fn read_feed_id(connection: &mut Connection) -> Result<String, Error> {
     Ok(connection.query_one("select feed_id::text from stock_market.signal_feed_identity", &[])?.try_get(0)?)
 }

@@ -8,11 +8,11 @@ use super::{Connection, Error};
 use crate::event::EventTime;
 
 /// A key's hash.
-pub type KeyHash = [u8; 32];
+pub(crate) type KeyHash = [u8; 32];
 
 /// A row of the key table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
+pub(crate) struct Key {
     /// The row's identity.
     pub id: i64,
     /// The name it was minted under; several rows may have it over time, and during a rotation.
@@ -33,7 +33,7 @@ pub struct Key {
 
 /// Whether a key opens the feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyState {
+pub(crate) enum KeyState {
     /// It opens the feed.
     Live,
     /// It has expired.
@@ -44,7 +44,7 @@ pub enum KeyState {
 
 impl KeyState {
     /// Its name in listings.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
             Self::Expired => "expired",
@@ -55,7 +55,7 @@ impl KeyState {
 
 impl Key {
     /// The state of the key at a time.
-    pub fn state(&self, now: EventTime) -> KeyState {
+    pub(crate) fn state(&self, now: EventTime) -> KeyState {
         if self.revoked_at.is_some_and(|at| at <= now) {
             KeyState::Revoked
         } else if self.expires_at.is_some_and(|at| at <= now) {
@@ -70,7 +70,7 @@ impl Key {
 ///
 /// # Errors
 /// See [`Error`]; [`Error::Incomplete`] while a restore has yet to add the primary key, which it does after the keys.
-pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Error> {
+pub(crate) fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Error> {
     let rows = connection.query(
         "select k.id, k.name, k.key_sha256, k.created_at, k.expires_at, k.revoked_at, \
                 (extract(epoch from k.delay) * 1000000)::bigint, k.last_used_at, t.now, t.has_primary_key \
@@ -105,12 +105,12 @@ pub fn read_all(connection: &mut Connection) -> Result<(Vec<Key>, EventTime), Er
 }
 
 /// Reads the secret that signs session cookies.
-pub fn read_session_secret(connection: &mut Connection) -> Result<Vec<u8>, Error> {
+pub(crate) fn read_session_secret(connection: &mut Connection) -> Result<Vec<u8>, Error> {
     Ok(connection.query_one("select secret from signal_feed_private.signal_feed_session_secret", &[])?.try_get(0)?)
 }
 
 /// Adds a key unless a live one has its name. Returns whether it did.
-pub fn insert(
+pub(crate) fn insert(
     connection: &mut Connection,
     name: &str,
     hash: &KeyHash,
@@ -129,7 +129,7 @@ pub fn insert(
 }
 
 /// Revokes every live key of a name. Returns how many there were.
-pub fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
+pub(crate) fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
     connection.execute(
         "update stock_market.signal_feed_api_key set revoked_at = clock_timestamp() \
          where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
@@ -140,7 +140,7 @@ pub fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
 /// Adds a new key beside the newest live one of a name, with its delay and, unless `expires_in` says otherwise, its
 /// lifetime counted from now; every live one ends after `overlap`, never later than it would have. Returns whether
 /// there was one.
-pub fn rotate(
+pub(crate) fn rotate(
     connection: &mut Connection,
     name: &str,
     hash: &KeyHash,
@@ -166,7 +166,7 @@ pub fn rotate(
 }
 
 /// Records that keys were used.
-pub fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error> {
+pub(crate) fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error> {
     connection.execute(
         "update stock_market.signal_feed_api_key set last_used_at = clock_timestamp() where id = any($1)",
         &[&ids],

@@ -15,7 +15,7 @@ use super::{Connection, Error as DbError, blockers};
 use crate::error::{Doing, Error};
 
 /// The statements that make the feed's roles and their memberships; safe to run again.
-pub const ROLES_SQL: &str = include_str!("../../sql/roles.sql");
+pub(crate) const ROLES_SQL: &str = include_str!("../../sql/roles.sql");
 
 /// The numbered file that makes the tables. A later release that changes a table adds a file with a new number.
 const TABLES: &str = include_str!("../../sql/0005_tables.sql");
@@ -51,7 +51,7 @@ const ROLES_TRIES: u32 = 5;
 
 /// Whether an INSERT also notifies the channel `signal_inserted`. `migrate --help` shows the comments of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SignalInserted {
+pub(crate) enum SignalInserted {
     /// Yes, unless another trigger on signal does
     Auto,
     /// Yes
@@ -69,7 +69,7 @@ impl Options {
 
 /// The options of `migrate`.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub(crate) struct Options {
     /// How long to try for the locks before giving up. Default five minutes.
     pub lock_wait: Duration,
     /// The choice for `signal_inserted`; `None` keeps the earlier choice.
@@ -80,7 +80,7 @@ pub struct Options {
 ///
 /// # Errors
 /// If the database does not answer.
-pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
+pub(crate) fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
     connection.batch("set statement_timeout = 0").doing("prepare the session")?;
     connection.set_deadline(DEADLINE);
     Ok(())
@@ -90,7 +90,7 @@ pub fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
 ///
 /// # Errors
 /// If the database cannot be asked, or cannot be migrated at all (the text says why).
-pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<String>, Error> {
+pub(crate) fn check(connection: &mut Connection, options: &Options) -> Result<Vec<String>, Error> {
     // For what comes before the tries for the lock on signal.
     connection.batch(&format!("set lock_timeout = {}", lock_timeout_ms(options))).doing("prepare the session")?;
     match look(connection, options) {
@@ -105,7 +105,7 @@ pub fn check(connection: &mut Connection, options: &Options) -> Result<Vec<Strin
 ///
 /// # Errors
 /// Why nothing was done.
-pub fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+pub(crate) fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     let until = Instant::now() + options.lock_wait;
     if check(connection, options)?.is_empty() {
         say("nothing to do");

@@ -8,16 +8,17 @@ mod connection;
 mod connection_string;
 mod dial;
 pub mod doctor;
-pub mod event_log;
+pub(crate) mod event_log;
 mod inspect;
-pub mod keys;
+pub(crate) mod keys;
 pub mod migrate;
-pub mod prune;
-pub mod quarantine;
-pub mod restored;
-pub mod standby;
+pub(crate) mod prune;
+pub(crate) mod quarantine;
+pub(crate) mod restored;
+pub(crate) mod standby;
 #[cfg(feature = "tls")]
 mod tls;
 
-pub use crate::error::{DatabaseError as Error, NEEDS_SESSIONS};
+pub use crate::error::DatabaseError as Error;
+pub(crate) use crate::error::NEEDS_SESSIONS;
 pub use connection::{Connection, Settings, Watch};

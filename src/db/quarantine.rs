@@ -7,7 +7,7 @@ use crate::event::{EventTime, FeedSeq};
 
 /// One poisoned event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quarantined {
+pub(crate) struct Quarantined {
     /// Its number.
     pub seq: FeedSeq,
     /// Why it cannot be delivered.
@@ -19,7 +19,7 @@ pub struct Quarantined {
 }
 
 /// Records events, each with its error, unless they are recorded already.
-pub fn record(connection: &mut Connection, seqs: &[FeedSeq], errors: &[&str]) -> Result<(), Error> {
+pub(crate) fn record(connection: &mut Connection, seqs: &[FeedSeq], errors: &[&str]) -> Result<(), Error> {
     let seqs: Vec<i64> = seqs.iter().map(|seq| seq.0).collect();
     connection.execute(
         "insert into stock_market.signal_feed_quarantine (feed_seq, error) \
@@ -30,7 +30,7 @@ pub fn record(connection: &mut Connection, seqs: &[FeedSeq], errors: &[&str]) ->
 }
 
 /// Which of these events are recorded already.
-pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSet<FeedSeq>, Error> {
+pub(crate) fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSet<FeedSeq>, Error> {
     let seqs: Vec<i64> = seqs.iter().map(|seq| seq.0).collect();
     let rows = connection
         .query("select feed_seq from stock_market.signal_feed_quarantine where feed_seq = any($1)", &[&seqs])?;
@@ -38,14 +38,14 @@ pub fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<BTreeSe
 }
 
 /// How many recorded events are not settled.
-pub fn count_unsettled(connection: &mut Connection) -> Result<u64, Error> {
+pub(crate) fn count_unsettled(connection: &mut Connection) -> Result<u64, Error> {
     let query = "select count(*) from stock_market.signal_feed_quarantine where settled_at is null";
     let count: i64 = connection.query_one(query, &[])?.try_get(0)?;
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
 /// Reads all quarantined events, ascending.
-pub fn read_all(connection: &mut Connection) -> Result<Vec<Quarantined>, Error> {
+pub(crate) fn read_all(connection: &mut Connection) -> Result<Vec<Quarantined>, Error> {
     let rows = connection.query(
         "select feed_seq, error, quarantined_at, settled_at is not null from stock_market.signal_feed_quarantine order by feed_seq",
         &[],
@@ -62,7 +62,7 @@ pub fn read_all(connection: &mut Connection) -> Result<Vec<Quarantined>, Error> 
 }
 
 /// Marks an event as dealt with. Returns whether it is quarantined at all; to settle it again changes nothing.
-pub fn settle(connection: &mut Connection, seq: FeedSeq) -> Result<bool, Error> {
+pub(crate) fn settle(connection: &mut Connection, seq: FeedSeq) -> Result<bool, Error> {
     let settled = connection.execute(
         "update stock_market.signal_feed_quarantine set settled_at = coalesce(settled_at, clock_timestamp()) where feed_seq = $1",
         &[&seq.0],

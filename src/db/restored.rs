@@ -8,7 +8,7 @@ use super::{Connection, Error};
 ///
 /// # Errors
 /// If the database refuses (no right, nothing to skip, beyond 2^53) or is lost.
-pub fn skip(connection: &mut Connection, skip: i64) -> Result<(i64, i64), Error> {
+pub(crate) fn skip(connection: &mut Connection, skip: i64) -> Result<(i64, i64), Error> {
     let row = connection
         .query_one("select r.from_seq, r.to_seq from stock_market.signal_feed_restored($1::bigint) as r", &[&skip])?;
     Ok((row.get(0), row.get(1)))
@@ -18,7 +18,7 @@ pub fn skip(connection: &mut Connection, skip: i64) -> Result<(i64, i64), Error>
 ///
 /// # Errors
 /// If the database refuses or is lost.
-pub fn nothing_lost(connection: &mut Connection) -> Result<(), Error> {
+pub(crate) fn nothing_lost(connection: &mut Connection) -> Result<(), Error> {
     connection.query("select stock_market.signal_feed_nothing_lost()", &[])?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::event::EventTime;
 
 /// A reading of a server's clock, and of its replication.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// The server's clock.
     pub now: EventTime,
     /// Its replication, if it is a hot standby.
@@ -16,7 +16,7 @@ pub struct Reading {
 
 /// The replication of a hot standby.
 #[derive(Debug, Clone, Copy)]
-pub struct Standby {
+pub(crate) struct Standby {
     /// Whether its WAL receiver streams from a primary. A silent primary counts as one until `wal_receiver_timeout`.
     pub is_streaming: bool,
     /// How old the last replayed commit is (without one, the server's start); zero if everything received is replayed.
@@ -24,7 +24,7 @@ pub struct Standby {
 }
 
 /// Reads the clock, and on a hot standby the replication.
-pub fn read(connection: &mut Connection) -> Result<Reading, Error> {
+pub(crate) fn read(connection: &mut Connection) -> Result<Reading, Error> {
     // A role without pg_read_all_stats sees in the view only that there is a WAL receiver: that is enough.
     let row = connection.query_one(
         "select clock_timestamp(), pg_catalog.pg_is_in_recovery(), \
@@ -43,6 +43,6 @@ pub fn read(connection: &mut Connection) -> Result<Reading, Error> {
 }
 
 /// Whether the server is a hot standby.
-pub fn is_standby(connection: &mut Connection) -> Result<bool, Error> {
+pub(crate) fn is_standby(connection: &mut Connection) -> Result<bool, Error> {
     Ok(connection.query_one("select pg_catalog.pg_is_in_recovery()", &[])?.try_get(0)?)
 }

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use crate::text::{duration, one_line};
 
 /// How PostgreSQL must be reached. Said wherever a fault shows that it is not.
-pub const NEEDS_SESSIONS: &str = "connect to PostgreSQL directly, or through a proxy that pools sessions: a PgBouncer in \
+pub(crate) const NEEDS_SESSIONS: &str = "connect to PostgreSQL directly, or through a proxy that pools sessions: a PgBouncer in \
                                   transaction mode loses LISTEN and prepared statements";
 
 /// Why a database call failed. Only after [`DatabaseError::Postgres`] with an SQLSTATE can the connection be used

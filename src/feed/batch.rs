@@ -11,7 +11,7 @@ const CHUNK_HEAD_ROOM: usize = 10;
 
 /// One event of a batch.
 #[derive(Debug, Clone, Copy)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its number.
     pub seq: FeedSeq,
     /// When it was numbered, by the database's clock.
@@ -23,7 +23,7 @@ pub struct Entry {
 /// Consecutive events of the log, rendered as Server-Sent Events blocks. Once finished it does not change, and every
 /// client shares it.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// The number of the log row before the first event.
     pub(super) prev: FeedSeq,
     /// `<hex>CRLF blocks CRLF`, right-aligned behind the unused part of [`CHUNK_HEAD_ROOM`].
@@ -37,11 +37,11 @@ pub struct Batch {
 }
 
 /// What a client writes from a batch.
-pub type SharedBatch = Arc<Batch>;
+pub(crate) type SharedBatch = Arc<Batch>;
 
 impl Batch {
     /// Begins a batch whose first event follows the log row `prev`.
-    pub fn new(prev: FeedSeq, generation: u64) -> Self {
+    pub(crate) fn new(prev: FeedSeq, generation: u64) -> Self {
         let framed = vec![0; CHUNK_HEAD_ROOM];
         Self { prev, framed, framed_from: 0, entries: Vec::new(), generation, finished: Instant::now() }
     }
@@ -51,7 +51,7 @@ impl Batch {
     ///
     /// # Errors
     /// The error of `write`.
-    pub fn push<E>(
+    pub(crate) fn push<E>(
         &mut self,
         seq: FeedSeq,
         time: EventTime,
@@ -70,7 +70,7 @@ impl Batch {
     }
 
     /// The finished batch, to which nothing is added any more.
-    pub fn finish(mut self) -> Self {
+    pub(crate) fn finish(mut self) -> Self {
         let mut head = [0_u8; CHUNK_HEAD_ROOM];
         let mut rest = &mut head[..];
         // A batch is smaller than 4 GiB (BATCH_BYTES and one event), so eight digits suffice.
@@ -86,49 +86,49 @@ impl Batch {
     }
 
     /// The number of the first event.
-    pub fn first(&self) -> FeedSeq {
+    pub(crate) fn first(&self) -> FeedSeq {
         self.entries.first().map_or(self.prev, |entry| entry.seq)
     }
 
     /// The number of the last event, or of the row before the first.
-    pub fn last(&self) -> FeedSeq {
+    pub(crate) fn last(&self) -> FeedSeq {
         self.entries.last().map_or(self.prev, |entry| entry.seq)
     }
 
     /// How long ago it was finished, just before the reader broadcast it.
-    pub fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         self.finished.elapsed()
     }
 
     /// How many bytes of blocks it has.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.entries.last().map_or(0, |entry| entry.end as usize)
     }
 
     /// Bytes that this batch holds in memory, roughly.
-    pub fn memory_bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         self.framed.capacity() + self.entries.capacity() * size_of::<Entry>() + size_of::<Self>()
     }
 
     /// The bytes of the whole batch, as one HTTP chunk or without framing.
-    pub fn whole(&self, is_chunked: bool) -> &[u8] {
+    pub(crate) fn whole(&self, is_chunked: bool) -> &[u8] {
         if is_chunked { &self.framed[self.framed_from..] } else { self.blocks_between(self.prev, self.last()) }
     }
 
     /// The blocks of the events above `after` and not above `upto`, without HTTP framing.
-    pub fn blocks_between(&self, after: FeedSeq, upto: FeedSeq) -> &[u8] {
+    pub(crate) fn blocks_between(&self, after: FeedSeq, upto: FeedSeq) -> &[u8] {
         let end = |seq| self.last_through(seq).map_or(0, |entry| entry.end as usize);
         let (from, to) = (end(after), end(upto));
         &self.framed[CHUNK_HEAD_ROOM + from..CHUNK_HEAD_ROOM + to.max(from)]
     }
 
     /// How many events lie at or below `seq`.
-    pub fn count_through(&self, seq: FeedSeq) -> usize {
+    pub(crate) fn count_through(&self, seq: FeedSeq) -> usize {
         self.entries.partition_point(|entry| entry.seq <= seq)
     }
 
     /// The last event at or below `seq`.
-    pub fn last_through(&self, seq: FeedSeq) -> Option<&Entry> {
+    pub(crate) fn last_through(&self, seq: FeedSeq) -> Option<&Entry> {
         self.entries[..self.count_through(seq)].last()
     }
 }

@@ -31,7 +31,7 @@ const NEVER: i64 = i64::MAX;
 
 /// One stream, shared by its own thread, the reader, and the threads that list streams.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     /// The key that opened it.
     pub key: Arc<Key>,
     /// Where it comes from.
@@ -54,7 +54,13 @@ pub struct Client {
 
 impl Client {
     /// A stream that has not begun, with blocks framed as chunks (HTTP/1.1) or not.
-    pub fn new(feed: &Feed, key: Arc<Key>, address: SocketAddr, socket: Arc<TcpStream>, is_chunked: bool) -> Self {
+    pub(crate) fn new(
+        feed: &Feed,
+        key: Arc<Key>,
+        address: SocketAddr,
+        socket: Arc<TcpStream>,
+        is_chunked: bool,
+    ) -> Self {
         let (sender, receiver) = bounded(CHANNEL_SLOTS);
         let age = feed.options.max_stream_age.map(|most| random_between(most * 4 / 5, most));
         Self {
@@ -73,7 +79,7 @@ impl Client {
 
     /// For the reader: writes a new batch directly if it is small and nothing else is pending, else passes it to the
     /// stream's thread. Returns whether it was written. Does not block.
-    pub fn offer(&self, batch: &SharedBatch, now: Instant, stats: &Stats) -> bool {
+    pub(crate) fn offer(&self, batch: &SharedBatch, now: Instant, stats: &Stats) -> bool {
         let is_written = self.writer.try_lock().is_ok_and(|mut writer| writer.write_direct(batch, now, stats));
         if !is_written {
             let mut message = (batch.memory_bytes() <= LARGEST_OFFERED_BYTES).then(|| batch.clone());
@@ -86,29 +92,29 @@ impl Client {
     }
 
     /// Asks its thread to check what has changed. Does not block.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // If the channel is full, the thread wakes anyway.
         let _ = self.sender.try_send(None);
     }
 
     /// For its thread: waits for a batch, at most `patience`. `None` means that something else may have changed.
-    pub fn wait(&self, patience: Duration) -> Option<SharedBatch> {
+    pub(crate) fn wait(&self, patience: Duration) -> Option<SharedBatch> {
         self.receiver.recv_timeout(patience).ok().flatten()
     }
 
     /// Asks its thread to end. The first reason is kept.
-    pub fn end(&self, reason: End) {
+    pub(crate) fn end(&self, reason: End) {
         let _ = self.end.set(reason);
         self.wake();
     }
 
     /// Why it should end, if it was asked to.
-    pub fn ending(&self) -> Option<End> {
+    pub(crate) fn ending(&self) -> Option<End> {
         self.end.get().copied()
     }
 
     /// Records when its key expires, which can change (`key rotate`).
-    pub fn set_expiry(&self, expires_at: Option<EventTime>) {
+    pub(crate) fn set_expiry(&self, expires_at: Option<EventTime>) {
         let new = expires_at.map_or(NEVER, |at| at.0);
         if self.expires_at.swap(new, Ordering::AcqRel) != new {
             self.wake();
@@ -116,7 +122,7 @@ impl Client {
     }
 
     /// When its key expires.
-    pub fn expires_at(&self) -> Option<EventTime> {
+    pub(crate) fn expires_at(&self) -> Option<EventTime> {
         let micros = self.expires_at.load(Ordering::Acquire);
         (micros != NEVER).then_some(EventTime(micros))
     }
@@ -124,7 +130,7 @@ impl Client {
 
 /// Why a stream is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Full {
+pub(crate) enum Full {
     /// Its key already has `--max-clients-per-key` streams.
     Key,
     /// There are already `--max-clients` streams.
@@ -133,7 +139,7 @@ pub enum Full {
 
 /// All streams, the oldest first.
 #[derive(Debug, Default)]
-pub struct Clients {
+pub(crate) struct Clients {
     /// Locked to change or share the list. Sockets are checked under it, which does not block.
     list: Mutex<Arc<Vec<Arc<Client>>>>,
 }
@@ -181,22 +187,22 @@ impl Clients {
     }
 
     /// All streams now.
-    pub fn all(&self) -> Arc<Vec<Arc<Client>>> {
+    pub(crate) fn all(&self) -> Arc<Vec<Arc<Client>>> {
         lock(&self.list).clone()
     }
 
     /// All streams whose client has not disconnected, as far as the system knows.
-    pub fn present(&self) -> Vec<Arc<Client>> {
+    pub(crate) fn present(&self) -> Vec<Arc<Client>> {
         present(self.all().iter())
     }
 
     /// Wakes every stream, so that it checks what has changed.
-    pub fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         self.all().iter().for_each(|client| client.wake());
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         lock(&self.list).len()
     }
 }

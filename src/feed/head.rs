@@ -15,7 +15,7 @@ const WINDOW_KEPT: Duration = Duration::from_secs(1);
 
 /// The highest number that a stream may be sent.
 #[derive(Debug, Clone, Copy)]
-pub struct Head {
+pub(crate) struct Head {
     /// The number.
     pub seq: FeedSeq,
     /// The time of its event, if the log has it.
@@ -45,7 +45,7 @@ pub(super) struct Window {
 
 impl Feed {
     /// The head for keys with this delay, if memory gives it. Without a delay it always does.
-    pub fn recall_head(&self, delay: Duration) -> Option<Head> {
+    pub(crate) fn recall_head(&self, delay: Duration) -> Option<Head> {
         let read = lock(&self.delayed_heads).get(&delay).copied();
         let due = self.due(delay);
         let tail = lock(&self.tail);
@@ -97,7 +97,7 @@ impl Feed {
     ///
     /// # Errors
     /// The error of reading the log.
-    pub fn earliest(&self, delay: Duration, head: Head, watch: &Watch) -> Result<WindowStart, Error> {
+    pub(crate) fn earliest(&self, delay: Duration, head: Head, watch: &Watch) -> Result<WindowStart, Error> {
         let recall = || {
             let is_fresh =
                 |known: &Window| known.generation == head.generation && known.read_at.elapsed() < WINDOW_KEPT;
@@ -121,7 +121,7 @@ impl Feed {
     }
 
     /// The lowest number that can still be replayed without a delay, as last read; 0 if it never was. Reads nothing.
-    pub fn last_earliest(&self) -> FeedSeq {
+    pub(crate) fn last_earliest(&self) -> FeedSeq {
         lock(&self.windows).get(&Duration::ZERO).map_or(FeedSeq(0), |known| known.start.seq)
     }
 

@@ -13,7 +13,7 @@ const PROOF_LASTS: Duration = Duration::from_secs(10);
 
 /// What delivery needs from the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// The log can be read.
     Log,
     /// Notifications arrive; on a standby, it streams from a primary.
@@ -48,7 +48,7 @@ impl Inner {
 
 /// The state of delivery, shared by all threads.
 #[derive(Debug)]
-pub struct Health {
+pub(crate) struct Health {
     /// Locked to read or note a report.
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -119,12 +119,12 @@ impl Feed {
 
 impl Health {
     /// The number of changes so far, odd while live. Comparing two values shows what happened in between.
-    pub fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
     /// The state in one word: `starting` until the first success, `live`, `degraded` or `stopping`.
-    pub fn state(&self) -> &'static str {
+    pub(crate) fn state(&self) -> &'static str {
         match self.epoch() {
             _ if self.is_stopping() => "stopping",
             0 => "starting",
@@ -142,29 +142,29 @@ impl Health {
     }
 
     /// How long ago a part was last proven to work; `None` while it does not.
-    pub fn proven_for(&self, part: Part) -> Option<Duration> {
+    pub(crate) fn proven_for(&self, part: Part) -> Option<Duration> {
         lock(&self.inner).parts[part as usize].proven.map(|at| at.elapsed())
     }
 
     /// Whether both parts were proven to work recently.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         let is_fresh = |part: &Known| part.proven.is_some_and(|at| at.elapsed() < PROOF_LASTS);
         lock(&self.inner).parts.iter().all(is_fresh) && !self.is_stopping()
     }
 
     /// Whether each part was tried once: before, nobody knows whether the database is there.
-    pub fn is_tried(&self) -> bool {
+    pub(crate) fn is_tried(&self) -> bool {
         lock(&self.inner).is_tried()
     }
 
     /// How long the feed has not been live; `None` while it is.
-    pub fn outage(&self) -> Option<Duration> {
+    pub(crate) fn outage(&self) -> Option<Duration> {
         let inner = lock(&self.inner);
         self.epoch().is_multiple_of(2).then(|| inner.since.elapsed())
     }
 
     /// Waits for the next report, or for `patience`. Returns at once while stopping.
-    pub fn wait_change(&self, patience: Duration) {
+    pub(crate) fn wait_change(&self, patience: Duration) {
         let inner = lock(&self.inner);
         if !self.is_stopping() {
             let _unused = self.changed.wait_timeout(inner, patience);
@@ -172,7 +172,7 @@ impl Health {
     }
 
     /// Stops the server: wakes every thread that waits here.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         let inner = lock(&self.inner);
         self.stopping.store(true, Ordering::Release);
         drop(inner);
@@ -180,12 +180,12 @@ impl Health {
     }
 
     /// Whether the server stops.
-    pub fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
     /// Waits for `time`, or until the server stops.
-    pub fn pause(&self, time: Duration) {
+    pub(crate) fn pause(&self, time: Duration) {
         let until = Instant::now() + time;
         let mut inner = lock(&self.inner);
         while !self.is_stopping() {

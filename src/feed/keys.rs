@@ -25,7 +25,7 @@ use crate::event::EventTime;
 use crate::sync::lock;
 
 /// How long a session cookie lasts: 7 days.
-pub const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Bytes of a session token that are signed: the key's hash, and the session's end in PostgreSQL's microseconds. An
 /// HMAC-SHA-256 of them follows.
 const SIGNED_BYTES: usize = 32 + 8;
@@ -42,7 +42,7 @@ struct Known {
 
 /// All keys, as the newest refresh found them.
 #[derive(Debug)]
-pub struct KeyRing {
+pub(crate) struct KeyRing {
     /// Locked to look up one credential, to list the keys, or to replace them all.
     known: Mutex<Known>,
     refreshed: Condvar,
@@ -53,7 +53,7 @@ pub struct KeyRing {
 
 /// How a request authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Credential {
+pub(crate) enum Credential {
     /// The key; only its hash is kept.
     Key(KeyHash),
     /// A session token as received.
@@ -62,7 +62,7 @@ pub enum Credential {
 
 /// Why a credential is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Denied {
+pub(crate) enum Denied {
     /// There is no such key.
     Unknown,
     /// The key or the session has expired.
@@ -82,24 +82,24 @@ impl Default for KeyRing {
 
 impl Credential {
     /// The credential for a key as received.
-    pub fn from_key(key: &str) -> Self {
+    pub(crate) fn from_key(key: &str) -> Self {
         Self::Key(hash_of(key))
     }
 }
 
 impl KeyRing {
     /// Asks for a refresh; returns at once.
-    pub fn ask_refresh(&self) {
+    pub(crate) fn ask_refresh(&self) {
         let _ = self.wake.try_send(());
     }
 
     /// Whether the keys have ever been read.
-    pub fn is_filled(&self) -> bool {
+    pub(crate) fn is_filled(&self) -> bool {
         lock(&self.known).fresh_from.is_some()
     }
 
     /// Every key that is live, as memory has them. Never asks the database.
-    pub fn live(&self, now: EventTime) -> Vec<Arc<Key>> {
+    pub(crate) fn live(&self, now: EventTime) -> Vec<Arc<Key>> {
         lock(&self.known).by_hash.values().filter(|key| key.state(now) == KeyState::Live).cloned().collect()
     }
 
@@ -108,7 +108,7 @@ impl KeyRing {
     /// # Errors
     /// Why it is not accepted. If memory does not accept it, it is pending until a refresh that began after `arrived` has
     /// completed.
-    pub fn check(&self, credential: &Credential, arrived: Instant, now: EventTime) -> Result<Arc<Key>, Denied> {
+    pub(crate) fn check(&self, credential: &Credential, arrived: Instant, now: EventTime) -> Result<Arc<Key>, Denied> {
         let known = lock(&self.known);
         known.look(credential, now).map_err(|why| {
             let is_fresh = known.fresh_from.is_some_and(|from| from >= arrived);
@@ -117,26 +117,26 @@ impl KeyRing {
     }
 
     /// The name of a credential's key, live or not, if memory has it. Never asks the database.
-    pub fn name_of(&self, credential: &Credential) -> Option<String> {
+    pub(crate) fn name_of(&self, credential: &Credential) -> Option<String> {
         let known = lock(&self.known);
         let (hash, _) = known.hash_and_end(credential)?;
         known.by_hash.get(&hash).map(|key| key.name.clone())
     }
 
     /// Asks for a refresh, and waits for it, at most `patience`.
-    pub fn wait_refreshed(&self, patience: Duration) {
+    pub(crate) fn wait_refreshed(&self, patience: Duration) {
         let known = lock(&self.known);
         self.ask_refresh();
         let _unused = self.refreshed.wait_timeout(known, patience);
     }
 
     /// A session token for a key, valid for [`SESSION_LASTS`]; `None` before the keys were first read.
-    pub fn session_token(&self, key: &Key, now: EventTime) -> Option<String> {
+    pub(crate) fn session_token(&self, key: &Key, now: EventTime) -> Option<String> {
         make_token(&key.hash, now.plus(SESSION_LASTS), lock(&self.known).secret.as_ref()?)
     }
 
     /// Tells a stream that its key has ended, or that its expiry has changed.
-    pub fn tell(&self, client: &Client, now: EventTime) {
+    pub(crate) fn tell(&self, client: &Client, now: EventTime) {
         let (key, is_standby) = {
             let known = lock(&self.known);
             // By its hash: a restore can give the number of a key to another one.
@@ -219,7 +219,7 @@ fn read_token(token: &str, secret: &[u8]) -> Option<(KeyHash, EventTime)> {
 ///
 /// # Errors
 /// If the system has no random bytes to give.
-pub fn new_key() -> Result<(String, KeyHash), Error> {
+pub(crate) fn new_key() -> Result<(String, KeyHash), Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| Error::Failed(format!("get random bytes: {error}")))?;
     let key = format!("sf_{}", base64_url(&bytes));

@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// The thread `listen`: runs until the server stops.
-pub fn run(feed: &Feed, settings: &Settings) {
+pub(crate) fn run(feed: &Feed, settings: &Settings) {
     while !feed.health.is_stopping() {
         let Err(error) = hear(feed, settings) else { continue };
         if error.is_conflict() {

@@ -2,22 +2,22 @@
 //! channels of the `client`s → `stream`, which writes with its `writer` to one client's socket. Beside it what they
 //! share: `head`, `pool`, `health`, `keys`, `upkeep`, `stats`.
 
-pub mod batch;
-pub mod client;
-pub mod head;
-pub mod health;
-pub mod keys;
-pub mod listen;
-pub mod pages;
-pub mod pool;
-pub mod reader;
-pub mod reason;
-pub mod render;
-pub mod stats;
-pub mod stream;
-pub mod tail;
-pub mod upkeep;
-pub mod writer;
+pub(crate) mod batch;
+pub(crate) mod client;
+pub(crate) mod head;
+pub(crate) mod health;
+pub(crate) mod keys;
+pub(crate) mod listen;
+pub(crate) mod pages;
+pub(crate) mod pool;
+pub(crate) mod reader;
+pub(crate) mod reason;
+pub(crate) mod render;
+pub(crate) mod stats;
+pub(crate) mod stream;
+pub(crate) mod tail;
+pub(crate) mod upkeep;
+pub(crate) mod writer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -45,7 +45,7 @@ const REMEMBERED_POISON: usize = 10_000;
 
 /// What all threads of the server share.
 #[derive(Debug)]
-pub struct Feed {
+pub(crate) struct Feed {
     pub(crate) options: ServeOptions,
     /// The database's clock as it was last read, and when that answer arrived. Locked to copy it in or out.
     clock: Mutex<(EventTime, Instant)>,
@@ -94,7 +94,7 @@ impl<T> Channel<T> {
 
 /// What the database was last found to be and to hold.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// The identity of the log.
     pub feed_id: String,
     /// The last number that was allocated.
@@ -117,7 +117,7 @@ pub struct Facts {
 
 impl Feed {
     /// A feed that has not started.
-    pub fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> Self {
+    pub(crate) fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> Self {
         Self {
             // Until it is first read, so early that no key has expired and no event is due.
             clock: Mutex::new((EventTime(i64::MIN / 2), Instant::now())),
@@ -148,13 +148,13 @@ impl Feed {
 
     /// The database's time, carried on by this machine's monotonic clock. It is never ahead of the database's: a reading
     /// counts from when its answer arrived.
-    pub fn now(&self) -> EventTime {
+    pub(crate) fn now(&self) -> EventTime {
         let (time, at) = *lock(&self.clock);
         time.plus(at.elapsed())
     }
 
     /// What the database was last found to be and to hold.
-    pub fn facts(&self) -> Facts {
+    pub(crate) fn facts(&self) -> Facts {
         lock(&self.facts).clone()
     }
 
@@ -163,7 +163,7 @@ impl Feed {
     /// A hot standby sends no notifications, so `reader` and `upkeep` poll; nothing is recorded; a cursor that the log has
     /// not reached waits; a missing key is never called unknown, because the primary may have it; and the feed is degraded
     /// while the standby does not stream from a primary.
-    pub fn is_standby(&self) -> bool {
+    pub(crate) fn is_standby(&self) -> bool {
         lock(&self.facts).is_standby
     }
 
@@ -173,40 +173,40 @@ impl Feed {
     }
 
     /// The time of the newest event; `None` before the first one, and if it has no usable time.
-    pub fn last_event_at(&self) -> Option<EventTime> {
+    pub(crate) fn last_event_at(&self) -> Option<EventTime> {
         lock(&self.tail).head_time.filter(|time| time.is_usable())
     }
 
     /// How many numbers of the log, as last read, have not been broadcast yet.
-    pub fn log_lag_events(&self) -> u64 {
+    pub(crate) fn log_lag_events(&self) -> u64 {
         let log_head = lock(&self.facts).log_head;
         u64::try_from(log_head.0.saturating_sub(self.head().0)).unwrap_or(0)
     }
 
     /// The highest number that was broadcast.
-    pub fn head(&self) -> FeedSeq {
+    pub(crate) fn head(&self) -> FeedSeq {
         lock(&self.tail).head
     }
 
     /// How many events a client has still to get.
-    pub fn lag_events(&self, client: &Client) -> u64 {
+    pub(crate) fn lag_events(&self, client: &Client) -> u64 {
         let Some(head) = self.recall_head(client.key.delay) else { return 0 };
         let cursor = lock(&client.writer).position.cursor;
         lock(&self.tail).count_between(cursor, head.seq)
     }
 
     /// Ends the server with an error that it cannot repair itself.
-    pub fn fail(&self, why: impl Into<String>) {
+    pub(crate) fn fail(&self, why: impl Into<String>) {
         let _ = self.fatal.try_send(why.into());
     }
 
     /// Asks the reader to look at the log; returns at once.
-    pub fn wake_reader(&self) {
+    pub(crate) fn wake_reader(&self) {
         let _ = self.wakes.sender.try_send(());
     }
 
     /// Tells every thread that the server ends.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.health.stop();
         self.wake_reader();
         self.keys.ask_refresh();
@@ -214,7 +214,7 @@ impl Feed {
 
     /// Counts a row that cannot be delivered, once; `upkeep` logs and records it. `is_new`: it was written while the
     /// server ran.
-    pub fn quarantine(&self, row: &LogRow, error: &str, is_new: bool) {
+    pub(crate) fn quarantine(&self, row: &LogRow, error: &str, is_new: bool) {
         let mut poisoned = lock(&self.poisoned);
         if poisoned.contains_key(&row.seq) {
             return;
@@ -243,12 +243,12 @@ impl Feed {
     }
 
     /// Records that a key was used.
-    pub fn key_used(&self, client: &Client) {
+    pub(crate) fn key_used(&self, client: &Client) {
         lock(&self.used_keys).insert(client.key.id);
     }
 }
 
 /// Seconds as they are shown everywhere: whole ones as an integer, others with their fraction.
-pub fn seconds(duration: Duration) -> serde_json::Value {
+pub(crate) fn seconds(duration: Duration) -> serde_json::Value {
     if duration.subsec_nanos() == 0 { duration.as_secs().into() } else { duration.as_secs_f64().into() }
 }

@@ -19,7 +19,7 @@ const BATCH_BYTES: usize = 128 * 1024;
 
 /// Reads pages, and remembers how many rows they may have.
 #[derive(Debug, Clone, Copy)]
-pub struct PageReader {
+pub(crate) struct PageReader {
     rows: i64,
 }
 
@@ -34,7 +34,7 @@ impl PageReader {
     ///
     /// # Errors
     /// See [`Error`]: everything that is not the fault of a single row.
-    pub fn read(&mut self, connection: &mut Connection, range: Range) -> Result<Page, Error> {
+    pub(crate) fn read(&mut self, connection: &mut Connection, range: Range) -> Result<Page, Error> {
         loop {
             match event_log::read_page(connection, range, self.rows, PAGE_BYTES) {
                 Ok(page) => {
@@ -54,7 +54,7 @@ impl PageReader {
 }
 
 /// Renders rows that follow the log row `prev` into batches, one at a time, and reports poisoned rows.
-pub fn render(
+pub(crate) fn render(
     rows: Vec<LogRow>,
     prev: FeedSeq,
     generation: u64,

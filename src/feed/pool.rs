@@ -59,7 +59,7 @@ impl Turns {
 /// At most `--replay-connections` connections. The one used last is used next: its backend has the log's pages in its
 /// processor's caches, and the others need not be open.
 #[derive(Debug)]
-pub struct ReplayPool {
+pub(crate) struct ReplayPool {
     settings: Settings,
     turns: Turns,
     /// Locked to take a connection out or to put it back, never while one is used.
@@ -69,22 +69,22 @@ pub struct ReplayPool {
 
 impl ReplayPool {
     /// A pool of at most `connections` connections. None of them is open yet.
-    pub fn new(settings: Settings, connections: usize) -> Self {
+    pub(crate) fn new(settings: Settings, connections: usize) -> Self {
         Self { settings, turns: Turns::new(connections), idle: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 
     /// The most connections it may have.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.turns.free.capacity().unwrap_or(0)
     }
 
     /// How many are in use.
-    pub fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.size() - self.turns.free.len()
     }
 
     /// How many threads wait for one.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
@@ -94,7 +94,7 @@ impl ReplayPool {
     /// # Errors
     /// The error of the work; [`Error::GivenUp`] if `watch` said to stop. A connection that was lost while idle is
     /// replaced once.
-    pub fn with<T>(
+    pub(crate) fn with<T>(
         &self,
         watch: &Watch,
         mut work: impl FnMut(&mut Connection) -> Result<T, Error>,

@@ -34,7 +34,7 @@ const START_EVENTS: i64 = 10_000;
 const START_BYTES: i64 = 4 * 1024 * 1024;
 
 /// The thread's own state.
-pub struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     feed: &'a Feed,
     settings: &'a Settings,
     pages: PageReader,
@@ -42,12 +42,12 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// A reader that has not connected yet.
-    pub fn new(feed: &'a Feed, settings: &'a Settings) -> Self {
+    pub(crate) fn new(feed: &'a Feed, settings: &'a Settings) -> Self {
         Self { feed, settings, pages: PageReader::default() }
     }
 
     /// The thread `reader`: runs until the server stops.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         let poll = self.feed.options.poll_interval.min(LONGEST_POLL);
         let mut connection = None;
         let mut next_check = Instant::now();

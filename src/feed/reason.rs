@@ -2,7 +2,7 @@
 
 /// Why a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// The server stops.
     Shutdown,
     /// The stream has lived for `--max-stream-age`.
@@ -23,7 +23,7 @@ pub enum End {
 
 impl End {
     /// Every reason: each is counted from zero.
-    pub const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Shutdown,
         Self::MaxAge,
         Self::KeyRevoked,
@@ -35,7 +35,7 @@ impl End {
     ];
 
     /// Its name in log lines, counters and the block `closing`.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Shutdown => "shutdown",
             Self::MaxAge => "max_age",
@@ -49,7 +49,7 @@ impl End {
     }
 
     /// Whether the client gets a last block `closing` with this cause.
-    pub fn is_told(self) -> bool {
+    pub(crate) fn is_told(self) -> bool {
         matches!(self, Self::Shutdown | Self::MaxAge | Self::KeyRevoked | Self::KeyExpired)
     }
 }

@@ -7,7 +7,7 @@ use super::batch::Batch;
 use crate::event::{FeedSeq, LARGEST_BLOCK_BYTES, LogRow, too_large};
 
 /// Adds one row to a batch: its event, or the notice that it is quarantined. Returns why it is quarantined.
-pub fn push_row(batch: &mut Batch, row: &LogRow) -> Option<String> {
+pub(crate) fn push_row(batch: &mut Batch, row: &LogRow) -> Option<String> {
     push_written_by(batch, row, write_signal)
 }
 

@@ -12,7 +12,7 @@ const LATENCY_BUCKETS: [f64; 16] =
 
 /// Counters and histograms since the start of the server. Their help texts below say what each counts.
 #[derive(Debug)]
-pub struct Stats {
+pub(crate) struct Stats {
     pub(crate) registry: Registry,
     pub(crate) events: IntCounter,
     pub(crate) deliveries: IntCounter,
@@ -86,12 +86,12 @@ impl Default for Stats {
 
 impl Stats {
     /// Counts a stream's end.
-    pub fn ended(&self, end: End) {
+    pub(crate) fn ended(&self, end: End) {
         self.ends.with_label_values(&[end.name()]).inc();
     }
 
     /// Counts a request by the status of its answer.
-    pub fn answered(&self, status: &str) {
+    pub(crate) fn answered(&self, status: &str) {
         self.requests.with_label_values(&[status]).inc();
     }
 }
@@ -100,7 +100,7 @@ impl Stats {
 ///
 /// # Panics
 /// If its name is invalid or taken. Names are constants of this program, so every start would fail.
-pub fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+pub(crate) fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
     let metric = metric.expect("a metric's name and labels are valid");
     registry.register(Box::new(metric.clone())).expect("a metric's name is registered once");
     metric

@@ -35,7 +35,7 @@ const DELAYED_SLEEP: (Duration, Duration) = (Duration::from_millis(20), Duration
 
 /// What the request asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// Where to begin; `None` means now.
     pub cursor: Option<FeedSeq>,
     /// The time that the consumer saw for the event at the cursor.
@@ -62,7 +62,7 @@ type Step<T = ()> = Result<T, Stop>;
 ///
 /// # Errors
 /// The limit that is reached; nothing was written then.
-pub fn serve(feed: &Arc<Feed>, client: Client, head: Vec<u8>, asked: Asked) -> Result<End, Full> {
+pub(crate) fn serve(feed: &Arc<Feed>, client: Client, head: Vec<u8>, asked: Asked) -> Result<End, Full> {
     let client = Arc::new(client);
     feed.clients.add(feed, &client)?;
     let mut admitted = Admitted { feed, client: &client, end: End::Panicked };

@@ -13,7 +13,7 @@ const TAIL_BYTES: usize = 16 * 1024 * 1024;
 /// Its `generation` counts how often the log was replaced (a restore). A generation's tail
 /// replaces the one before as a whole, so its head, its times and its batches always belong together.
 #[derive(Debug)]
-pub struct Tail {
+pub(crate) struct Tail {
     pub(super) generation: u64,
     /// The number of the newest event, or the head of the log when the tail was made.
     pub(super) head: FeedSeq,
@@ -27,12 +27,12 @@ pub struct Tail {
 
 impl Tail {
     /// An empty tail behind a log whose highest number is `head`.
-    pub fn new(generation: u64, head: FeedSeq, head_time: Option<EventTime>) -> Self {
+    pub(crate) fn new(generation: u64, head: FeedSeq, head_time: Option<EventTime>) -> Self {
         Self { generation, head, head_time, batches: VecDeque::new(), bytes: 0, due: VecDeque::new() }
     }
 
     /// Adds the newest batch, and drops the oldest ones that do not fit any more.
-    pub fn push(&mut self, batch: SharedBatch) {
+    pub(crate) fn push(&mut self, batch: SharedBatch) {
         self.head = batch.last();
         self.head_time = batch.entries.last().map(|entry| entry.time);
         for entry in batch.entries.iter().filter(|entry| entry.time.is_usable()) {
@@ -54,7 +54,7 @@ impl Tail {
 
     /// The batches above a cursor, up to about `limit_bytes` of them, none of which begins above `upto`. They are none if
     /// the cursor is there or beyond. `None` if the tail begins later: the log has what is missing.
-    pub fn read(&self, cursor: FeedSeq, upto: FeedSeq, limit_bytes: usize) -> Option<Vec<SharedBatch>> {
+    pub(crate) fn read(&self, cursor: FeedSeq, upto: FeedSeq, limit_bytes: usize) -> Option<Vec<SharedBatch>> {
         if cursor >= upto {
             return Some(Vec::new());
         }
@@ -71,12 +71,12 @@ impl Tail {
     }
 
     /// Whether everything above the cursor is here.
-    pub fn covers(&self, cursor: FeedSeq) -> bool {
+    pub(crate) fn covers(&self, cursor: FeedSeq) -> bool {
         cursor >= self.batches.front().map_or(self.head, |oldest| oldest.prev)
     }
 
     /// The time of an event, if the tail has it.
-    pub fn time_of(&self, seq: FeedSeq) -> Option<EventTime> {
+    pub(crate) fn time_of(&self, seq: FeedSeq) -> Option<EventTime> {
         if seq == self.head {
             return self.head_time;
         }
@@ -86,7 +86,7 @@ impl Tail {
     }
 
     /// How many events lie above a cursor and not above `upto`. If the tail begins later, how many numbers do.
-    pub fn count_between(&self, cursor: FeedSeq, upto: FeedSeq) -> u64 {
+    pub(crate) fn count_between(&self, cursor: FeedSeq, upto: FeedSeq) -> u64 {
         if cursor >= upto {
             return 0;
         }
@@ -99,7 +99,7 @@ impl Tail {
 
     /// For a delayed key: the newest event whose time is not later than `due`, if it is here, and the time at which the
     /// next one is due, if that is here.
-    pub fn due(&self, due: EventTime) -> (Option<(FeedSeq, EventTime)>, Option<EventTime>) {
+    pub(crate) fn due(&self, due: EventTime) -> (Option<(FeedSeq, EventTime)>, Option<EventTime>) {
         let next = self.due.partition_point(|&(_, time)| time <= due);
         let newest = next.checked_sub(1).and_then(|newest| self.due.get(newest)).copied();
         (newest, self.due.get(next).map(|&(_, time)| time))

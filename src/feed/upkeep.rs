@@ -27,13 +27,13 @@ const USES_EVERY: Duration = Duration::from_secs(10);
 /// How often it checks that capture is on. A fault must be reported within ten seconds, the check included.
 const CHECK_EVERY: Duration = Duration::from_secs(8);
 /// The most quarantined events that wait for the thread that alerts.
-pub const ALERT_SLOTS: usize = 1024;
+pub(crate) const ALERT_SLOTS: usize = 1024;
 /// Longest wait for a lock: a lock on one table of the feed must not delay the refresh of the keys.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
 
 /// An event that cannot be delivered.
 #[derive(Debug, Clone)]
-pub struct Poisoned {
+pub(crate) struct Poisoned {
     /// Its number.
     pub seq: FeedSeq,
     /// Why.
@@ -57,7 +57,7 @@ struct Upkeep<'a> {
 }
 
 /// The thread `upkeep`: runs until the server stops, and writes what is left.
-pub fn run(feed: &Feed, settings: Settings) {
+pub(crate) fn run(feed: &Feed, settings: Settings) {
     let now = Instant::now();
     let mut upkeep =
         Upkeep { feed, settings, connection: None, refresh_due: now, refresh_soonest: now, causes: HashMap::new() };

@@ -26,7 +26,7 @@ const UNCHECKED: u64 = 0;
 
 /// A stream's position in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
+pub(crate) struct Position {
     /// Everything up to here was written or is to be skipped.
     pub cursor: FeedSeq,
     /// The time of the event with that number, if known: it shows whether the log is still the same.
@@ -62,7 +62,7 @@ impl Piece {
 
 /// One stream's socket, position and figures.
 #[derive(Debug)]
-pub struct SseWriter {
+pub(crate) struct SseWriter {
     /// Where its client is.
     pub position: Position,
     /// How many events were written to the socket.
@@ -86,7 +86,7 @@ pub struct SseWriter {
 
 impl SseWriter {
     /// Writes to this socket, in chunks for HTTP/1.1.
-    pub fn new(socket: Arc<TcpStream>, is_chunked: bool, told_epoch: u64) -> Self {
+    pub(crate) fn new(socket: Arc<TcpStream>, is_chunked: bool, told_epoch: u64) -> Self {
         Self {
             position: Position { cursor: FeedSeq(0), time: None, generation: UNCHECKED },
             delivered: 0,
@@ -105,29 +105,29 @@ impl SseWriter {
     }
 
     /// Whether nothing is pending.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.pending.is_empty()
     }
 
     /// How long ago the last byte was written.
-    pub fn silent_for(&self) -> Duration {
+    pub(crate) fn silent_for(&self) -> Duration {
         self.last_write.elapsed()
     }
 
     /// Adds the head of the response.
-    pub fn push_raw(&mut self, bytes: Vec<u8>) {
+    pub(crate) fn push_raw(&mut self, bytes: Vec<u8>) {
         self.pending.push_back(Piece { bytes: Bytes::Own(bytes), written: 0, then: None });
     }
 
     /// Adds complete blocks, as one chunk.
-    pub fn push_blocks(&mut self, blocks: &[u8]) {
+    pub(crate) fn push_blocks(&mut self, blocks: &[u8]) {
         let bytes = self.framed(blocks);
         self.push_raw(bytes);
     }
 
     /// Adds the events of a batch that lie above the position and not above `upto`. Adds nothing if there are none, or
     /// if the batch leaves a hole or is of another log.
-    pub fn push_batch(&mut self, batch: SharedBatch, upto: FeedSeq) {
+    pub(crate) fn push_batch(&mut self, batch: SharedBatch, upto: FeedSeq) {
         let position = self.pending_position();
         if batch.generation != position.generation || batch.prev > position.cursor {
             return;
@@ -144,12 +144,12 @@ impl SseWriter {
     }
 
     /// Adds a block about the stream itself. It has no id: a client that reconnects gets what matters of it again.
-    pub fn push_notice(&mut self, message: &serde_json::Value) {
+    pub(crate) fn push_notice(&mut self, message: &serde_json::Value) {
         self.push_blocks(format!("event: system\ndata: {message}\n\n").as_bytes());
     }
 
     /// Adds the end of the body. Nothing may be added after it.
-    pub fn push_end(&mut self) {
+    pub(crate) fn push_end(&mut self) {
         if self.is_chunked && !self.is_finished {
             self.push_raw(b"0\r\n\r\n".to_vec());
         }
@@ -175,7 +175,7 @@ impl SseWriter {
     ///
     /// # Errors
     /// If the connection is broken.
-    pub fn write_pending(&mut self, stats: &Stats) -> Result<bool, Errno> {
+    pub(crate) fn write_pending(&mut self, stats: &Stats) -> Result<bool, Errno> {
         while !self.pending.is_empty() {
             let slices: Vec<_> = self.pending.iter().map(|piece| IoSlice::new(piece.left(self.is_chunked))).collect();
             let sent = sendmsg(
@@ -217,7 +217,7 @@ impl SseWriter {
 
     /// For the reader: writes a batch if it is small, comes next, and nothing else is pending. Returns whether all of it
     /// is written. What the socket does not take is pending.
-    pub fn write_direct(&mut self, batch: &SharedBatch, now: Instant, stats: &Stats) -> bool {
+    pub(crate) fn write_direct(&mut self, batch: &SharedBatch, now: Instant, stats: &Stats) -> bool {
         let bytes = batch.whole(self.is_chunked);
         let is_next = follows(batch, self.position) && self.pending.is_empty() && !self.is_finished;
         if !is_next || bytes.len() > LARGEST_DIRECT_BYTES {
@@ -238,7 +238,7 @@ impl SseWriter {
     /// How long the client has acknowledged none of the bytes in flight; `None` if none are. This tells a slow link
     /// from a stalled peer, because the kernel reports room to a writer only when a third of the send buffer is free.
     /// It also finds a client that has fallen silent while the buffer still has room.
-    pub fn unanswered_for(&mut self) -> Option<Duration> {
+    pub(crate) fn unanswered_for(&mut self) -> Option<Duration> {
         let unsent = unsent_bytes(&self.socket).unwrap_or(0);
         let acknowledged = self.bytes.saturating_sub(unsent);
         if unsent == 0 {

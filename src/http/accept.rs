@@ -32,7 +32,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// Why it cannot be bound.
-pub fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, Error> {
+pub(crate) fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, Error> {
     let is_ipv4_elsewhere = all.iter().any(|other| other.is_ipv4() && other.port() == address.port());
     let attempt = || -> io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -49,7 +49,7 @@ pub fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, Erro
 
 /// Accepts connections and serves each with `handler`, on its own thread, until `stop` is readable or closed at its
 /// other end. Then it closes the listening sockets. `errors` counts connections that could not be accepted.
-pub fn run(
+pub(crate) fn run(
     listeners: Vec<TcpListener>,
     stop: OwnedFd,
     connections: &Arc<Connections>,

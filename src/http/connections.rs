@@ -11,13 +11,13 @@ use crate::logging::LIMITED;
 use crate::sync::lock;
 
 /// Connections beyond `--max-clients`: the unauthenticated ones, and those that send a request or get a short answer.
-pub const BESIDE_CLIENTS: usize = 512;
+pub(crate) const BESIDE_CLIENTS: usize = 512;
 /// Unauthenticated connections: those without a complete head after a second, and those held without a known key.
 const MOST_UNAUTHENTICATED: usize = 256;
 
 /// All open connections of a listener.
 #[derive(Debug)]
-pub struct Connections {
+pub(crate) struct Connections {
     limit: usize,
     /// Counts connections that were closed because there were too many.
     evicted: IntCounter,
@@ -47,7 +47,7 @@ enum Standing {
 
 /// An accepted connection. Dropping it makes room for another one.
 #[derive(Debug)]
-pub struct HttpConnection {
+pub(crate) struct HttpConnection {
     /// Its socket.
     pub socket: Arc<TcpStream>,
     /// The address at the other end: the client's, or a proxy's.
@@ -58,13 +58,13 @@ pub struct HttpConnection {
 
 impl Connections {
     /// Room for `limit` connections. `evicted` counts those that are closed because there are too many.
-    pub fn new(limit: usize, evicted: IntCounter) -> Arc<Self> {
+    pub(crate) fn new(limit: usize, evicted: IntCounter) -> Arc<Self> {
         Arc::new(Self { limit, evicted, open: Mutex::default(), closed_one: Condvar::new() })
     }
 
     /// Adds a connection. If there are too many, the oldest idle one is closed. `None` if there is none, or after
     /// [`stop`](Self::stop).
-    pub fn add(self: &Arc<Self>, socket: TcpStream, peer: SocketAddr) -> Option<HttpConnection> {
+    pub(crate) fn add(self: &Arc<Self>, socket: TcpStream, peer: SocketAddr) -> Option<HttpConnection> {
         let socket = Arc::new(socket);
         let mut open = lock(&self.open);
         if open.is_stopped {
@@ -91,7 +91,7 @@ impl Connections {
     }
 
     /// Accepts no more connections, and closes the idle ones: the server will not answer them.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         let mut open = lock(&self.open);
         open.is_stopped = true;
         for (socket, _) in open.sockets.values().filter(|(_, standing)| *standing != Standing::Busy) {
@@ -100,7 +100,7 @@ impl Connections {
     }
 
     /// Waits until none is open, at most `patience`. Returns how many still are.
-    pub fn wait_empty(&self, patience: Duration) -> usize {
+    pub(crate) fn wait_empty(&self, patience: Duration) -> usize {
         let is_open = |open: &mut Open| !open.sockets.is_empty();
         let waited = self.closed_one.wait_timeout_while(lock(&self.open), patience, is_open);
         waited.map_or(0, |(open, _)| open.sockets.len())
@@ -119,7 +119,7 @@ impl Open {
 
 impl HttpConnection {
     /// Counts it among the unauthenticated connections. If there are too many, the oldest of them is closed.
-    pub fn set_unauthenticated(&self) {
+    pub(crate) fn set_unauthenticated(&self) {
         let mut open = lock(&self.all.open);
         // This connection may have been closed too.
         let Some((_, standing)) = open.sockets.get_mut(&self.id) else { return };
@@ -138,7 +138,7 @@ impl HttpConnection {
     }
 
     /// Its head is complete, or its key is known: it is not closed to make room for others.
-    pub fn set_busy(&self) {
+    pub(crate) fn set_busy(&self) {
         if let Some((_, standing)) = lock(&self.all.open).sockets.get_mut(&self.id) {
             *standing = Standing::Busy;
         }

@@ -21,7 +21,7 @@ const NAME_SIGNS: &[u8] = b"-._~%!$&'()*+,;=";
 
 /// A request's head.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
+pub(crate) struct Head {
     /// The method, as sent.
     pub method: String,
     /// The target's path.
@@ -35,7 +35,7 @@ pub struct Head {
 
 /// Why there is no head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeadError {
+pub(crate) enum HeadError {
     /// Not HTTP/1.x.
     Version,
     /// Over 16 KiB.
@@ -53,7 +53,7 @@ impl Head {
     ///
     /// # Errors
     /// Why it cannot become a valid head.
-    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
         let bytes = &*as_http_11(bytes);
         // Room for as many fields as there are lines: only the size of a head is limited.
         let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
@@ -84,7 +84,7 @@ impl Head {
     ///
     /// # Errors
     /// Which rule it breaks.
-    pub fn check(&self) -> Result<(), &'static str> {
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
         let mut hosts = self.fields("host");
         match (hosts.next(), hosts.next()) {
             (None, _) if !self.is_http_11 => {}
@@ -106,7 +106,7 @@ impl Head {
     }
 
     /// The values of a header field, in their order. `name` is lower case.
-    pub fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.fields
             .iter()
             .filter(move |(known, _)| known.eq_ignore_ascii_case(name))
@@ -114,7 +114,7 @@ impl Head {
     }
 
     /// The query's parameters in their order, percent-decoded; a value that is not UTF-8 is `None`.
-    pub fn parameters(&self) -> impl Iterator<Item = (Cow<'_, str>, Option<Cow<'_, str>>)> {
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = (Cow<'_, str>, Option<Cow<'_, str>>)> {
         self.query.as_deref().unwrap_or_default().split('&').map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (percent_decode_str(name).decode_utf8_lossy(), percent_decode_str(value).decode_utf8().ok())
@@ -126,7 +126,7 @@ impl Head {
 ///
 /// # Errors
 /// Why there is none.
-pub fn read(connection: &HttpConnection) -> Result<Head, HeadError> {
+pub(crate) fn read(connection: &HttpConnection) -> Result<Head, HeadError> {
     let mut stream: &TcpStream = &connection.socket;
     let began = Instant::now();
     // A buffer of 1 KiB or less would stay in the thread's malloc cache, unused, for as long as the stream lasts.
@@ -192,7 +192,7 @@ fn without_authority(target: &str) -> &str {
 
 /// The name or address in a `Host` (RFC 9110 §7.2), without brackets and without the port that may follow; `None` if it
 /// is not valid. An empty name is not (§4.2.1).
-pub fn host_name(value: &[u8]) -> Option<&str> {
+pub(crate) fn host_name(value: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(value).ok()?;
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, port),

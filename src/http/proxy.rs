@@ -10,7 +10,7 @@ use super::head::Head;
 ///
 /// # Errors
 /// What is expected instead.
-pub fn parse_network(text: &str) -> Result<IpNet, String> {
+pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network.map_err(|_| "expected a network such as 10.0.0.0/8 or fd00::/8, or an address".to_owned())
@@ -18,7 +18,7 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
 
 /// The client's address: the peer's, or, if the peer is a trusted proxy, the last address in `X-Forwarded-For` that is
 /// not a trusted proxy. Addresses further left are set by the client and are ignored. The port is 0 if it is not given.
-pub fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> SocketAddr {
+pub(crate) fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> SocketAddr {
     let mut client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if !is_trusted(trusted, client.ip()) {
         return client;
@@ -37,7 +37,7 @@ pub fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> Socke
 
 /// Whether the client uses https to reach a trusted proxy. One https among several values is enough: a browser drops a
 /// cookie that is `Secure` by mistake, but sends one that is not `Secure` by mistake in clear.
-pub fn is_https(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> bool {
+pub(crate) fn is_https(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> bool {
     let schemes = values(head, "x-forwarded-proto");
     is_trusted(trusted, peer.ip()) && schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case(b"https"))
 }

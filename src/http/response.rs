@@ -14,11 +14,11 @@ use crate::random::random_u64;
 /// The longest time that writing a short answer may take.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the rest of a request is read after its answer, so that a reset does not overtake the answer.
-pub const LINGER: Duration = Duration::from_millis(500);
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
 
 /// A short answer.
 #[derive(Debug)]
-pub struct Response {
+pub(crate) struct Response {
     status: &'static str,
     code: Option<&'static str>,
     fields: Vec<(&'static str, String)>,
@@ -27,23 +27,23 @@ pub struct Response {
 
 impl Response {
     /// An answer without a body.
-    pub fn empty(status: &'static str) -> Self {
+    pub(crate) fn empty(status: &'static str) -> Self {
         Self { status, code: None, fields: Vec::new(), body: Vec::new() }
     }
 
     /// An answer with a body.
-    pub fn with_body(status: &'static str, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn with_body(status: &'static str, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         Self { status, code: None, fields: vec![("Content-Type", content_type.into())], body: body.into() }
     }
 
     /// The code of an error.
-    pub fn code(&self) -> Option<&'static str> {
+    pub(crate) fn code(&self) -> Option<&'static str> {
         self.code
     }
 
     /// A page in one file with one `<script>` and one `<style>` element without attributes. The Content-Security-Policy
     /// lets these run and nothing else.
-    pub fn page(html: &'static str) -> Self {
+    pub(crate) fn page(html: &'static str) -> Self {
         let policy = format!(
             "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; img-src data:; base-uri 'none'; \
              form-action 'none'; frame-ancestors 'none'",
@@ -57,7 +57,7 @@ impl Response {
     }
 
     /// An error: its code for programs, and a message for people.
-    pub fn error(status: &'static str, code: &'static str, message: &str) -> Self {
+    pub(crate) fn error(status: &'static str, code: &'static str, message: &str) -> Self {
         let body = serde_json::json!({"error": code, "message": message}).to_string();
         let response = Self { code: Some(code), ..Self::with_body(status, "application/json", body) };
         match response.status() {
@@ -70,13 +70,13 @@ impl Response {
     }
 
     /// The answer to a method that a path does not take.
-    pub fn method_not_allowed(allowed: &str) -> Self {
+    pub(crate) fn method_not_allowed(allowed: &str) -> Self {
         let message = format!("this path takes {allowed}");
         Self::error("405 Method Not Allowed", "method_not_allowed", &message).with("Allow", allowed)
     }
 
     /// The answer to a request whose head cannot be read.
-    pub fn head_error(error: HeadError) -> Self {
+    pub(crate) fn head_error(error: HeadError) -> Self {
         let (status, code, message) = match error {
             HeadError::Version => {
                 ("505 HTTP Version Not Supported", "http_version", "this server speaks HTTP/1.1 and HTTP/1.0")
@@ -93,18 +93,18 @@ impl Response {
     }
 
     /// Its status code: three digits.
-    pub fn status(&self) -> &'static str {
+    pub(crate) fn status(&self) -> &'static str {
         &self.status[..3]
     }
 
     /// The same with one more header field.
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.fields.push((name, value.into()));
         self
     }
 
     /// Writes it and closes the connection. Blocks for some seconds at most. `head_only` leaves out the body.
-    pub fn send(self, mut stream: &TcpStream, head_only: bool) {
+    pub(crate) fn send(self, mut stream: &TcpStream, head_only: bool) {
         let mut bytes = format!("HTTP/1.1 {}\r\n{}", self.status, common_fields()).into_bytes();
         for (name, value) in &self.fields {
             let _ = write!(bytes, "{name}: {value}\r\n");
@@ -124,7 +124,7 @@ impl Response {
 }
 
 /// Header fields of every answer. An origin server with a clock must send `Date` (RFC 9110 §6.6.1).
-pub fn common_fields() -> String {
+pub(crate) fn common_fields() -> String {
     let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
     format!("Date: {date}\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n")
 }
@@ -140,7 +140,7 @@ fn hash_source(html: &str, element: &str) -> String {
 
 /// Closes our side, then reads what the other side still sends until it closes, at most for `linger`: closing a socket with
 /// unread bytes resets the connection, and the reset can overtake the answer (RFC 9112 §9.6).
-pub fn close_in_order(mut stream: &TcpStream, linger: Duration) {
+pub(crate) fn close_in_order(mut stream: &TcpStream, linger: Duration) {
     if stream.shutdown(Shutdown::Write).is_err() {
         return;
     }

@@ -18,14 +18,14 @@ const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
 ///
 /// # Errors
 /// The system's error.
-pub fn unsent_bytes(stream: &TcpStream) -> io::Result<u64> {
+pub(crate) fn unsent_bytes(stream: &TcpStream) -> io::Result<u64> {
     // SAFETY: SIOCOUTQ writes one int, as the getter's type says, and has no other effect.
     let bytes = unsafe { ioctl(stream, Getter::<SIOCOUTQ, i32>::new())? };
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
 /// Whether the other side has closed the connection, or its half of it, as far as the system knows. Does not block.
-pub fn is_closed(stream: &TcpStream) -> bool {
+pub(crate) fn is_closed(stream: &TcpStream) -> bool {
     // Reading would not show it: unread bytes that the client sent after its request come first.
     let mut watched = [PollFd::new(stream, PollFlags::RDHUP)];
     poll(&mut watched, Some(&Timespec::default())).is_ok() && !watched[0].revents().is_empty()
@@ -33,7 +33,7 @@ pub fn is_closed(stream: &TcpStream) -> bool {
 
 /// Waits until the socket takes bytes again, at most `patience`. The kernel reports this only when a third of the send
 /// buffer is free.
-pub fn wait_writable(stream: &TcpStream, patience: Duration) {
+pub(crate) fn wait_writable(stream: &TcpStream, patience: Duration) {
     let patience = Timespec::try_from(patience).unwrap_or_default();
     // The next write reports any error.
     let _ = poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&patience));

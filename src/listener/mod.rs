@@ -5,4 +5,4 @@
 mod credential;
 mod cursor;
 mod hold;
-pub mod routes;
+pub(crate) mod routes;

@@ -32,7 +32,7 @@ pub(super) struct Request<'a> {
 }
 
 /// Serves one connection. Blocks for as long as it lasts.
-pub fn serve(feed: &Arc<Feed>, connection: &HttpConnection) {
+pub(crate) fn serve(feed: &Arc<Feed>, connection: &HttpConnection) {
     match head::read(connection) {
         Ok(head) => {
             let address = proxy::client_address(&feed.options.trusted_proxies, connection.peer, &head);

@@ -36,7 +36,7 @@ const ENDS: [Option<(&str, &str)>; 3] = [
 ];
 
 /// The thread `alerts`: runs until the server stops.
-pub fn run(feed: &Feed, program: PathBuf) {
+pub(crate) fn run(feed: &Feed, program: PathBuf) {
     let mut command = AlertCommand::new(Some(program));
     let mut alerted = [false; 3];
     loop {

@@ -16,7 +16,7 @@ use crate::feed::{Feed, seconds};
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
 
 /// The present metrics.
-pub fn text(feed: &Feed, instance: &str) -> String {
+pub(crate) fn text(feed: &Feed, instance: &str) -> String {
     let mut families = feed.stats.registry.gather();
     families.extend(gauges(feed, instance).gather());
     TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {

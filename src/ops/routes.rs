@@ -13,7 +13,7 @@ use crate::http::response::Response;
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves one connection. Blocks for as long as it lasts, some seconds at most.
-pub fn serve(feed: &Feed, instance: &str, connection: &HttpConnection) {
+pub(crate) fn serve(feed: &Feed, instance: &str, connection: &HttpConnection) {
     let stream = &*connection.socket;
     let head = match head::read(connection) {
         Ok(head) => head,

@@ -18,7 +18,7 @@ use crate::sync::lock;
 
 /// The feed's present state. May read the log to find where the window begins, and blocks for one database call at
 /// most. Lag and queued are counted in events; `totals` and `latency` are counted from the start of the server.
-pub fn json(feed: &Feed, instance: &str) -> String {
+pub(crate) fn json(feed: &Feed, instance: &str) -> String {
     let stats = &feed.stats;
     let facts = feed.facts();
     json!({

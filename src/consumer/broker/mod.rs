@@ -16,7 +16,7 @@ use super::order::Order;
 
 /// What the broker says about an order, when it gets it or when it is asked about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The broker has it, under this number if it numbers its orders.
     Has(Option<i64>),
     /// The broker refused it for good.
@@ -37,7 +37,7 @@ pub enum Answer {
 
 /// One attempt to place an order, from the journal.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     /// When.
     pub tried_at: Timestamp,
     /// The number that the order was sent under.
@@ -50,7 +50,7 @@ pub struct Attempt {
 
 /// What became of an order that the broker had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// It was filled.
     Filled(String),
     /// It was not filled, or only in part.
@@ -60,7 +60,7 @@ pub enum Ended {
 }
 
 /// A broker. Its calls block, each for a time that the implementation bounds.
-pub trait Broker {
+pub(crate) trait Broker {
     /// Whether orders can be placed now.
     ///
     /// # Errors
