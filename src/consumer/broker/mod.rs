@@ -16,6 +16,7 @@ use super::order::Order;
 
 /// What the broker says about an order, when it gets it or when it is asked about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "ibkr"), allow(dead_code, reason = "only Interactive Brokers answers some of these"))]
 pub(crate) enum Answer {
     /// The broker has it, under this number if it numbers its orders.
     Has(Option<i64>),
@@ -50,6 +51,7 @@ pub(crate) struct Attempt {
 
 /// What became of an order that the broker had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "ibkr"), allow(dead_code, reason = "only Interactive Brokers answers some of these"))]
 pub(crate) enum Ended {
     /// It was filled.
     Filled(String),
