@@ -42,7 +42,7 @@ pub(crate) struct About<'a> {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct AlertLine<'a> {
     level: Level,
     reason: &'a str,
     message: &'a str,
@@ -68,7 +68,7 @@ impl AlertCommand {
     pub(crate) fn run(&mut self, level: Level, reason: &str, message: &str, about: Option<About<'_>>) {
         self.reap();
         let Some(program) = &self.program else { return };
-        let line = Line {
+        let line = AlertLine {
             level,
             reason,
             message: &text::cut(text::one_line(message), MOST_MESSAGE_BYTES),
@@ -123,7 +123,7 @@ mod tests {
         let message = text::cut("\"".repeat(5000), MOST_MESSAGE_BYTES);
         let about = Some(About { signal_id: &id, order_ref: &order_ref });
         let time = format!("{:.6}", Timestamp::now());
-        let line = Line { level: Level::Critical, reason: "outcome_unknown", message: &message, time, about };
+        let line = AlertLine { level: Level::Critical, reason: "outcome_unknown", message: &message, time, about };
         assert!(id.get().len() <= MOST_ID_BYTES);
         let line = serde_json::to_string(&line).unwrap();
         assert!(line.len() < 4096 && line.contains(&format!("\"signal_id\":{id},\"order_ref\":\"%C3")), "{line}");

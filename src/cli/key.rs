@@ -30,11 +30,11 @@ pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     #[command(subcommand)]
-    action: Action,
+    command: KeyCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum KeyCommand {
     /// Create a key and print it, alone on one line; it is never shown again
     #[command(after_help = "Examples:
   signal-feed key mint --name bot-1 > bot-1.key
@@ -83,8 +83,8 @@ enum Action {
 
 pub(super) fn run(args: Args) -> Result<(), Error> {
     let mut connection = args.database.connect()?;
-    match args.action {
-        Action::Mint { name, expires_in, delay } => {
+    match args.command {
+        KeyCommand::Mint { name, expires_in, delay } => {
             let (key, hash) = new_key()?;
             if !keys::insert(&mut connection, &name, &hash, expires_in, delay).doing("mint a key")? {
                 return Err(Error::Failed(format!(
@@ -93,21 +93,21 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
             }
             show(&key, &name)
         }
-        Action::Rotate { name, overlap, expires_in } => {
+        KeyCommand::Rotate { name, overlap, expires_in } => {
             let (key, hash) = new_key()?;
             if !keys::rotate(&mut connection, &name, &hash, overlap, expires_in).doing("rotate a key")? {
                 return Err(none_live("rotate", &name));
             }
             show(&key, &name)
         }
-        Action::Revoke { name } => {
+        KeyCommand::Revoke { name } => {
             if keys::revoke(&mut connection, &name).doing("revoke a key")? == 0 {
                 return Err(none_live("revoke", &name));
             }
             say(format_args!("revoked {name}"));
             Ok(())
         }
-        Action::List { json } => list(&mut connection, json),
+        KeyCommand::List { json } => list(&mut connection, json),
     }
 }
 

@@ -19,11 +19,11 @@ pub(super) struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
     #[command(subcommand)]
-    action: Action,
+    command: QuarantineCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum QuarantineCommand {
     /// List every quarantined event, when the server found it (UTC), and why it cannot be delivered
     #[command(after_help = "Examples:
   signal-feed quarantine list
@@ -48,9 +48,9 @@ enum Action {
 pub(super) fn run(args: Args) -> Result<(), Error> {
     let mut connection = args.database.connect()?;
     migrate::check_schema(&mut connection)?;
-    match args.action {
-        Action::List { json } => list(&mut connection, json),
-        Action::Settle { seq } => {
+    match args.command {
+        QuarantineCommand::List { json } => list(&mut connection, json),
+        QuarantineCommand::Settle { seq } => {
             if !quarantine::settle(&mut connection, FeedSeq(seq)).doing("settle the event")? {
                 return Err(Error::Failed(format!(
                     "event {seq} is not quarantined: \"signal-feed quarantine list\" shows those that are"

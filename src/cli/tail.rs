@@ -7,7 +7,7 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::consumer::follow::{End, FeedEvent, FollowOptions, Follower, Reason};
+use crate::consumer::follow::{FeedEvent, FollowEnd, FollowOptions, Follower, Reason};
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
@@ -56,8 +56,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     while left != Some(0) {
         let event = match follower.next_event() {
             Ok(event) => event,
-            Err(End::Stopped) => break,
-            Err(End::KeyRefused(answer)) => return Err(Error::Refused(answer)),
+            Err(FollowEnd::Stopped) => break,
+            Err(FollowEnd::KeyRefused(answer)) => return Err(Error::Refused(answer)),
         };
         match event {
             FeedEvent::Signal(event) => {

@@ -21,7 +21,7 @@ use super::alert::{AlertCommand, Reason, raise};
 use super::broker::Broker;
 use super::clock;
 use super::files::{resolved, take_lock};
-use super::follow::{End, FeedEvent, FollowOptions, Follower, Interruption};
+use super::follow::{FeedEvent, FollowEnd, FollowOptions, Follower, Interruption};
 use super::journal::Journal;
 use super::line::{Line, Mode, Record};
 use super::message::Connected;
@@ -196,10 +196,10 @@ impl<'a> Bot<'a> {
         Ok(())
     }
 
-    fn halt(&mut self, end: End) -> Halt {
+    fn halt(&mut self, end: FollowEnd) -> Halt {
         match end {
-            End::Stopped => Halt::Stopped,
-            End::KeyRefused(answer) => {
+            FollowEnd::Stopped => Halt::Stopped,
+            FollowEnd::KeyRefused(answer) => {
                 let message = format!("{answer}: the feed refuses the key; the bot ends");
                 self.alert(Reason::Unauthorized, &message);
                 Halt::Failed(Error::Refused(message))

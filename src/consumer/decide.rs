@@ -14,7 +14,7 @@ const START_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 /// Why an order is not placed: the journal's word for it, and a text. [`Record::Cursor`] if nothing is to be recorded but
 /// the cursor, because the order is known.
-pub(super) type Refusal = (Record, String);
+pub(super) type NotPlaced = (Record, String);
 
 /// Where an order comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(super) struct Entries {
     pub(super) max_age: Option<Duration>,
 }
 
-pub(super) fn decide(ledger: &Ledger, order: &Order, origin: Origin, entries: Entries) -> Result<(), Refusal> {
+pub(super) fn decide(ledger: &Ledger, order: &Order, origin: Origin, entries: Entries) -> Result<(), NotPlaced> {
     if let Some(known) = ledger.known(order) {
         let conflict = known.conflict(order).map(|difference| (Record::Conflict, difference));
         return Err(conflict.unwrap_or((Record::Cursor, "known".to_owned())));
@@ -48,7 +48,7 @@ pub(super) fn decide(ledger: &Ledger, order: &Order, origin: Origin, entries: En
 }
 
 /// Whether entries like this one are placed. An entry of unknown age counts as too old. Exits are always placed.
-pub(super) fn admit(order: &Order, entries: Entries) -> Result<(), Refusal> {
+pub(super) fn admit(order: &Order, entries: Entries) -> Result<(), NotPlaced> {
     if order.action == Action::Exit {
         return Ok(());
     }

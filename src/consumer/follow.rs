@@ -14,7 +14,7 @@ pub use super::message::{FeedEvent, Interruption};
 use super::message::{SignalEvent, read};
 use super::stop::Stop;
 pub use super::stream::Cause;
-use super::stream::{Stream, TURN};
+use super::stream::{FeedStream, TURN};
 
 /// After a stream this old the back-off starts again from its minimum. (If `backoff_max` is shorter, that counts.)
 const LASTED: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ impl FollowOptions {
 
 /// Why following ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
+pub enum FollowEnd {
     /// [`Stop`] was requested.
     Stopped,
     /// The feed refuses the key, and will refuse it again: its address and its answer.
@@ -70,7 +70,7 @@ pub struct Follower {
     /// For each address, the end of its wait after a failure.
     not_before: Vec<Instant>,
     backoff: Backoff,
-    stream: Option<Stream>,
+    stream: Option<FeedStream>,
     /// Whether the stream's `connected` has come.
     is_connected: bool,
     cursor: Option<Cursor>,
@@ -104,11 +104,11 @@ impl Follower {
     /// Waits briefly for what happens next, and returns [`FeedEvent::Nothing`] if nothing does.
     ///
     /// # Errors
-    /// [`End`], for good.
-    pub fn next_event(&mut self) -> Result<FeedEvent, End> {
+    /// [`FollowEnd`], for good.
+    pub fn next_event(&mut self) -> Result<FeedEvent, FollowEnd> {
         loop {
             if self.stop.is_asked() {
-                return Err(End::Stopped);
+                return Err(FollowEnd::Stopped);
             }
             let wait = self.not_before[self.at].saturating_duration_since(Instant::now());
             if self.stream.is_none() && !wait.is_zero() {
@@ -120,7 +120,7 @@ impl Follower {
                 Ok(None) => {}
                 Err(cause) if !cause.refuses_key() => return Ok(self.interrupt(cause)),
                 Err(_) if self.has_another_key() => self.stream = None,
-                Err(answer) => return Err(End::KeyRefused(format!("{}: {answer}", self.url()))),
+                Err(answer) => return Err(FollowEnd::KeyRefused(format!("{}: {answer}", self.url()))),
             }
         }
     }
@@ -169,7 +169,7 @@ impl Follower {
             None => {
                 (self.new_chain, self.is_connected) = (false, false);
                 let FollowOptions { urls, key, read_timeout, .. } = &self.options;
-                let opened = Stream::open(&urls[self.at], key, self.cursor.as_ref(), *read_timeout)?;
+                let opened = FeedStream::open(&urls[self.at], key, self.cursor.as_ref(), *read_timeout)?;
                 self.stream.insert(opened)
             }
         };

@@ -13,22 +13,22 @@ use super::{clock, json};
 
 /// What all lines about an order have in common: its id, in canonical text, and its action. (The order's reference may
 /// differ: a former version wrote ids there as the row had them.)
-pub(super) type Key = (String, Action);
+pub(super) type OrderKey = (String, Action);
 
-pub(super) fn key_of(order: &Order) -> Key {
+pub(super) fn key_of(order: &Order) -> OrderKey {
     (id_text(&order.signal_id).unwrap_or_default(), order.action)
 }
 
 /// What is known about one (id, action). It never leaves the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Known {
+pub(super) struct KnownOrder {
     pub(super) symbol: String,
     pub(super) side: String,
     pub(super) created_at: Option<String>,
     pub(super) outcome: Record,
 }
 
-impl Known {
+impl KnownOrder {
     /// How an order with the same id and action differs. If it does, the id was used again.
     pub(super) fn conflict(&self, order: &Order) -> Option<String> {
         let mut differences = Vec::new();
@@ -67,14 +67,14 @@ pub(super) struct Ledger {
     pub(super) mode: Mode,
     /// The newest event time in any line.
     pub(super) last_event_time: Option<String>,
-    known: BTreeMap<Key, Known>,
+    known: BTreeMap<OrderKey, KnownOrder>,
     intents: Vec<OpenIntent>,
     /// The highest number that any order was sent under.
     pub(super) highest_order_id: i64,
 }
 
 impl Ledger {
-    pub(super) fn known(&self, order: &Order) -> Option<&Known> {
+    pub(super) fn known(&self, order: &Order) -> Option<&KnownOrder> {
         self.known.get(&key_of(order))
     }
 
@@ -100,7 +100,7 @@ impl Ledger {
     }
 
     /// The order with this key, unless it has ended.
-    fn intent(&mut self, key: &Key) -> Option<&mut OpenIntent> {
+    fn intent(&mut self, key: &OrderKey) -> Option<&mut OpenIntent> {
         self.intents.iter_mut().find(|intent| key_of(&intent.order) == *key)
     }
 
@@ -146,7 +146,7 @@ impl Ledger {
         let raw = line.order.as_ref().ok_or("an intent has no order")?;
         let mut order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
         order.created_at.clone_from(&line.created_at);
-        let known = Known {
+        let known = KnownOrder {
             symbol: order.symbol.clone(),
             side: order.side.clone(),
             created_at: order.created_at.clone(),
@@ -168,7 +168,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn apply_outcome(&mut self, line: &Line, key: Key) {
+    fn apply_outcome(&mut self, line: &Line, key: OrderKey) {
         let outcome = if line.record == Record::Known { line.outcome.unwrap_or(Record::Placed) } else { line.record };
         let is_placed = line.record == Record::Placed;
         match self.intent(&key) {
@@ -180,7 +180,7 @@ impl Ledger {
             // An accepted order without a number cannot be followed.
             _ => self.intents.retain(|intent| key_of(&intent.order) != key),
         }
-        let known = self.known.entry(key).or_insert_with(|| Known {
+        let known = self.known.entry(key).or_insert_with(|| KnownOrder {
             symbol: line.symbol.clone().unwrap_or_default(),
             side: line.side.clone().unwrap_or_default(),
             created_at: line.created_at.clone(),

@@ -100,7 +100,7 @@ pub struct Connected {
 }
 
 #[derive(Deserialize)]
-struct Wire<'a> {
+struct SignalData<'a> {
     feed_seq: Option<i64>,
     prev_seq: Option<i64>,
     event_time: Option<String>,
@@ -123,7 +123,7 @@ pub(super) fn read(event: Event) -> Result<FeedEvent, Cause> {
 
 fn signal(event: Event) -> FeedEvent {
     let id = block_number(&event);
-    let wire: Wire<'_> = match json::object(&event.data) {
+    let wire: SignalData<'_> = match json::object(&event.data) {
         Ok(wire) => wire,
         Err(error) => {
             let why = format!("the event's data cannot be read: {error}");

@@ -109,7 +109,7 @@ fn config(url: &FeedUrl, read_timeout: Duration) -> Config {
 }
 
 /// A stream that is open, or that its thread is opening. Dropping it closes the connection.
-pub(super) struct Stream {
+pub(super) struct FeedStream {
     pieces: mpsc::Receiver<Result<Vec<u8>, Cause>>,
     agent: Agent,
     parser: Parser,
@@ -117,7 +117,7 @@ pub(super) struct Stream {
     began: Option<Instant>,
 }
 
-impl Stream {
+impl FeedStream {
     /// Begins to open the stream after `cursor`, or from now. Does not block: the stream reports the result.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for FeedStream {
     fn drop(&mut self) {
         self.agent.clone().shutdown();
     }

@@ -23,10 +23,10 @@ pub(super) use super::tls::connector;
 type Connector = tokio_postgres::NoTls;
 #[cfg(feature = "tls")]
 type Connector = tokio_postgres_rustls::MakeRustlsConnect;
-type Stream = <Connector as tokio_postgres::tls::MakeTlsConnect<Socket>>::Stream;
+type TlsStream = <Connector as tokio_postgres::tls::MakeTlsConnect<Socket>>::Stream;
 
 /// The future that moves a session's bytes.
-pub(super) type Driver = tokio_postgres::Connection<Socket, Stream>;
+pub(super) type Driver = tokio_postgres::Connection<Socket, TlsStream>;
 type Session = (Client, Driver);
 
 /// Longest time for one of several addresses of a name, unless `connect_timeout` says otherwise.

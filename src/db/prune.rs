@@ -11,7 +11,7 @@ const LEAST_AGE: Duration = Duration::from_secs(3600);
 
 /// What a prune would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct PrunePlan {
     /// Events older than this are removed: as asked for, or longer if clients may replay further back.
     pub older_than: Duration,
     /// The longest delay of a live key.
@@ -26,7 +26,11 @@ pub(crate) struct Plan {
 ///
 /// # Errors
 /// If the database cannot be asked.
-pub(crate) fn plan(connection: &mut Connection, older_than: Duration, replay_window: Duration) -> Result<Plan, Error> {
+pub(crate) fn plan(
+    connection: &mut Connection,
+    older_than: Duration,
+    replay_window: Duration,
+) -> Result<PrunePlan, Error> {
     let delay: f64 = connection
         .query_one(
             "select coalesce(extract(epoch from max(k.delay)), 0)::float8 from stock_market.signal_feed_api_key as k
@@ -54,7 +58,7 @@ pub(crate) fn plan(connection: &mut Connection, older_than: Duration, replay_win
                 (select p.pruned_through from stock_market.signal_feed_pruned as p)))",
         &[&older_than.as_secs_f64()],
     )?;
-    Ok(Plan { older_than, longest_delay, through: row.get(0), events: row.get(1) })
+    Ok(PrunePlan { older_than, longest_delay, through: row.get(0), events: row.get(1) })
 }
 
 /// Carries out the plan: raises `pruned_through`, then deletes, batch by batch. Returns how many events it removed;
@@ -62,7 +66,7 @@ pub(crate) fn plan(connection: &mut Connection, older_than: Duration, replay_win
 ///
 /// # Errors
 /// If the database refuses or is lost; the next prune then removes the rest.
-pub(crate) fn run(connection: &mut Connection, plan: &Plan, so_far: &mut dyn FnMut(u64)) -> Result<u64, Error> {
+pub(crate) fn run(connection: &mut Connection, plan: &PrunePlan, so_far: &mut dyn FnMut(u64)) -> Result<u64, Error> {
     if let Some(through) = plan.through {
         connection.query("select stock_market.signal_feed_prune_to($1::bigint)", &[&through])?;
     }

@@ -22,7 +22,7 @@ pub(crate) enum Part {
 
 /// What is known of one part; nothing before it was tried.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Known {
+struct PartState {
     /// When it was last proven to work; `None` while it does not.
     proven: Option<Instant>,
     /// Why it does not, as it was logged.
@@ -31,7 +31,7 @@ struct Known {
 
 #[derive(Debug)]
 struct Inner {
-    parts: [Known; 2],
+    parts: [PartState; 2],
     /// Since when the feed has been live, or not.
     since: Instant,
 }
@@ -42,7 +42,7 @@ impl Inner {
     }
 
     fn is_tried(&self) -> bool {
-        !self.parts.contains(&Known::default())
+        !self.parts.contains(&PartState::default())
     }
 }
 
@@ -71,7 +71,7 @@ impl Default for Health {
 impl Feed {
     /// Reports that a part of delivery was proven to work by something that began `at` this time.
     pub(super) fn proven(&self, part: Part, at: Instant) {
-        self.report(part, Known { proven: Some(at), cause: None });
+        self.report(part, PartState { proven: Some(at), cause: None });
         self.health.changed.notify_all();
     }
 
@@ -82,7 +82,7 @@ impl Feed {
             return;
         }
         let cause = format!("{doing}: {why}");
-        let lost = Known { proven: None, cause: Some(cause.clone()) };
+        let lost = PartState { proven: None, cause: Some(cause.clone()) };
         if lock(&self.health.inner).parts[part as usize] != lost {
             log::error!("{cause}");
         }
@@ -90,7 +90,7 @@ impl Feed {
     }
 
     /// Notes a report. If it changes the state, every stream is woken, and writes `degraded` or `recovered`.
-    fn report(&self, part: Part, known: Known) {
+    fn report(&self, part: Part, known: PartState) {
         let mut inner = lock(&self.health.inner);
         let (was_live, was_tried) = (inner.is_live(), inner.is_tried());
         inner.parts[part as usize] = known;
@@ -148,7 +148,7 @@ impl Health {
 
     /// Whether both parts were proven to work recently.
     pub(crate) fn is_ready(&self) -> bool {
-        let is_fresh = |part: &Known| part.proven.is_some_and(|at| at.elapsed() < PROOF_LASTS);
+        let is_fresh = |part: &PartState| part.proven.is_some_and(|at| at.elapsed() < PROOF_LASTS);
         lock(&self.inner).parts.iter().all(is_fresh) && !self.is_stopping()
     }
 

@@ -31,7 +31,7 @@ pub(crate) const SESSION_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 const SIGNED_BYTES: usize = 32 + 8;
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownKeys {
     by_hash: HashMap<KeyHash, Arc<Key>>,
     secret: Option<Vec<u8>>,
     /// When the newest completed refresh began.
@@ -44,7 +44,7 @@ struct Known {
 #[derive(Debug)]
 pub(crate) struct KeyRing {
     /// Locked to look up one credential, to list the keys, or to replace them all.
-    known: Mutex<Known>,
+    known: Mutex<KnownKeys>,
     refreshed: Condvar,
     wake: Sender<()>,
     /// Asks the thread `upkeep` for a refresh.
@@ -153,7 +153,7 @@ impl KeyRing {
     }
 }
 
-impl Known {
+impl KnownKeys {
     /// The hash of a credential's key, and when the session ends; `None` for a session that this log did not begin.
     fn hash_and_end(&self, credential: &Credential) -> Option<(KeyHash, EventTime)> {
         match credential {
@@ -188,7 +188,7 @@ pub(super) fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, 
     let (keys, _) = db::keys::read_all(connection)?;
     let by_hash = keys.into_iter().map(|key| (key.hash, Arc::new(key))).collect();
     let secret = Some(db::keys::read_session_secret(connection)?);
-    *lock(&feed.keys.known) = Known { by_hash, secret, fresh_from: Some(began), is_standby };
+    *lock(&feed.keys.known) = KnownKeys { by_hash, secret, fresh_from: Some(began), is_standby };
     feed.keys.refreshed.notify_all();
     for client in feed.clients.all().iter() {
         feed.keys.tell(client, reading.now);

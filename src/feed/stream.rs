@@ -43,20 +43,20 @@ pub(crate) struct Asked {
 }
 
 /// Why a stream left its loop.
-enum Stop {
+enum Leave {
     /// Between two blocks: more can be written.
     Between(End),
     /// Within a block, or the connection is broken: nothing more can be written.
     Within(End),
 }
 
-impl From<Errno> for Stop {
+impl From<Errno> for Leave {
     fn from(_: Errno) -> Self {
         Self::Within(End::ClientGone)
     }
 }
 
-type Step<T = ()> = Result<T, Stop>;
+type Step<T = ()> = Result<T, Leave>;
 
 /// Admits a stream and runs it to its end: writes the response's `head`, and then blocks. Returns why it ended.
 ///
@@ -141,8 +141,8 @@ impl Stream<'_> {
     fn run(mut self) -> End {
         let Err(stop) = self.begin().and_then(|()| self.follow());
         match stop {
-            Stop::Within(end) => end,
-            Stop::Between(end) => {
+            Leave::Within(end) => end,
+            Leave::Between(end) => {
                 // The stream ends whether or not the client takes its last block.
                 let _ = self.close(end);
                 end
@@ -251,7 +251,7 @@ impl Stream<'_> {
             (writer.silent_for(), writer.unanswered_for().unwrap_or_default())
         };
         if unanswered >= options.write_timeout {
-            return Err(Stop::Within(End::WriteTimeout));
+            return Err(Leave::Within(End::WriteTimeout));
         }
         let mut patience = options.heartbeat.saturating_sub(silent).min(options.write_timeout - unanswered);
         if let Some(at) = self.client.ends_at {
@@ -304,7 +304,7 @@ impl Stream<'_> {
         self.feed.stats.dropped.inc_by(count);
         self.push(&json!({"reason": "dropped", "dropped": events, "from": from, "to": to}));
         lock(&self.client.writer).dropped += count;
-        Err(Stop::Between(End::Dropped))
+        Err(Leave::Between(End::Dropped))
     }
 
     /// Tells the stream that events after `requested` lie before the replay window, and continues from `earliest`.

@@ -21,7 +21,7 @@ const NAME_SIGNS: &[u8] = b"-._~%!$&'()*+,;=";
 
 /// A request's head.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Head {
+pub(crate) struct RequestHead {
     /// The method, as sent.
     pub method: String,
     /// The target's path.
@@ -48,7 +48,7 @@ pub(crate) enum HeadError {
     Gone,
 }
 
-impl Head {
+impl RequestHead {
     /// Parses a head; `None` if it is not complete yet.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Head {
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn read(connection: &HttpConnection) -> Result<Head, HeadError> {
+pub(crate) fn read(connection: &HttpConnection) -> Result<RequestHead, HeadError> {
     let mut stream: &TcpStream = &connection.socket;
     let began = Instant::now();
     // A buffer of 1 KiB or less would stay in the thread's malloc cache, unused, for as long as the stream lasts.
@@ -153,7 +153,7 @@ pub(crate) fn read(connection: &HttpConnection) -> Result<Head, HeadError> {
             },
         }
         let within = bytes.len().min(LARGEST_HEAD_BYTES);
-        if let Some(head) = Head::parse(&bytes[..within])? {
+        if let Some(head) = RequestHead::parse(&bytes[..within])? {
             connection.set_busy();
             return Ok(head);
         }
@@ -211,8 +211,8 @@ mod tests {
 
     use super::*;
 
-    fn parse(text: &str) -> Result<Option<Head>, HeadError> {
-        Head::parse(text.as_bytes())
+    fn parse(text: &str) -> Result<Option<RequestHead>, HeadError> {
+        RequestHead::parse(text.as_bytes())
     }
 
     #[test]
@@ -315,23 +315,23 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, request in request(), at: prop::sample::Index) {
-            let _ = Head::parse(&bytes);
+            let _ = RequestHead::parse(&bytes);
             // Noise within a nearly valid request gets further.
             let mut noisy = request.clone();
             noisy.splice(at.index(request.len())..at.index(request.len()), bytes);
-            if let Ok(Some(head)) = Head::parse(&noisy) {
+            if let Ok(Some(head)) = RequestHead::parse(&noisy) {
                 let _ = (head.fields("cookie").count(), head.parameters().count(), head.check());
             }
         }
 
         #[test]
         fn a_head_is_complete_with_its_last_byte_and_what_follows_changes_nothing(request in request(), more: Vec<u8>) {
-            let head = Head::parse(&request).unwrap();
+            let head = RequestHead::parse(&request).unwrap();
             prop_assert!(head.is_some());
             for cut in 0..request.len() {
-                prop_assert_eq!(Head::parse(&request[..cut]), Ok(None));
+                prop_assert_eq!(RequestHead::parse(&request[..cut]), Ok(None));
             }
-            prop_assert_eq!(Head::parse(&[request, more].concat()), Ok(head));
+            prop_assert_eq!(RequestHead::parse(&[request, more].concat()), Ok(head));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::head::Head;
+use super::head::RequestHead;
 
 /// Reads a network in CIDR notation (RFC 4632, RFC 4291 §2.3). An address alone is a network of one.
 ///
@@ -18,7 +18,7 @@ pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
 
 /// The client's address: the peer's, or, if the peer is a trusted proxy, the last address in `X-Forwarded-For` that is
 /// not a trusted proxy. Addresses further left are set by the client and are ignored. The port is 0 if it is not given.
-pub(crate) fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> SocketAddr {
+pub(crate) fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &RequestHead) -> SocketAddr {
     let mut client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if !is_trusted(trusted, client.ip()) {
         return client;
@@ -37,13 +37,13 @@ pub(crate) fn client_address(trusted: &[IpNet], peer: SocketAddr, head: &Head) -
 
 /// Whether the client uses https to reach a trusted proxy. One https among several values is enough: a browser drops a
 /// cookie that is `Secure` by mistake, but sends one that is not `Secure` by mistake in clear.
-pub(crate) fn is_https(trusted: &[IpNet], peer: SocketAddr, head: &Head) -> bool {
+pub(crate) fn is_https(trusted: &[IpNet], peer: SocketAddr, head: &RequestHead) -> bool {
     let schemes = values(head, "x-forwarded-proto");
     is_trusted(trusted, peer.ip()) && schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case(b"https"))
 }
 
 /// The values of a list: one field may hold several, separated by commas.
-fn values<'a>(head: &'a Head, name: &'a str) -> Vec<&'a [u8]> {
+fn values<'a>(head: &'a RequestHead, name: &'a str) -> Vec<&'a [u8]> {
     head.fields(name).flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii).collect()
 }
 
@@ -76,8 +76,8 @@ mod tests {
         texts.iter().map(|text| parse_network(text).unwrap()).collect()
     }
 
-    fn head(fields: &str) -> Head {
-        Head::parse(format!("GET /feed HTTP/1.1\r\n{fields}\r\n\r\n").as_bytes()).unwrap().unwrap()
+    fn head(fields: &str) -> RequestHead {
+        RequestHead::parse(format!("GET /feed HTTP/1.1\r\n{fields}\r\n\r\n").as_bytes()).unwrap().unwrap()
     }
 
     fn client(trusted: &[&str], peer: &str, fields: &str) -> String {
@@ -148,7 +148,7 @@ mod tests {
         ] {
             assert_eq!(client(&["127.0.0.1"], "127.0.0.1:9", fields), "127.0.0.1:9", "{fields}");
         }
-        let raw = Head::parse(b"GET / HTTP/1.1\r\nX-Forwarded-For: \xff\xfe\r\n\r\n").unwrap().unwrap();
+        let raw = RequestHead::parse(b"GET / HTTP/1.1\r\nX-Forwarded-For: \xff\xfe\r\n\r\n").unwrap().unwrap();
         let peer = "127.0.0.1:9".parse().unwrap();
         assert_eq!(client_address(&networks(&["127.0.0.1"]), peer, &raw), peer);
         // A valid address to its right still counts.

@@ -1,13 +1,13 @@
 //! How a request authenticates: an API key, or the session cookie.
 
 use crate::feed::keys::Credential;
-use crate::http::head::Head;
+use crate::http::head::RequestHead;
 
 /// The session cookie's name.
 pub(super) const COOKIE: &str = "signal_feed_session";
 
 /// The first one present decides: `Authorization: Bearer`, `X-API-Key`, the session cookie.
-pub(super) fn credential(head: &Head) -> Option<Credential> {
+pub(super) fn credential(head: &RequestHead) -> Option<Credential> {
     if let Some(key) = key(head) {
         return Some(key);
     }
@@ -17,7 +17,7 @@ pub(super) fn credential(head: &Head) -> Option<Credential> {
 }
 
 /// The API key in `Authorization: Bearer`, else in `X-API-Key`. One that is not UTF-8 is unknown.
-pub(super) fn key(head: &Head) -> Option<Credential> {
+pub(super) fn key(head: &RequestHead) -> Option<Credential> {
     let bearer = head.fields("authorization").find_map(|value| {
         let (scheme, key) = value.split_at_checked(6)?;
         let is_bearer = scheme.eq_ignore_ascii_case(b"bearer") && (key.is_empty() || key.starts_with(b" "));
@@ -33,8 +33,8 @@ mod tests {
 
     use super::*;
 
-    fn head(text: &str) -> Head {
-        Head::parse(text.as_bytes()).unwrap().unwrap()
+    fn head(text: &str) -> RequestHead {
+        RequestHead::parse(text.as_bytes()).unwrap().unwrap()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::event::{FeedSeq, WrittenTime};
 use crate::feed::stream::Asked;
-use crate::http::head::Head;
+use crate::http::head::RequestHead;
 
 /// What EventSource polyfills call the last event's id, in any letter case: they cannot set headers.
 const POLYFILL_NAMES: [&str; 3] = ["lastEventId", "last-event-id", "last_event_id"];
@@ -12,7 +12,7 @@ const POLYFILL_NAMES: [&str; 3] = ["lastEventId", "last-event-id", "last_event_i
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn asked(head: &Head) -> Result<Asked, &'static str> {
+pub(super) fn asked(head: &RequestHead) -> Result<Asked, &'static str> {
     const NOT_A_CURSOR: &str = "a cursor must be a decimal number from 0 to 9223372036854775807";
     let (mut header, mut cursor, mut polyfill, mut time) = (None, None, None, None);
     let ids = head.fields("last-event-id").map(|id| std::str::from_utf8(id).map_err(|_| NOT_A_CURSOR));
@@ -51,8 +51,8 @@ mod tests {
 
     use super::*;
 
-    fn head(text: &str) -> Head {
-        Head::parse(text.as_bytes()).unwrap().unwrap()
+    fn head(text: &str) -> RequestHead {
+        RequestHead::parse(text.as_bytes()).unwrap().unwrap()
     }
 
     fn asked_by(request: &str) -> Result<Asked, &'static str> {

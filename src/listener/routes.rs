@@ -13,7 +13,7 @@ use crate::feed::keys::SESSION_LASTS;
 use crate::feed::reason::End;
 use crate::feed::stream;
 use crate::http::connections::HttpConnection;
-use crate::http::head::{self, Head, HeadError};
+use crate::http::head::{self, HeadError, RequestHead};
 use crate::http::proxy;
 use crate::http::response::{self, LINGER, Response};
 use crate::logging::LIMITED;
@@ -27,7 +27,7 @@ pub(super) struct Request<'a> {
     pub(super) connection: &'a HttpConnection,
     /// The client's address, taken from a trusted proxy's header if there is one.
     address: SocketAddr,
-    pub(super) head: Head,
+    pub(super) head: RequestHead,
     pub(super) arrived: Instant,
 }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::{metrics, status};
 use crate::feed::Feed;
 use crate::http::connections::HttpConnection;
-use crate::http::head::{self, Head, HeadError};
+use crate::http::head::{self, HeadError, RequestHead};
 use crate::http::response::Response;
 
 /// Prometheus' text format, version 0.0.4.
@@ -24,7 +24,7 @@ pub(crate) fn serve(feed: &Feed, instance: &str, connection: &HttpConnection) {
     answer(feed, instance, &head, is_loopback).send(stream, head.method == "HEAD");
 }
 
-fn answer(feed: &Feed, instance: &str, head: &Head, is_loopback: bool) -> Response {
+fn answer(feed: &Feed, instance: &str, head: &RequestHead, is_loopback: bool) -> Response {
     // A web page that points its own name at this host (DNS rebinding) still sends that name.
     if is_loopback && !head.fields("host").all(is_loopback_host) {
         let message = "this address answers only to a loopback name such as localhost";

@@ -32,7 +32,7 @@ impl Bot<'_> {
         self.bind(&connected.feed_id)?;
         let snapshot = read_snapshot(recovery, missed_since(&self.journal.ledger).as_deref())?;
         require_same_log(&self.journal.ledger, &snapshot)?;
-        let plan = Plan::new(self.options, &self.journal.ledger, &snapshot);
+        let plan = RecoveryPlan::new(self.options, &self.journal.ledger, &snapshot);
         log::info!("recovery begins: {plan}");
         (self.is_recovering, self.keeps_unsent) = (true, false);
         self.settle(None)?;
@@ -80,7 +80,7 @@ pub(crate) fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<S
     StateFile::load(state, &mut ledger)?;
     let snapshot = read_snapshot(recovery, missed_since(&ledger).as_deref())?;
     require_same_log(&ledger, &snapshot)?;
-    let plan = Plan::new(options, &ledger, &snapshot);
+    let plan = RecoveryPlan::new(options, &ledger, &snapshot);
     let waiting = ledger.open().map(|intent| format!("{}, waits in the journal", describe(&intent.order, plan.now)));
     let missed = plan.orders.iter().map(|order| describe(order, plan.now));
     let refused = plan
@@ -118,7 +118,7 @@ fn read_row(row: &str) -> Result<Order, String> {
 }
 
 /// The orders of a snapshot's rows.
-struct Plan {
+struct RecoveryPlan {
     now: Timestamp,
     orders: Vec<Order>,
     /// With a known id and action and other facts, and what differs.
@@ -128,7 +128,7 @@ struct Plan {
     unusable: usize,
 }
 
-impl Plan {
+impl RecoveryPlan {
     fn new(options: &BotOptions, ledger: &Ledger, snapshot: &Snapshot) -> Self {
         let (now, waiting) = (Timestamp::now(), ledger.open().count());
         let mut plan = Self { now, orders: Vec::new(), refused: Vec::new(), waiting, stale: 0, unusable: 0 };
@@ -155,7 +155,7 @@ impl Plan {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for RecoveryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exits = self.orders.iter().filter(|order| order.action == Action::Exit).count();
         let (orders, entries) = (self.orders.len(), self.orders.len() - exits);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{LOOK_AGAIN, Step, Stop, Stream};
+use super::{LOOK_AGAIN, Leave, Step, Stream};
 use crate::db;
 use crate::feed::Feed;
 use crate::feed::client::Client;
@@ -52,8 +52,8 @@ fn end(feed: &Feed, client: &Client) -> Option<End> {
 /// during every wait of a stream.
 fn attend(feed: &Feed, client: &Client) -> Step {
     match end(feed, client) {
-        Some(end @ End::ClientGone) => return Err(Stop::Within(end)),
-        Some(end) => return Err(Stop::Between(end)),
+        Some(end @ End::ClientGone) => return Err(Leave::Within(end)),
+        Some(end) => return Err(Leave::Between(end)),
         None => {}
     }
     let mut writer = lock(&client.writer);
@@ -67,7 +67,7 @@ fn attend(feed: &Feed, client: &Client) -> Step {
         writer.told_epoch = epoch;
         if writer.is_idle() && writer.silent_for() >= feed.options.heartbeat {
             if socket::is_closed(&client.socket) {
-                return Err(Stop::Within(End::ClientGone));
+                return Err(Leave::Within(End::ClientGone));
             }
             // No blank line: several clients turn one into an empty event.
             writer.push_blocks(b":ping\n");
@@ -105,13 +105,13 @@ impl Stream<'_> {
             };
             self.is_stalled |= unanswered >= STALLED_AFTER;
             if unanswered >= self.feed.options.write_timeout {
-                return Err(Stop::Within(End::WriteTimeout));
+                return Err(Leave::Within(End::WriteTimeout));
             }
             let end = end(self.feed, self.client);
             let is_for_key = matches!(end, Some(End::KeyRevoked | End::KeyExpired));
             let is_overdue = is_for_key && ended_at.get_or_insert_with(Instant::now).elapsed() >= BLOCKED_AT_END;
             if let Some(end) = end.filter(|end| is_overdue || *end == End::ClientGone) {
-                return Err(Stop::Within(end));
+                return Err(Leave::Within(end));
             }
             socket::wait_writable(&self.client.socket, WRITE_LOOK_EVERY);
         }

@@ -39,7 +39,7 @@ pub(super) struct Trouble {
 }
 
 /// A connection after its handshake.
-pub(super) struct Connection {
+pub(super) struct GatewayConnection {
     pub(super) client: Client,
     notices: NoticeStream,
     /// Updates about this client's orders. `None` if it cannot be opened.
@@ -59,7 +59,7 @@ pub(super) struct Connection {
 /// What the gateway says about one of this client's orders.
 pub(super) type Update = SubscriptionItem<OrderUpdate>;
 
-impl Connection {
+impl GatewayConnection {
     /// Whether the gateway closed it.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost || !self.client.is_connected()
@@ -140,7 +140,7 @@ pub(super) type Dialled = Result<(Client, NoticeStream, Subscription<OrderUpdate
 impl IbkrBroker {
     /// Waits up to `patience` for a connection; the attempt continues after that. One attempt at a time: it cannot be
     /// cancelled (it takes 30 s if the gateway is silent), and a second one would find the client id in use.
-    pub(super) fn connect(&mut self, patience: Duration) -> Result<Connection, String> {
+    pub(super) fn connect(&mut self, patience: Duration) -> Result<GatewayConnection, String> {
         let deadline = Instant::now() + patience;
         let failed = |why: &str| format!("connect to {}: {why}", self.address);
         let attempt = match self.attempt.take() {
@@ -152,7 +152,7 @@ impl IbkrBroker {
                 Ok(Ok((client, notices, updates))) => {
                     log::info!("connected to the gateway at {}", self.address);
                     self.made += 1;
-                    return Ok(Connection {
+                    return Ok(GatewayConnection {
                         client,
                         notices,
                         updates: Some(updates),

@@ -7,7 +7,7 @@ use ibapi::client::blocking::Subscription;
 use ibapi::orders::{ExecutionFilter, Executions, OrderStatusKind, Orders};
 use ibapi::subscriptions::SubscriptionItem;
 
-use super::connection::{CLIENT_ID, Connection, SLICE, is_end};
+use super::connection::{CLIENT_ID, GatewayConnection, SLICE, is_end};
 use crate::consumer::stop::Stop;
 
 /// One order in one list.
@@ -57,13 +57,13 @@ impl Lists {
     /// If another client's row cannot be read, only the lists of all clients end. What they may hide of the bot's
     /// orders is neither open nor executed, as the bot's own lists show.
     pub(super) fn read(
-        connection: &mut Connection,
+        connection: &mut GatewayConnection,
         scope: Scope,
         deadline: Instant,
         stop: &Stop,
     ) -> Result<Self, String> {
         let mut lists = Self::default();
-        let mut reader = Reader { connection, deadline, stop };
+        let mut reader = ListReader { connection, deadline, stop };
         let own = ExecutionFilter { client_id: Some(CLIENT_ID), ..ExecutionFilter::default() };
         let executions = reader.connection.client.executions(own);
         let cut = reader.all(
@@ -164,13 +164,13 @@ impl Lists {
 
 type Item<T> = Result<SubscriptionItem<T>, ApiError>;
 
-struct Reader<'a> {
-    connection: &'a mut Connection,
+struct ListReader<'a> {
+    connection: &'a mut GatewayConnection,
     deadline: Instant,
     stop: &'a Stop,
 }
 
-impl Reader<'_> {
+impl ListReader<'_> {
     fn orders(
         &mut self,
         name: &str,

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use self::connection::{Connection, Dialled, Trouble};
+use self::connection::{Dialled, GatewayConnection, Trouble};
 use self::lists::Scope;
 use self::own::{OwnOrder, order_id_of};
 use super::{Answer, Attempt, Broker, Ended};
@@ -36,7 +36,7 @@ pub(crate) struct IbkrBroker {
     attempt: Option<Receiver<Dialled>>,
     /// How many connections were made.
     made: u64,
-    connection: Option<Connection>,
+    connection: Option<GatewayConnection>,
     /// The last order that was sent, and those that are followed, by their numbers.
     orders: BTreeMap<i64, OwnOrder>,
     ended: VecDeque<(i64, Ended)>,
