@@ -22,7 +22,6 @@ const LAST_PATIENCE: Duration = Duration::from_secs(2);
 const MOST_MESSAGE_BYTES: usize = 1200;
 const MOST_ID_BYTES: usize = 256;
 
-/// How urgent an alert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub(crate) enum Level {
@@ -35,9 +34,7 @@ pub(crate) enum Level {
 /// The order that an alert is about.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct About<'a> {
-    /// The signal's `id`, as JSON.
     pub(crate) signal_id: &'a RawValue,
-    /// The order's reference.
     pub(crate) order_ref: &'a str,
 }
 
@@ -51,7 +48,6 @@ struct AlertLine<'a> {
     about: Option<About<'a>>,
 }
 
-/// Starts the program of `--alert-command`.
 #[derive(Debug)]
 pub(crate) struct AlertCommand {
     program: Option<PathBuf>,

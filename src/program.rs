@@ -92,7 +92,6 @@ impl Heard {
     }
 }
 
-/// Kills the rest of a program's process group.
 pub(crate) fn kill(group: Pid) {
     // An empty group is fine too.
     let _ = kill_process_group(group, Signal::KILL);
@@ -108,13 +107,11 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// The process group of a program that was just started.
     pub(crate) fn of(child: &Child) -> Option<Self> {
         let id = Pid::from_child(child).as_raw_nonzero().get();
         Some(Self { id, leader_started: stat(id)?.started, boot: boot_id() })
     }
 
-    /// Whether any process of it still runs.
     pub(crate) fn is_alive(&self) -> bool {
         if self.boot != boot_id() || stat(self.id).is_some_and(|leader| leader.started != self.leader_started) {
             return false;

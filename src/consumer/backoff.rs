@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::random::random_between;
 
-/// The waits between tries.
 #[derive(Debug, Clone)]
 pub(super) struct Backoff {
     min: Duration,

@@ -51,7 +51,6 @@ pub(crate) struct BotOptions {
     /// If an order's outcome is unknown, a broker that is away for longer than this raises a CRITICAL alert.
     pub(crate) away_patience: Duration,
     pub(crate) alert_command: Option<PathBuf>,
-    /// Catch up from the database first.
     pub(crate) recovery: Option<Recovery>,
 }
 
@@ -72,7 +71,6 @@ impl From<Error> for Halt {
 
 pub(crate) use recover::dry_run;
 
-/// Runs the bot until `stop` is asked. Blocks.
 pub(crate) fn run(options: &BotOptions, open_broker: OpenBroker<'_>, stop: &Stop) -> Result<(), Error> {
     let mut bot = Bot::open(options, open_broker, stop)?;
     let Err(halt) = bot.run();

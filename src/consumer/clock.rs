@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 
-/// The present time in UTC with six digits.
 pub(super) fn now_text() -> String {
     text(Timestamp::now())
 }

@@ -16,14 +16,10 @@ const START_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 /// the cursor, because the order is known.
 pub(super) type NotPlaced = (Record, String);
 
-/// Where an order comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// An event of the stream.
     Insert,
-    /// An event of the stream: the row was there before.
     Update,
-    /// A row that `--recovery` found.
     Recovery,
 }
 

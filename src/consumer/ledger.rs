@@ -53,11 +53,9 @@ pub(super) struct OpenIntent {
     pub(super) order: Order,
     /// [`Record::Unknown`], [`Record::Unsent`], or [`Record::Placed`]: it works at the broker under a number.
     pub(super) stage: Record,
-    /// The last attempt to place it.
     pub(super) attempt: Attempt,
 }
 
-/// The contents of the journal.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
     /// When the bot first started.

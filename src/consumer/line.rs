@@ -10,7 +10,6 @@ use super::order::{Action, Order, id_text};
 /// The version of the format, in the first line.
 pub(super) const VERSION: u32 = 1;
 
-/// What a journal line records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Record {
@@ -50,7 +49,6 @@ pub(super) enum Record {
     Known,
 }
 
-/// Whether entries are placed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "mode", rename_all = "snake_case")]
 pub(super) enum Mode {
@@ -143,7 +141,6 @@ impl Line {
         Self { symbol, side, created_at: order.created_at.clone(), ..self.order_key(order) }
     }
 
-    /// The id and the action of the order that it is about.
     pub(super) fn key(&self) -> Option<(String, Action)> {
         Some((id_text(self.signal_id.as_ref()?)?, self.action?))
     }

@@ -109,10 +109,7 @@ struct SignalData<'a> {
     signal: Option<&'a RawValue>,
 }
 
-/// Reads an event of the stream.
-///
-/// # Errors
-/// If the stream is of no use after it.
+/// `Err` if the stream is of no use after this event.
 pub(super) fn read(event: Event) -> Result<FeedEvent, Cause> {
     match event.event.as_str() {
         "signal" => Ok(signal(event)),
@@ -151,7 +148,6 @@ fn signal(event: Event) -> FeedEvent {
     })
 }
 
-/// The number in a block's `id`.
 fn block_number(event: &Event) -> Option<i64> {
     event.id.as_ref()?.parse().ok().filter(is_possible)
 }

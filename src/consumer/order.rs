@@ -183,7 +183,6 @@ fn on_one_line(row: &RawValue) -> Box<RawValue> {
     RawValue::from_string(row.get().replace(['\n', '\r'], " ")).unwrap_or_else(|_| row.to_owned())
 }
 
-/// The columns of a row, each as it was written.
 pub(super) fn columns(row: &RawValue) -> Result<BTreeMap<String, &RawValue>, String> {
     json::object(row.get())
 }

@@ -18,9 +18,7 @@ pub(crate) struct Recovery {
     pub(crate) lookback: Duration,
 }
 
-/// The database at one moment in time.
 pub(super) struct Snapshot {
-    /// The identity of the log.
     pub(super) feed_id: String,
     /// Where the stream continues.
     pub(super) cursor: i64,
@@ -29,10 +27,7 @@ pub(super) struct Snapshot {
 }
 
 /// Reads the rows within the look-back, and further back if events were missed since `missed_since`, an instant.
-/// Blocks.
-///
-/// # Errors
-/// If the database cannot be asked, or would not show every row.
+/// Blocks. `Err` if the database cannot be asked, or would not show every row.
 pub(super) fn read_snapshot(recovery: &Recovery, missed_since: Option<&str>) -> Result<Snapshot, Error> {
     let mut connection = Connection::open(&recovery.database, "trader-bot").doing("connect to the database")?;
     connection.set_deadline(SNAPSHOT_PATIENCE);

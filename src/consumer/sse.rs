@@ -37,16 +37,11 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// A parser that refuses blocks larger than `max_block_bytes`.
     pub(super) fn new(max_block_bytes: usize) -> Self {
         Self { max_block_bytes, at_start: true, ..Self::default() }
     }
 
-    /// Parses the next bytes of the stream. [`next_event`](Self::next_event) then returns the events that they
-    /// complete.
-    ///
-    /// # Errors
-    /// If a block is too large. The events before it are still available, and the parser cannot continue.
+    /// `Err` if a block is too large: the events before it are still available, and the parser cannot continue.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), String> {
         while !bytes.is_empty() {
             if std::mem::take(&mut self.after_cr) && bytes[0] == b'\n' {
@@ -65,7 +60,6 @@ impl Parser {
         Ok(())
     }
 
-    /// The next complete event, oldest first.
     pub(super) fn next_event(&mut self) -> Option<Event> {
         self.ready.pop_front()
     }

@@ -15,14 +15,12 @@ use crate::error::{Doing, Error};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
-    /// The log that cursor and journal belong to.
     feed_id: Option<String>,
     cursor: Option<i64>,
     /// The time of that very event.
     event_time: Option<String>,
     #[serde(flatten)]
     mode: Mode,
-    /// When the bot last warned that its key ends soon.
     key_warned_at: Option<String>,
 }
 

@@ -34,7 +34,6 @@ pub(super) const TURN: Duration = Duration::from_millis(250);
 /// Characters of a time that need no escape in a query.
 const KEPT_IN_TIMES: &AsciiSet = &NON_ALPHANUMERIC.remove(b':').remove(b'.').remove(b'-');
 const ENDED: &str = "the feed ended the stream";
-/// Bytes read from the connection at once.
 const READ_BYTES: usize = 64 << 10;
 
 /// Why a stream did not open, or ended.
@@ -118,10 +117,8 @@ pub(super) struct FeedStream {
 }
 
 impl FeedStream {
-    /// Begins to open the stream after `cursor`, or from now. Does not block: the stream reports the result.
-    ///
-    /// # Errors
-    /// If no thread can be started.
+    /// Begins to open the stream after `cursor`, or from now. Does not block: the stream reports the result. `Err` if no
+    /// thread can be started.
     pub(super) fn open(
         url: &FeedUrl,
         key: &ApiKey,
@@ -170,10 +167,8 @@ impl FeedStream {
         Ok(Self { pieces, agent, parser: Parser::new(MAX_BLOCK_BYTES), began: None })
     }
 
-    /// The next event; `None` if none came for a moment, so that the caller can do other work.
-    ///
-    /// # Errors
-    /// Why the stream is over.
+    /// The next event; `None` if none came for a moment, so that the caller can do other work. `Err` says why the stream is
+    /// over.
     pub(super) fn next_event(&mut self) -> Result<Option<Event>, Cause> {
         if let Some(event) = self.parser.next_event() {
             return Ok(Some(event));
@@ -229,7 +224,6 @@ fn tls_config() -> ureq::tls::TlsConfig {
         .build()
 }
 
-/// Advice if the authority is not trusted here.
 #[cfg(feature = "tls")]
 fn advice(error: &ureq::Error) -> &'static str {
     use rustls::{CertificateError::UnknownIssuer, Error::InvalidCertificate};

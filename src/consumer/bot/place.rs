@@ -148,7 +148,6 @@ impl Bot<'_> {
         }
     }
 
-    /// Records accepted orders that have ended since.
     pub(super) fn note_ended_orders(&mut self) -> Result<(), Error> {
         while let Some((order_id, ended)) = self.broker.next_ended() {
             let is_it = |intent: &&OpenIntent| intent.attempt.order_id == Some(order_id);

@@ -117,7 +117,6 @@ fn read_row(row: &str) -> Result<Order, String> {
     Order::from_row(serde_json::from_str(row).map_err(|error| error.to_string())?, None, None)
 }
 
-/// The orders of a snapshot's rows.
 struct RecoveryPlan {
     now: Timestamp,
     orders: Vec<Order>,

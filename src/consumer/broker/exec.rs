@@ -31,7 +31,6 @@ const EXIT_AWAY: i32 = 75;
 /// The most lines of a run's standard error that are logged.
 const MOST_SHOWN_LINES: usize = 20;
 
-/// Runs a program once per order.
 #[derive(Debug)]
 pub(crate) struct ExecBroker {
     program: PathBuf,

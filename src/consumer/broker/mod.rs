@@ -39,7 +39,6 @@ pub(crate) enum Answer {
 /// One attempt to place an order, from the journal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
-    /// When.
     pub tried_at: Timestamp,
     /// The number that the order was sent under.
     pub order_id: Option<i64>,
@@ -53,7 +52,6 @@ pub(crate) struct Attempt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "ibkr"), allow(dead_code, reason = "only Interactive Brokers answers some of these"))]
 pub(crate) enum Ended {
-    /// It was filled.
     Filled(String),
     /// It was not filled, or only in part.
     Unfilled(String),
@@ -63,10 +61,7 @@ pub(crate) enum Ended {
 
 /// A broker. Its calls block, each for a time that the implementation bounds.
 pub(crate) trait Broker {
-    /// Whether orders can be placed now.
-    ///
-    /// # Errors
-    /// Why not.
+    /// `Err` says why no order can be placed now.
     fn connected(&mut self) -> Result<(), String>;
 
     /// A number for the next order, above `used`. `None` if the broker needs none or is away.

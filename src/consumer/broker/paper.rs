@@ -23,7 +23,6 @@ pub(crate) struct PaperBroker {
     file: File,
 }
 
-/// One line of the file.
 #[derive(Serialize)]
 struct Fill<'a> {
     filled_at: String,

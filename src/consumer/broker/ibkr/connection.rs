@@ -24,7 +24,6 @@ const REGAINED: [i32; 2] = [1101, 1102];
 /// The gateway refuses orders and lists while its Read-Only setting is on. Other errors share this code.
 const READ_ONLY: i32 = 321;
 
-/// Whether this is the error of a gateway whose API is read-only.
 pub(super) fn is_read_only(code: i32, text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     code == READ_ONLY && (text.contains("read-only") || text.contains("read only"))
@@ -38,7 +37,6 @@ pub(super) struct Trouble {
     pub(super) is_read_only: bool,
 }
 
-/// A connection after its handshake.
 pub(super) struct GatewayConnection {
     pub(super) client: Client,
     notices: NoticeStream,
@@ -60,7 +58,6 @@ pub(super) struct GatewayConnection {
 pub(super) type Update = SubscriptionItem<OrderUpdate>;
 
 impl GatewayConnection {
-    /// Whether the gateway closed it.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost || !self.client.is_connected()
     }
@@ -108,7 +105,6 @@ impl GatewayConnection {
         }
     }
 
-    /// Handles what the gateway says about itself.
     pub(super) fn take_notices(&mut self) {
         while let Some(notice) = self.notices.try_next() {
             let Notice { code, message, .. } = &notice;
@@ -134,7 +130,6 @@ pub(super) fn is_end(error: &ApiError) -> bool {
     error.is_connection_lost() || matches!(error, ApiError::Shutdown | ApiError::ConnectionFailed | ApiError::Io(_))
 }
 
-/// The result of an attempt to connect.
 pub(super) type Dialled = Result<(Client, NoticeStream, Subscription<OrderUpdate>), ApiError>;
 
 impl IbkrBroker {

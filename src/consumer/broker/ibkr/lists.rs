@@ -22,7 +22,6 @@ struct Row {
     reason: String,
 }
 
-/// The state of one order in the lists.
 #[derive(Debug, PartialEq)]
 pub(super) enum Found {
     /// It is open, under this number.
@@ -34,7 +33,6 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// One set of lists.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     rows: Vec<Row>,
@@ -42,7 +40,6 @@ pub(super) struct Lists {
     pub(super) gap: Option<String>,
 }
 
-/// Which lists to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     /// This client's executions and open orders: enough to see that an order works.

@@ -26,7 +26,6 @@ use crate::consumer::stop::Stop;
 /// broker counts as away.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The broker for TWS or IB Gateway.
 #[derive(Default)]
 pub(crate) struct IbkrBroker {
     timeout: Duration,

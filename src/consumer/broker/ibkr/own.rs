@@ -18,7 +18,6 @@ const REASON_PATIENCE: Duration = Duration::from_millis(500);
 /// force taken from a preset (10349). So is every warning (2100 to 2199), and a message without a code.
 const MERE_NOTICES: [i32; 4] = [0, 399, 404, 10349];
 const WARNINGS: std::ops::RangeInclusive<i32> = 2100..=2199;
-/// The order was cancelled.
 const CANCELLED: i32 = 202;
 /// Nothing was sent to IB: the order's number is taken (103), or the gateway is not connected (502, 504).
 const NOT_SENT: [i32; 3] = [103, 502, 504];
@@ -92,7 +91,6 @@ impl OwnOrder {
         self.sent_over.filter(|_| self.since.is_none() && !self.is_followed)
     }
 
-    /// Takes a message about it.
     pub(super) fn take(&mut self, update: &Update) {
         self.since.get_or_insert_with(Instant::now);
         match update {
@@ -171,7 +169,6 @@ impl OwnOrder {
     }
 }
 
-/// Which order an update is about.
 pub(super) fn order_id_of(update: &Update) -> Option<i64> {
     let order_id = match update {
         Update::Notice(notice) => notice.request_id?,

@@ -11,10 +11,7 @@ const CURRENCY: &str = "USD";
 const EXCHANGE: &str = "SMART";
 const SEC_TYPE: &str = "STK";
 
-/// The contract and the order.
-///
-/// # Errors
-/// Why the row asks for something that the bot does not send.
+/// `Err` says what the row asks for that the bot does not send.
 pub(super) fn request(order: &Order, accounts: &[String]) -> Result<(Contract, ApiOrder), String> {
     let row = columns(&order.signal).map_err(|error| format!("read the row: {error}"))?;
     // An order names no account: it goes to the login's only one.
