@@ -25,7 +25,6 @@ static SIX_DIGITS: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 pub(crate) struct FeedSeq(pub i64);
 
 impl FeedSeq {
-    /// The number after this one.
     pub(crate) fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
@@ -47,12 +46,10 @@ impl EventTime {
         (FIRST_USABLE..FIRST_BEYOND).contains(&self.0)
     }
 
-    /// This time minus a duration.
     pub(crate) fn minus(self, duration: std::time::Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// This time plus a duration.
     pub(crate) fn plus(self, duration: std::time::Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
@@ -82,7 +79,6 @@ impl fmt::Display for EventTime {
 }
 
 impl serde::Serialize for EventTime {
-    /// Serialized as it is displayed.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -155,10 +151,8 @@ impl ToSql for EventTime {
 /// The largest block that is sent, 16 MiB: every consumer must take blocks of that size. A larger event is quarantined.
 pub(crate) const LARGEST_BLOCK_BYTES: usize = 16 * 1024 * 1024;
 
-/// One row of the log, as read.
 #[derive(Debug, Clone)]
 pub(crate) struct LogRow {
-    /// Its number.
     pub seq: FeedSeq,
     /// Its time, which may be unusable.
     pub time: EventTime,

@@ -24,9 +24,6 @@ use crate::{logging, text};
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Reads a duration as people write it: `500ms`, `15s`, `5m`, `72h`, `7d`, also `1h 30m`.
-///
-/// # Errors
-/// A text saying what is allowed, if it is not a duration or longer than a hundred years.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text.trim())
         .map_err(|_| "expected a duration such as 500ms, 15s, 5m, 72h or 30d".to_owned())?;
@@ -37,9 +34,6 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Like [`parse_duration`], for a duration that may not be zero.
-///
-/// # Errors
-/// As [`parse_duration`], and for zero.
 pub(crate) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("expected a duration above zero".to_owned()),
@@ -47,18 +41,10 @@ pub(crate) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Reads the lowest level that is logged.
-///
-/// # Errors
-/// A text saying what is allowed.
 pub(crate) fn parse_log_level(text: &str) -> Result<LevelFilter, String> {
     text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
 }
 
-/// Reads an address with its port.
-///
-/// # Errors
-/// A text saying what is allowed.
 pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.trim().parse().map_err(|_| "expected an IP address with a port such as 127.0.0.1:8080 or [::]:8080".to_owned())
 }
@@ -121,18 +107,12 @@ impl DatabaseArgs {
     }
 
     /// The connection string, for a command that needs one.
-    ///
-    /// # Errors
-    /// As [`given`](Self::given), and if there is none.
     pub(crate) fn settings(&self) -> Result<Settings, Error> {
         self.given()?
             .ok_or_else(|| Error::Usage("no database: give --database-url, --database-url-file or DATABASE_URL".into()))
     }
 
     /// Connects, for a command.
-    ///
-    /// # Errors
-    /// As [`settings`](Self::settings), and if connecting fails.
     pub(crate) fn connect(&self) -> Result<Connection, Error> {
         Connection::open(&self.settings()?, "signal-feed").doing("connect to the database")
     }

@@ -41,7 +41,6 @@ impl ServiceManager {
     }
 }
 
-/// Reports that the server is stopping.
 pub(crate) fn stopping(feed: &Feed) {
     let status = format!("stopping: streams {}", feed.clients.count());
     tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);

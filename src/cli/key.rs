@@ -16,7 +16,6 @@ use crate::feed::seconds;
 use crate::options::{DatabaseArgs, output, parse_duration, parse_positive_duration};
 use crate::text::is_hidden;
 
-/// The longest name of a key.
 const LONGEST_NAME: usize = 100;
 
 /// Mint, list, revoke and rotate API keys

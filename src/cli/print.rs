@@ -10,7 +10,6 @@ use crate::event::EventTime;
 use crate::options::output;
 use crate::text::visible;
 
-/// How often the line is redrawn.
 const DRAWN_EVERY: Duration = Duration::from_secs(1);
 
 /// Prints one line on what a command did, with control characters made visible. Whether it can be written
@@ -20,9 +19,6 @@ pub(super) fn say(line: impl std::fmt::Display) {
 }
 
 /// Prints the rows, one line each. A column is as wide as its widest cell.
-///
-/// # Errors
-/// As [`output`].
 pub(super) fn output_rows<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Result<(), Error> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
@@ -34,9 +30,6 @@ pub(super) fn output_rows<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> R
 }
 
 /// Prints the rows below a heading; nothing if there are none.
-///
-/// # Errors
-/// As [`output`].
 pub(super) fn output_table<const COLUMNS: usize>(
     heading: [&str; COLUMNS],
     mut rows: Vec<[String; COLUMNS]>,

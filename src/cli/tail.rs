@@ -105,7 +105,6 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     }
 }
 
-/// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
     After(i64),

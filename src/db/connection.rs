@@ -141,7 +141,6 @@ struct Wire {
     runtime: Option<Runtime>,
     driver: Driver,
     notifications: VecDeque<Notification>,
-    /// Why the driver ended.
     ended: Option<Error>,
 }
 
@@ -198,17 +197,11 @@ impl Connection {
     }
 
     /// Runs statements without parameters, several separated by semicolons.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn batch(&mut self, sql: &str) -> Result<(), Error> {
         self.run(async |client, _| client.batch_execute(sql).await)
     }
 
     /// Runs one statement, prepared once per connection, and returns its rows.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn query(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         self.run(async |client, statements| {
             let statement = prepared(client, statements, sql).await?;
@@ -228,9 +221,6 @@ impl Connection {
     }
 
     /// Runs one statement, prepared once per connection, and returns how many rows it changed.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub fn execute(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
         self.run(async |client, statements| {
             let statement = prepared(client, statements, sql).await?;

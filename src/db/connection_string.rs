@@ -58,7 +58,6 @@ pub(super) enum SslMode {
     VerifyFull,
 }
 
-/// One server to try.
 #[derive(Clone)]
 pub(super) struct Host {
     /// Its name in errors.

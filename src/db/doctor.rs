@@ -30,11 +30,8 @@ const NO_QUERY: &str = "somebody may have locked a catalog of PostgreSQL, and th
     database's machine, as its administrator, find the process that is \"idle in transaction\" (ps -ef) and end it (pg_ctl kill TERM PID)";
 /// Longest time for all checks together, except a last wait for a notification.
 const PATIENCE: Duration = Duration::from_secs(16);
-/// Longest time for one statement.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(6);
-/// Longest wait for a lock.
 const LOCK_WAIT: &str = "500ms";
-/// Longest time for a connect.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a session may hold a lock before `doctor` names it: a commit of some hundred thousand rows takes that long.
 const HOLD_PATIENCE: Duration = Duration::from_secs(1);
@@ -43,12 +40,9 @@ const LISTEN_PATIENCE: Duration = Duration::from_secs(3);
 /// How many of the newest numbers are checked if there is no time for the whole log.
 const NEWEST: &str = "1000000";
 
-/// The outcome of one check.
 #[derive(Debug, Clone)]
 pub(crate) struct Verdict {
-    /// Whether it passed.
     pub ok: bool,
-    /// What was found.
     pub message: String,
     /// What to do, if there is something to do.
     pub fix: Option<String>,
@@ -292,7 +286,6 @@ fn lock(connection: &mut Connection) -> Result<Verdict, Error> {
     })
 }
 
-/// A session that holds a lock of the feed.
 fn named(what: &str, found: &[Blocker]) -> Verdict {
     let holds: Vec<&str> = found.iter().map(|one| one.what.as_str()).collect();
     let mut fixes: Vec<&str> = found.iter().map(|one| one.fix.as_str()).collect();

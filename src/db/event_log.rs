@@ -24,7 +24,6 @@ pub(crate) struct LogState {
     pub counter: FeedSeq,
     /// The database's clock.
     pub now: EventTime,
-    /// Whether the database is a hot standby.
     pub is_standby: bool,
     /// The time of the row that was asked for, if the log has it.
     pub known_time: Option<EventTime>,
@@ -111,7 +110,6 @@ pub(crate) fn read_time(connection: &mut Connection, seq: FeedSeq) -> Result<Opt
     Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Which rows to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Range {
     /// The rows above this number.
@@ -123,7 +121,6 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// Every row above a number.
     pub(crate) fn after(after: FeedSeq) -> Self {
         Self { after, upto: FeedSeq(i64::MAX), due: EventTime(i64::MAX) }
     }
@@ -314,7 +311,6 @@ pub(crate) fn read_due_head(connection: &mut Connection, due: EventTime, known: 
 /// The row at which the replay window begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WindowStart {
-    /// Its number.
     pub seq: FeedSeq,
     /// The number of the log row before it, pruned rows included; 0 if there is none.
     pub prev: FeedSeq,
@@ -359,7 +355,6 @@ pub(crate) fn read_window_start(connection: &mut Connection, begin: EventTime) -
 /// The events that a client lost because its queue overflowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overflow {
-    /// How many.
     pub events: i64,
     /// The number of the first.
     pub from: FeedSeq,
@@ -385,7 +380,6 @@ pub(crate) fn read_overflow(
     Ok(Some(Overflow { events: row.try_get(0)?, from: FeedSeq(from), to: FeedSeq(row.try_get(2)?) }))
 }
 
-/// Reads this log's identity.
 pub(crate) fn read_feed_id(connection: &mut Connection) -> Result<String, Error> {
     Ok(connection.query_one("select feed_id::text from stock_market.signal_feed_identity", &[])?.try_get(0)?)
 }

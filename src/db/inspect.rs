@@ -24,7 +24,6 @@ const SIGNAL_INSERTED: &str = include_str!("../../sql/signal_inserted.sql");
 const NO_SECRET: &str = "select 'the table signal_feed_private.signal_feed_session_secret has no row'
     where not exists (select from signal_feed_private.signal_feed_session_secret)";
 
-/// One fault of the installation.
 #[derive(Debug, Clone)]
 pub(super) struct Fault {
     /// The check of `doctor` that reports it.
@@ -40,7 +39,6 @@ impl Fault {
     }
 }
 
-/// Replaces `{wanted}` in the text by the list of what an installation consists of.
 pub(super) fn with_wanted(sql: &str) -> String {
     sql.replace("{wanted}", WANTED.trim_end())
 }

@@ -7,23 +7,17 @@ use tokio_postgres::types::ToSql;
 use super::{Connection, Error};
 use crate::event::EventTime;
 
-/// A key's hash.
 pub(crate) type KeyHash = [u8; 32];
 
 /// A row of the key table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Key {
-    /// The row's identity.
     pub id: i64,
     /// The name it was minted under; several rows may have it over time, and during a rotation.
     pub name: String,
-    /// SHA-256 of the key.
     pub hash: KeyHash,
-    /// When it was minted.
     pub created_at: EventTime,
-    /// When it expires.
     pub expires_at: Option<EventTime>,
-    /// When it was revoked.
     pub revoked_at: Option<EventTime>,
     /// How much later than others it gets events; zero for most keys.
     pub delay: Duration,
@@ -34,11 +28,8 @@ pub(crate) struct Key {
 /// Whether a key opens the feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyState {
-    /// It opens the feed.
     Live,
-    /// It has expired.
     Expired,
-    /// It was revoked.
     Revoked,
 }
 
@@ -54,7 +45,6 @@ impl KeyState {
 }
 
 impl Key {
-    /// The state of the key at a time.
     pub(crate) fn state(&self, now: EventTime) -> KeyState {
         if self.revoked_at.is_some_and(|at| at <= now) {
             KeyState::Revoked
@@ -165,7 +155,6 @@ pub(crate) fn rotate(
     )
 }
 
-/// Records that keys were used.
 pub(crate) fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(), Error> {
     connection.execute(
         "update stock_market.signal_feed_api_key set last_used_at = clock_timestamp() where id = any($1)",

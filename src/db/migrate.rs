@@ -67,7 +67,6 @@ impl Options {
     }
 }
 
-/// The options of `migrate`.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     /// How long to try for the locks before giving up. Default five minutes.
@@ -77,9 +76,6 @@ pub(crate) struct Options {
 }
 
 /// Lifts the deadline of the connection's statements.
-///
-/// # Errors
-/// If the database does not answer.
 pub(crate) fn allow_long_statements(connection: &mut Connection) -> Result<(), Error> {
     connection.batch("set statement_timeout = 0").doing("prepare the session")?;
     connection.set_deadline(DEADLINE);
@@ -102,9 +98,6 @@ pub(crate) fn check(connection: &mut Connection, options: &Options) -> Result<Ve
 }
 
 /// Installs, upgrades or repairs the schema. Each line for `say` reports one thing that was done or that matters.
-///
-/// # Errors
-/// Why nothing was done.
 pub(crate) fn migrate(connection: &mut Connection, options: &Options, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     let until = Instant::now() + options.lock_wait;
     if check(connection, options)?.is_empty() {
@@ -231,7 +224,6 @@ fn gave_up(connection: &mut Connection, doing: &str, options: &Options) -> Error
 struct Migration<'a> {
     connection: &'a mut Connection,
     options: &'a Options,
-    /// When it gives up.
     until: Instant,
     say: &'a mut dyn FnMut(&str),
 }

@@ -9,7 +9,6 @@ const BATCH_ROWS: i64 = 5000;
 /// Prune never removes an event younger than this.
 const LEAST_AGE: Duration = Duration::from_secs(3600);
 
-/// What a prune would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PrunePlan {
     /// Events older than this are removed: as asked for, or longer if clients may replay further back.
@@ -23,9 +22,6 @@ pub(crate) struct PrunePlan {
 }
 
 /// Finds what a prune of everything older than `older_than` would remove. Changes nothing.
-///
-/// # Errors
-/// If the database cannot be asked.
 pub(crate) fn plan(
     connection: &mut Connection,
     older_than: Duration,

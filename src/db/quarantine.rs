@@ -5,16 +5,12 @@ use std::collections::BTreeSet;
 use super::{Connection, Error};
 use crate::event::{EventTime, FeedSeq};
 
-/// One poisoned event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Quarantined {
-    /// Its number.
     pub seq: FeedSeq,
-    /// Why it cannot be delivered.
     pub error: String,
     /// When the server found it.
     pub at: EventTime,
-    /// Whether an operator marked it as dealt with.
     pub is_settled: bool,
 }
 
@@ -37,7 +33,6 @@ pub(crate) fn recorded(connection: &mut Connection, seqs: &[FeedSeq]) -> Result<
     rows.iter().map(|row| Ok(FeedSeq(row.try_get(0)?))).collect()
 }
 
-/// How many recorded events are not settled.
 pub(crate) fn count_unsettled(connection: &mut Connection) -> Result<u64, Error> {
     let query = "select count(*) from stock_market.signal_feed_quarantine where settled_at is null";
     let count: i64 = connection.query_one(query, &[])?.try_get(0)?;

@@ -15,9 +15,6 @@ pub(crate) fn skip(connection: &mut Connection, skip: i64) -> Result<(i64, i64),
 }
 
 /// Records the present cluster, timeline and database as the log's own: nothing was lost.
-///
-/// # Errors
-/// If the database refuses or is lost.
 pub(crate) fn nothing_lost(connection: &mut Connection) -> Result<(), Error> {
     connection.query("select stock_market.signal_feed_nothing_lost()", &[])?;
     Ok(())

@@ -8,13 +8,11 @@ use crate::event::EventTime;
 /// A reading of a server's clock, and of its replication.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reading {
-    /// The server's clock.
     pub now: EventTime,
     /// Its replication, if it is a hot standby.
     pub standby: Option<Standby>,
 }
 
-/// The replication of a hot standby.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Standby {
     /// Whether its WAL receiver streams from a primary. A silent primary counts as one until `wal_receiver_timeout`.
@@ -23,7 +21,6 @@ pub(crate) struct Standby {
     pub lag: Duration,
 }
 
-/// Reads the clock, and on a hot standby the replication.
 pub(crate) fn read(connection: &mut Connection) -> Result<Reading, Error> {
     // A role without pg_read_all_stats sees in the view only that there is a WAL receiver: that is enough.
     let row = connection.query_one(
@@ -42,7 +39,6 @@ pub(crate) fn read(connection: &mut Connection) -> Result<Reading, Error> {
     Ok(Reading { now: row.try_get(0)?, standby })
 }
 
-/// Whether the server is a hot standby.
 pub(crate) fn is_standby(connection: &mut Connection) -> Result<bool, Error> {
     Ok(connection.query_one("select pg_catalog.pg_is_in_recovery()", &[])?.try_get(0)?)
 }
