@@ -28,7 +28,6 @@ use crate::service::{self, ServiceManager};
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for the core threads at the end. One that still waits for the database is left behind.
 const JOIN_PATIENCE: Duration = Duration::from_millis(500);
-/// How often to check whether they have ended.
 const JOIN_LOOK: Duration = Duration::from_millis(2);
 /// Descriptors beside those of the connections: the database's, the listening sockets, standard ones.
 const OTHER_DESCRIPTORS: u64 = 128;
@@ -103,9 +102,6 @@ pub(crate) fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<
 }
 
 /// Starts a core thread. If it ends while the server runs, the server ends too.
-///
-/// # Errors
-/// If the system has no thread to give.
 fn start(
     feed: &Arc<Feed>,
     name: &'static str,

@@ -9,10 +9,8 @@ use crate::event::{EventTime, FeedSeq};
 /// Room before the blocks for an HTTP chunk's size line: eight hexadecimal digits, CR and LF.
 const CHUNK_HEAD_ROOM: usize = 10;
 
-/// One event of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry {
-    /// Its number.
     pub seq: FeedSeq,
     /// When it was numbered, by the database's clock.
     pub time: EventTime,
@@ -36,7 +34,6 @@ pub(crate) struct Batch {
     finished: Instant,
 }
 
-/// What a client writes from a batch.
 pub(crate) type SharedBatch = Arc<Batch>;
 
 impl Batch {
@@ -48,9 +45,6 @@ impl Batch {
 
     /// Adds the event `seq`: `write` appends its block to the bytes. If `write` fails, its bytes are removed;
     /// if it panics, the next push removes them.
-    ///
-    /// # Errors
-    /// The error of `write`.
     pub(crate) fn push<E>(
         &mut self,
         seq: FeedSeq,
@@ -85,7 +79,6 @@ impl Batch {
         self
     }
 
-    /// The number of the first event.
     pub(crate) fn first(&self) -> FeedSeq {
         self.entries.first().map_or(self.prev, |entry| entry.seq)
     }

@@ -32,9 +32,7 @@ const NEVER: i64 = i64::MAX;
 /// One stream, shared by its own thread, the reader, and the threads that list streams.
 #[derive(Debug)]
 pub(crate) struct Client {
-    /// The key that opened it.
     pub key: Arc<Key>,
-    /// Where it comes from.
     pub address: SocketAddr,
     /// When it began, by the database's clock.
     pub since: EventTime,
@@ -108,7 +106,6 @@ impl Client {
         self.wake();
     }
 
-    /// Why it should end, if it was asked to.
     pub(crate) fn ending(&self) -> Option<End> {
         self.end.get().copied()
     }
@@ -121,7 +118,6 @@ impl Client {
         }
     }
 
-    /// When its key expires.
     pub(crate) fn expires_at(&self) -> Option<EventTime> {
         let micros = self.expires_at.load(Ordering::Acquire);
         (micros != NEVER).then_some(EventTime(micros))
@@ -159,10 +155,7 @@ fn is_full<'a>(clients: impl Iterator<Item = &'a Arc<Client>> + Clone, most: usi
 }
 
 impl Clients {
-    /// Adds a stream, unless a limit is reached.
-    ///
-    /// # Errors
-    /// The limit that is reached; the key's own limit is checked first.
+    /// Adds a stream, unless a limit is reached: the key's own is checked first.
     pub(super) fn add(&self, feed: &Feed, client: &Arc<Client>) -> Result<(), Full> {
         let mut list = lock(&self.list);
         // By name: the old and the new key of a rotation count together.
@@ -178,7 +171,6 @@ impl Clients {
         Ok(())
     }
 
-    /// Takes a stream off the list.
     pub(super) fn remove(&self, client: &Arc<Client>) {
         let mut list = lock(&self.list);
         if let Some(at) = list.iter().position(|other| Arc::ptr_eq(other, client)) {
@@ -186,7 +178,6 @@ impl Clients {
         }
     }
 
-    /// All streams now.
     pub(crate) fn all(&self) -> Arc<Vec<Arc<Client>>> {
         lock(&self.list).clone()
     }
@@ -196,12 +187,10 @@ impl Clients {
         present(self.all().iter())
     }
 
-    /// Wakes every stream, so that it checks what has changed.
     pub(crate) fn wake_all(&self) {
         self.all().iter().for_each(|client| client.wake());
     }
 
-    /// How many there are.
     pub(crate) fn count(&self) -> usize {
         lock(&self.list).len()
     }

@@ -10,17 +10,14 @@ use crate::db::{Error, Watch};
 use crate::event::{EventTime, FeedSeq};
 use crate::sync::lock;
 
-/// How long a window's start is used.
 const WINDOW_KEPT: Duration = Duration::from_secs(1);
 
 /// The highest number that a stream may be sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head {
-    /// The number.
     pub seq: FeedSeq,
     /// The time of its event, if the log has it.
     pub time: Option<EventTime>,
-    /// The generation of the log that this was found in.
     pub generation: u64,
     /// Events up to this time were due when this was found: the database's time less the delay.
     pub due: EventTime,
@@ -70,9 +67,6 @@ impl Feed {
 
     /// Reads the head for keys with this delay, at least the row `known` if that is due. If `known` is 0, another
     /// thread's answer is good enough.
-    ///
-    /// # Errors
-    /// What reading the log failed with.
     pub(super) fn read_head(&self, delay: Duration, known: FeedSeq, watch: &Watch) -> Result<Head, Error> {
         let _turn = self.asking.wait(watch)?;
         if let (FeedSeq(0), Some(head)) = (known, self.recall_head(delay)) {
@@ -94,9 +88,6 @@ impl Feed {
 
     /// The lowest number that a consumer of a key with this delay can still be given, the head's successor if there is
     /// none; and the number of the row before it. May read the log.
-    ///
-    /// # Errors
-    /// The error of reading the log.
     pub(crate) fn earliest(&self, delay: Duration, head: Head, watch: &Watch) -> Result<WindowStart, Error> {
         let recall = || {
             let is_fresh =

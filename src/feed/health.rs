@@ -46,7 +46,6 @@ impl Inner {
     }
 }
 
-/// The state of delivery, shared by all threads.
 #[derive(Debug)]
 pub(crate) struct Health {
     /// Locked to read or note a report.
@@ -171,7 +170,6 @@ impl Health {
         }
     }
 
-    /// Stops the server: wakes every thread that waits here.
     pub(crate) fn stop(&self) {
         let inner = lock(&self.inner);
         self.stopping.store(true, Ordering::Release);
@@ -179,7 +177,6 @@ impl Health {
         self.changed.notify_all();
     }
 
-    /// Whether the server stops.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }

@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -56,18 +58,14 @@ pub(crate) struct KeyRing {
 pub(crate) enum Credential {
     /// The key; only its hash is kept.
     Key(KeyHash),
-    /// A session token as received.
     Session(String),
 }
 
-/// Why a credential is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
-    /// There is no such key.
     Unknown,
     /// The key or the session has expired.
     Expired,
-    /// The key was revoked.
     Revoked,
     /// Authentication is pending: memory does not accept it, but the database may.
     Pending,
@@ -81,7 +79,6 @@ impl Default for KeyRing {
 }
 
 impl Credential {
-    /// The credential for a key as received.
     pub(crate) fn from_key(key: &str) -> Self {
         Self::Key(hash_of(key))
     }
@@ -177,9 +174,6 @@ impl KnownKeys {
 
 /// Reads the keys, and tells every stream what became of its own. Blocks for a few queries. Returns whether the database
 /// is a standby.
-///
-/// # Errors
-/// The error of the queries.
 pub(super) fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, db::Error> {
     let began = Instant::now();
     let reading = db::standby::read(connection)?;
@@ -198,43 +192,34 @@ pub(super) fn refresh(feed: &Feed, connection: &mut Connection) -> Result<bool, 
 
 fn make_token(hash: &KeyHash, end: EventTime, secret: &[u8]) -> Option<String> {
     let mut token = [&hash[..], &end.0.to_be_bytes()].concat();
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
-    mac.update(&token);
-    token.extend_from_slice(&mac.finalize().into_bytes());
-    Some(base64_url(&token))
+    let signature = mac(&token, secret)?.finalize().into_bytes();
+    token.extend_from_slice(&signature);
+    Some(URL_SAFE_NO_PAD.encode(token))
 }
 
 fn read_token(token: &str, secret: &[u8]) -> Option<(KeyHash, EventTime)> {
-    use base64::Engine as _;
-    let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).ok()?;
+    let token = URL_SAFE_NO_PAD.decode(token).ok()?;
     let (signed, signature) = token.split_at_checked(SIGNED_BYTES)?;
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
-    mac.update(signed);
-    mac.verify_slice(signature).ok()?;
+    mac(signed, secret)?.verify_slice(signature).ok()?;
     let (hash, end) = signed.split_at(32);
     Some((hash.try_into().ok()?, EventTime(i64::from_be_bytes(end.try_into().ok()?))))
 }
 
+fn mac(signed: &[u8], secret: &[u8]) -> Option<Hmac<Sha256>> {
+    Some(Hmac::new_from_slice(secret).ok()?.chain_update(signed))
+}
+
 /// A new key, `sf_` and 32 random bytes, and the hash that the database stores.
-///
-/// # Errors
-/// If the system has no random bytes to give.
 pub(crate) fn new_key() -> Result<(String, KeyHash), Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| Error::Failed(format!("get random bytes: {error}")))?;
-    let key = format!("sf_{}", base64_url(&bytes));
+    let key = format!("sf_{}", URL_SAFE_NO_PAD.encode(bytes));
     let hash = hash_of(&key);
     Ok((key, hash))
 }
 
 fn hash_of(key: &str) -> KeyHash {
     Sha256::digest(key.as_bytes()).into()
-}
-
-/// base64url without padding (RFC 4648 §5).
-fn base64_url(bytes: &[u8]) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
 }
 
 #[cfg(test)]

@@ -13,18 +13,14 @@ use super::health::Part;
 use crate::db::{self, Connection, Settings};
 use crate::sync::lock;
 
-/// How often it sends a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// How long a probe may take to arrive.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it checks whether a standby streams from its primary.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How often it checks whether the server stops.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The wait between two attempts.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 
-/// The thread `listen`: runs until the server stops.
 pub(crate) fn run(feed: &Feed, settings: &Settings) {
     while !feed.health.is_stopping() {
         let Err(error) = hear(feed, settings) else { continue };

@@ -95,11 +95,9 @@ impl<T> Channel<T> {
 /// What the database was last found to be and to hold.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
-    /// The identity of the log.
     pub feed_id: String,
     /// The last number that was allocated.
     pub counter: FeedSeq,
-    /// The log's highest number.
     pub log_head: FeedSeq,
     /// The ranges of numbers that `restored` skipped, both ends included: only a lost event can have had one of them.
     pub skipped: Vec<(FeedSeq, FeedSeq)>,
@@ -111,12 +109,10 @@ pub(crate) struct Facts {
     pub is_capture_off: bool,
     /// Whether the cluster or its timeline differs from the recorded one.
     pub is_another_cluster: bool,
-    /// How many quarantined events are not settled.
     pub unsettled_events: u64,
 }
 
 impl Feed {
-    /// A feed that has not started.
     pub(crate) fn new(options: ServeOptions, settings: &Settings, fatal: Sender<String>) -> Self {
         Self {
             // Until it is first read, so early that no key has expired and no event is due.
@@ -167,7 +163,6 @@ impl Feed {
         lock(&self.facts).is_standby
     }
 
-    /// Whether a number lies in a range that `restored` skipped.
     fn is_skipped(&self, seq: FeedSeq) -> bool {
         lock(&self.facts).skipped.iter().any(|(from, to)| (*from..=*to).contains(&seq))
     }
@@ -188,7 +183,6 @@ impl Feed {
         lock(&self.tail).head
     }
 
-    /// How many events a client has still to get.
     pub(crate) fn lag_events(&self, client: &Client) -> u64 {
         let Some(head) = self.recall_head(client.key.delay) else { return 0 };
         let cursor = lock(&client.writer).position.cursor;
@@ -205,7 +199,6 @@ impl Feed {
         let _ = self.wakes.sender.try_send(());
     }
 
-    /// Tells every thread that the server ends.
     pub(crate) fn stop(&self) {
         self.health.stop();
         self.wake_reader();
@@ -242,7 +235,6 @@ impl Feed {
         }
     }
 
-    /// Records that a key was used.
     pub(crate) fn key_used(&self, client: &Client) {
         lock(&self.used_keys).insert(client.key.id);
     }

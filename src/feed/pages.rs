@@ -6,13 +6,11 @@ use crate::db::event_log::{self, Page, Range};
 use crate::db::{Connection, Error};
 use crate::event::{FeedSeq, LogRow};
 
-/// The most rows of a page.
 const PAGE_ROWS: i64 = 2_000;
 /// The rows of a first page: the size of its rows is not known yet.
 const FIRST_PAGE_ROWS: i64 = 256;
 /// A page ends when the text of its rows passes this, 1 MiB. One row may pass it alone.
 const PAGE_BYTES: usize = 1024 * 1024;
-/// The most events of a batch.
 const BATCH_EVENTS: usize = 256;
 /// A batch that has grown to this size, 128 KiB, is complete.
 const BATCH_BYTES: usize = 128 * 1024;
@@ -31,9 +29,6 @@ impl Default for PageReader {
 
 impl PageReader {
     /// Reads the next rows of a range. Rows that cannot be read come as poison.
-    ///
-    /// # Errors
-    /// See [`Error`]: everything that is not the fault of a single row.
     pub(crate) fn read(&mut self, connection: &mut Connection, range: Range) -> Result<Page, Error> {
         loop {
             match event_log::read_page(connection, range, self.rows, PAGE_BYTES) {

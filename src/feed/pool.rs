@@ -68,22 +68,18 @@ pub(crate) struct ReplayPool {
 }
 
 impl ReplayPool {
-    /// A pool of at most `connections` connections. None of them is open yet.
     pub(crate) fn new(settings: Settings, connections: usize) -> Self {
         Self { settings, turns: Turns::new(connections), idle: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 
-    /// The most connections it may have.
     pub(crate) fn size(&self) -> usize {
         self.turns.free.capacity().unwrap_or(0)
     }
 
-    /// How many are in use.
     pub(crate) fn in_use(&self) -> usize {
         self.size() - self.turns.free.len()
     }
 
-    /// How many threads wait for one.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }

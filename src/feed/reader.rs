@@ -27,13 +27,11 @@ const STANDBY_POLL: Duration = Duration::from_millis(50);
 const CONFLICT_PATIENCE: Duration = Duration::from_secs(5);
 /// The wait before such a read is tried again.
 const CONFLICT_RETRY: Duration = Duration::from_millis(20);
-/// The wait between two attempts to connect.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// What is read into the tail at the start: at most this many events, and this many bytes as stored (4 MiB).
 const START_EVENTS: i64 = 10_000;
 const START_BYTES: i64 = 4 * 1024 * 1024;
 
-/// The thread's own state.
 pub(crate) struct Reader<'a> {
     feed: &'a Feed,
     settings: &'a Settings,
@@ -41,12 +39,10 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader that has not connected yet.
     pub(crate) fn new(feed: &'a Feed, settings: &'a Settings) -> Self {
         Self { feed, settings, pages: PageReader::default() }
     }
 
-    /// The thread `reader`: runs until the server stops.
     pub(crate) fn run(mut self) {
         let poll = self.feed.options.poll_interval.min(LONGEST_POLL);
         let mut connection = None;
@@ -170,7 +166,6 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The newest part of the log.
     fn read_tail(&mut self, connection: &mut Connection, state: &LogState, generation: u64) -> Result<Tail, db::Error> {
         // If every row was pruned, the head is a number without a row.
         let empty = || Tail::new(generation, state.head, state.head_time);

@@ -1,15 +1,11 @@
 //! Why a stream ends: one enum for the log line, the counter and the `closing` block alike.
 
-/// Why a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The server stops.
     Shutdown,
     /// The stream has lived for `--max-stream-age`.
     MaxAge,
-    /// Its key was revoked.
     KeyRevoked,
-    /// Its key expired.
     KeyExpired,
     /// It stalled while its queue overflowed; its client got `dropped`.
     Dropped,
@@ -17,7 +13,6 @@ pub(crate) enum End {
     WriteTimeout,
     /// The client closed the connection, or the connection broke.
     ClientGone,
-    /// The thread that served it panicked.
     Panicked,
 }
 

@@ -85,12 +85,10 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// Counts a stream's end.
     pub(crate) fn ended(&self, end: End) {
         self.ends.with_label_values(&[end.name()]).inc();
     }
 
-    /// Counts a request by the status of its answer.
     pub(crate) fn answered(&self, status: &str) {
         self.requests.with_label_values(&[status]).inc();
     }

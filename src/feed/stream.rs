@@ -27,13 +27,11 @@ use crate::sync::lock;
 
 /// How much is taken from the tail at once, 256 KiB.
 const WRITE_BYTES: usize = 256 * 1024;
-/// The wait before a retry.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Shortest and longest sleep of a delayed stream. Events that become due within the shortest go out together; events
 /// that arrive with a time in the past go out after the longest.
 const DELAYED_SLEEP: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// What the request asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Asked {
     /// Where to begin; `None` means now.
@@ -202,7 +200,6 @@ impl Stream<'_> {
         lock(&self.client.writer).position = position;
     }
 
-    /// Reads one page of the log and writes it.
     #[inline(never)]
     fn write_page(&mut self, position: Position, head: Head) -> Step {
         let range = Range { after: position.cursor, upto: head.seq, due: head.due };
@@ -353,7 +350,6 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// The highest number that this stream may be sent.
     fn head(&mut self) -> Step<Head> {
         match self.feed.recall_head(self.delay) {
             Some(head) => Ok(head),

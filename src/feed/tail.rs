@@ -75,7 +75,6 @@ impl Tail {
         cursor >= self.batches.front().map_or(self.head, |oldest| oldest.prev)
     }
 
-    /// The time of an event, if the tail has it.
     pub(crate) fn time_of(&self, seq: FeedSeq) -> Option<EventTime> {
         if seq == self.head {
             return self.head_time;

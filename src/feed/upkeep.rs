@@ -19,7 +19,6 @@ const REFRESH_DISTANCE: Duration = Duration::from_millis(100);
 const REFRESH_EVERY: Duration = Duration::from_secs(5);
 /// The same on a standby, which sends no notification when a key is revoked.
 const STANDBY_REFRESH_EVERY: Duration = Duration::from_millis(400);
-/// The wait after a failed refresh.
 const REFRESH_RETRY: Duration = Duration::from_millis(500);
 /// How often poisoned events are written, and uses of keys.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -31,20 +30,15 @@ pub(crate) const ALERT_SLOTS: usize = 1024;
 /// Longest wait for a lock: a lock on one table of the feed must not delay the refresh of the keys.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '250ms'";
 
-/// An event that cannot be delivered.
 #[derive(Debug, Clone)]
 pub(crate) struct Poisoned {
-    /// Its number.
     pub seq: FeedSeq,
-    /// Why.
     pub error: String,
     /// Whether it was written while the server ran.
     pub is_new: bool,
-    /// Whether `upkeep` has logged it.
     pub is_logged: bool,
 }
 
-/// The thread's own state.
 struct Upkeep<'a> {
     feed: &'a Feed,
     settings: Settings,

@@ -24,7 +24,6 @@ const LARGEST_DIRECT_BYTES: usize = 8 * 1024;
 /// No [generation](super::tail::Tail): the cursor was not checked yet, and no batch follows it.
 const UNCHECKED: u64 = 0;
 
-/// A stream's position in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Everything up to here was written or is to be skipped.
@@ -60,12 +59,9 @@ impl Piece {
     }
 }
 
-/// One stream's socket, position and figures.
 #[derive(Debug)]
 pub(crate) struct SseWriter {
-    /// Where its client is.
     pub position: Position,
-    /// How many events were written to the socket.
     pub delivered: u64,
     /// How many lost events the client has been told of.
     pub dropped: u64,
@@ -85,7 +81,6 @@ pub(crate) struct SseWriter {
 }
 
 impl SseWriter {
-    /// Writes to this socket, in chunks for HTTP/1.1.
     pub(crate) fn new(socket: Arc<TcpStream>, is_chunked: bool, told_epoch: u64) -> Self {
         Self {
             position: Position { cursor: FeedSeq(0), time: None, generation: UNCHECKED },
@@ -104,7 +99,6 @@ impl SseWriter {
         }
     }
 
-    /// Whether nothing is pending.
     pub(crate) fn is_idle(&self) -> bool {
         self.pending.is_empty()
     }
@@ -172,9 +166,6 @@ impl SseWriter {
     }
 
     /// Writes as much of the pending bytes as the socket takes. Returns whether that is all of them.
-    ///
-    /// # Errors
-    /// If the connection is broken.
     pub(crate) fn write_pending(&mut self, stats: &Stats) -> Result<bool, Errno> {
         while !self.pending.is_empty() {
             let slices: Vec<_> = self.pending.iter().map(|piece| IoSlice::new(piece.left(self.is_chunked))).collect();
@@ -251,7 +242,6 @@ impl SseWriter {
     }
 }
 
-/// Whether a batch is what comes next after a position.
 fn follows(batch: &Batch, position: Position) -> bool {
     batch.generation == position.generation && batch.prev <= position.cursor && position.cursor < batch.first()
 }

@@ -29,9 +29,6 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds `address`, one of `all` that the program listens at. `[::]` takes IPv4 too, unless another address of `all`
 /// takes IPv4 at the same port.
-///
-/// # Errors
-/// Why it cannot be bound.
 pub(crate) fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, Error> {
     let is_ipv4_elsewhere = all.iter().any(|other| other.is_ipv4() && other.port() == address.port());
     let attempt = || -> io::Result<TcpListener> {

@@ -48,7 +48,6 @@ enum Standing {
 /// An accepted connection. Dropping it makes room for another one.
 #[derive(Debug)]
 pub(crate) struct HttpConnection {
-    /// Its socket.
     pub socket: Arc<TcpStream>,
     /// The address at the other end: the client's, or a proxy's.
     pub peer: SocketAddr,

@@ -19,12 +19,9 @@ const LATE_AFTER: Duration = Duration::from_secs(1);
 /// What a host's name may contain beside letters and digits (RFC 3986 §3.2.2, reg-name).
 const NAME_SIGNS: &[u8] = b"-._~%!$&'()*+,;=";
 
-/// A request's head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RequestHead {
-    /// The method, as sent.
     pub method: String,
-    /// The target's path.
     pub path: String,
     /// The target's query, without the question mark.
     pub query: Option<String>,
@@ -33,16 +30,11 @@ pub(crate) struct RequestHead {
     fields: Vec<(String, Vec<u8>)>,
 }
 
-/// Why there is no head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeadError {
-    /// Not HTTP/1.x.
     Version,
-    /// Over 16 KiB.
     TooLarge,
-    /// Not complete in 10 s.
     TimedOut,
-    /// Not a request.
     Unreadable,
     /// The connection ended, or the server ends.
     Gone,
@@ -50,9 +42,6 @@ pub(crate) enum HeadError {
 
 impl RequestHead {
     /// Parses a head; `None` if it is not complete yet.
-    ///
-    /// # Errors
-    /// Why it cannot become a valid head.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Self>, HeadError> {
         let bytes = &*as_http_11(bytes);
         // Room for as many fields as there are lines: only the size of a head is limited.
@@ -81,9 +70,6 @@ impl RequestHead {
 
     /// Checks what makes a readable head a bad request: the rules for `Host` (RFC 9112 §3.2) and for the body's length
     /// (§6.3). The body itself is never read.
-    ///
-    /// # Errors
-    /// Which rule it breaks.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let mut hosts = self.fields("host");
         match (hosts.next(), hosts.next()) {
@@ -123,9 +109,6 @@ impl RequestHead {
 }
 
 /// Reads a head. Blocks for 10 s at most. A connection whose head takes longer than 1 s is unauthenticated meanwhile.
-///
-/// # Errors
-/// Why there is none.
 pub(crate) fn read(connection: &HttpConnection) -> Result<RequestHead, HeadError> {
     let mut stream: &TcpStream = &connection.socket;
     let began = Instant::now();

@@ -7,9 +7,6 @@ use ipnet::IpNet;
 use super::head::RequestHead;
 
 /// Reads a network in CIDR notation (RFC 4632, RFC 4291 §2.3). An address alone is a network of one.
-///
-/// # Errors
-/// What is expected instead.
 pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));

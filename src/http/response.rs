@@ -16,7 +16,6 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the rest of a request is read after its answer, so that a reset does not overtake the answer.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
 
-/// A short answer.
 #[derive(Debug)]
 pub(crate) struct Response {
     status: &'static str,
@@ -26,17 +25,14 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// An answer without a body.
     pub(crate) fn empty(status: &'static str) -> Self {
         Self { status, code: None, fields: Vec::new(), body: Vec::new() }
     }
 
-    /// An answer with a body.
     pub(crate) fn with_body(status: &'static str, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         Self { status, code: None, fields: vec![("Content-Type", content_type.into())], body: body.into() }
     }
 
-    /// The code of an error.
     pub(crate) fn code(&self) -> Option<&'static str> {
         self.code
     }
@@ -69,13 +65,11 @@ impl Response {
         }
     }
 
-    /// The answer to a method that a path does not take.
     pub(crate) fn method_not_allowed(allowed: &str) -> Self {
         let message = format!("this path takes {allowed}");
         Self::error("405 Method Not Allowed", "method_not_allowed", &message).with("Allow", allowed)
     }
 
-    /// The answer to a request whose head cannot be read.
     pub(crate) fn head_error(error: HeadError) -> Self {
         let (status, code, message) = match error {
             HeadError::Version => {
@@ -97,7 +91,6 @@ impl Response {
         &self.status[..3]
     }
 
-    /// The same with one more header field.
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.fields.push((name, value.into()));
         self

@@ -15,9 +15,6 @@ use rustix::ioctl::{Getter, ioctl};
 const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
 
 /// The bytes that were written and not yet acknowledged by the other side (tcp(7), SIOCOUTQ).
-///
-/// # Errors
-/// The system's error.
 pub(crate) fn unsent_bytes(stream: &TcpStream) -> io::Result<u64> {
     // SAFETY: SIOCOUTQ writes one int, as the getter's type says, and has no other effect.
     let bytes = unsafe { ioctl(stream, Getter::<SIOCOUTQ, i32>::new())? };

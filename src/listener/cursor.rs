@@ -9,9 +9,6 @@ const POLYFILL_NAMES: [&str; 3] = ["lastEventId", "last-event-id", "last_event_i
 
 /// The cursor that a request gives: a non-empty `Last-Event-ID`, else `?cursor=`, else `?lastEventId=`, else none,
 /// which means from now. The header wins because `EventSource` repeats its URL when it reconnects.
-///
-/// # Errors
-/// What is wrong with it.
 pub(super) fn asked(head: &RequestHead) -> Result<Asked, &'static str> {
     const NOT_A_CURSOR: &str = "a cursor must be a decimal number from 0 to 9223372036854775807";
     let (mut header, mut cursor, mut polyfill, mut time) = (None, None, None, None);

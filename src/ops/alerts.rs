@@ -10,7 +10,6 @@ use crate::alert::{AlertCommand, Level};
 use crate::feed::Feed;
 use crate::feed::upkeep::Poisoned;
 
-/// How often it checks the state.
 const TURN_EVERY: Duration = Duration::from_secs(1);
 /// An outage shorter than this, 30 s, raises no alert: it may be a restart of the database.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(30);
@@ -35,7 +34,6 @@ const ENDS: [Option<(&str, &str)>; 3] = [
     None,
 ];
 
-/// The thread `alerts`: runs until the server stops.
 pub(crate) fn run(feed: &Feed, program: PathBuf) {
     let mut command = AlertCommand::new(Some(program));
     let mut alerted = [false; 3];

@@ -15,7 +15,6 @@ use crate::feed::{Feed, seconds};
 /// Every value of the label of `signal_feed_state`.
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
 
-/// The present metrics.
 pub(crate) fn text(feed: &Feed, instance: &str) -> String {
     let mut families = feed.stats.registry.gather();
     families.extend(gauges(feed, instance).gather());

@@ -9,7 +9,6 @@ use crate::http::connections::HttpConnection;
 use crate::http::head::{self, HeadError, RequestHead};
 use crate::http::response::Response;
 
-/// Prometheus' text format, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves one connection. Blocks for as long as it lasts, some seconds at most.

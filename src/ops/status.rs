@@ -67,9 +67,7 @@ fn earliest(feed: &Feed) -> FeedSeq {
 /// entry, because they belong to the same bot.
 #[derive(Debug, Serialize)]
 pub(super) struct KeyStatus {
-    /// The name it was minted under.
     pub(super) name: String,
-    /// Its open streams.
     pub(super) streams: usize,
     /// When one of its streams last began or ended, as recorded in the database.
     last_used_at: Option<EventTime>,

@@ -34,7 +34,6 @@ pub(super) fn is_connected_overdue(feed: &Feed, client: &Client) -> bool {
     !is_connected && (silent >= feed.options.heartbeat || end(feed, client).is_some())
 }
 
-/// Why the stream should end, if it should.
 fn end(feed: &Feed, client: &Client) -> Option<End> {
     let ending = client.ending();
     if ending.is_some() {
@@ -117,7 +116,6 @@ impl Stream<'_> {
         }
     }
 
-    /// After a call that failed: tries again a little later.
     pub(super) fn retry_later(&mut self, error: &db::Error) -> Step {
         self.attend()?;
         log::debug!("replay for key {:?}: {error}", self.client.key.name);
