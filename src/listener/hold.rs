@@ -2,11 +2,12 @@
 //! Many standard clients give up for ever after a 503, and every client after a 401 or 403.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::routes::Request;
 use crate::db::keys::Key;
+use crate::feed::Feed;
 use crate::feed::keys::{Credential, Denied};
+use crate::http::connections::HttpConnection;
 use crate::http::response::Response;
 use crate::http::socket;
 
@@ -18,57 +19,55 @@ const AUTH_DEADLINE: Duration = Duration::from_secs(5);
 /// While the log can be read, a connection whose authentication is pending for longer than this is unauthenticated.
 const AUTH_LATE_AFTER: Duration = Duration::from_secs(1);
 
-impl Request<'_> {
-    /// The key of a credential. Blocks during an outage, until it is `--degraded-hold` old, and while authentication is
-    /// pending.
-    ///
-    /// # Errors
-    /// The answer instead; `None` if the client has disconnected or the server stops.
-    pub(super) fn authenticate(&self, credential: Option<Credential>) -> Result<Arc<Key>, Option<Response>> {
-        let feed = self.feed;
-        let longest_hold = feed.options.degraded_hold.max(AUTH_DEADLINE);
-        loop {
-            let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, self.arrived, feed.now()));
-            let is_known = matches!(verdict, Some(Ok(_)));
-            if let (Some(Ok(key)), "/session") = (&verdict, self.head.path.as_str()) {
-                return Ok(key.clone());
+/// The key of a credential that arrived at `arrived`. Blocks during an outage, until it is `--degraded-hold` old, and
+/// while authentication is pending. Without `needs_log`, a key that memory knows is enough during an outage too.
+///
+/// # Errors
+/// The answer instead; `None` if the client has disconnected or the server stops.
+pub(super) fn authenticate(
+    feed: &Feed,
+    connection: &HttpConnection,
+    credential: Option<Credential>,
+    arrived: Instant,
+    needs_log: bool,
+) -> Result<Arc<Key>, Option<Response>> {
+    let longest_hold = feed.options.degraded_hold.max(AUTH_DEADLINE);
+    loop {
+        let verdict = credential.as_ref().map(|credential| feed.keys.check(credential, arrived, feed.now()));
+        let is_known = matches!(verdict, Some(Ok(_)));
+        let outage = feed.health.outage().filter(|_| needs_log || !is_known);
+        let (waited, deadline, late_after) = match (outage, verdict) {
+            // A healthy server that starts answers nobody 503.
+            (Some(outage), _) if !feed.health.is_tried() => (outage, longest_hold, Duration::ZERO),
+            (Some(outage), _) => (outage, feed.options.degraded_hold, Duration::ZERO),
+            (None, Some(Ok(key))) => {
+                connection.set_busy();
+                return Ok(key);
             }
-            let outage = feed.health.outage();
-            let (waited, deadline, late_after) = match (outage, verdict) {
-                // A healthy server that starts answers nobody 503.
-                (Some(outage), _) if !feed.health.is_tried() => (outage, longest_hold, Duration::ZERO),
-                (Some(outage), _) => (outage, feed.options.degraded_hold, Duration::ZERO),
-                (None, Some(Ok(key))) => {
-                    self.connection.set_busy();
-                    return Ok(key);
-                }
-                (None, None) => {
-                    return Err(Some(refused(
-                        "missing_key",
-                        "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
-                    )));
-                }
-                (None, Some(Err(Denied::Unknown))) => return Err(Some(refused("unknown_key", "this key is unknown"))),
-                (None, Some(Err(Denied::Expired))) => return Err(Some(refused("expired_key", "this key has expired"))),
-                (None, Some(Err(Denied::Revoked))) => {
-                    return Err(Some(Response::error("403 Forbidden", "revoked_key", "this key was revoked")));
-                }
-                (None, Some(Err(Denied::Pending))) => (self.arrived.elapsed(), longest_hold, AUTH_LATE_AFTER),
-            };
-            let left = deadline.saturating_sub(waited);
-            if feed.health.is_stopping() || socket::is_closed(&self.connection.socket) {
-                return Err(None);
+            (None, None) => {
+                let message = "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY";
+                return Err(Some(refused("missing_key", message)));
             }
-            if left.is_zero() {
-                return Err(Some(degraded()));
+            (None, Some(Err(Denied::Unknown))) => return Err(Some(refused("unknown_key", "this key is unknown"))),
+            (None, Some(Err(Denied::Expired))) => return Err(Some(refused("expired_key", "this key has expired"))),
+            (None, Some(Err(Denied::Revoked))) => {
+                return Err(Some(Response::error("403 Forbidden", "revoked_key", "this key was revoked")));
             }
-            if !is_known && feed.keys.is_filled() && self.arrived.elapsed() >= late_after {
-                self.connection.set_unauthenticated();
-            }
-            match outage {
-                Some(_) => feed.health.wait_change(left.min(CHECK_EVERY)),
-                None => feed.keys.wait_refreshed(left.min(CHECK_EVERY)),
-            }
+            (None, Some(Err(Denied::Pending))) => (arrived.elapsed(), longest_hold, AUTH_LATE_AFTER),
+        };
+        let left = deadline.saturating_sub(waited);
+        if feed.health.is_stopping() || socket::is_closed(&connection.socket) {
+            return Err(None);
+        }
+        if left.is_zero() {
+            return Err(Some(degraded()));
+        }
+        if !is_known && feed.keys.is_filled() && arrived.elapsed() >= late_after {
+            connection.set_unauthenticated();
+        }
+        match outage {
+            Some(_) => feed.health.wait_change(left.min(CHECK_EVERY)),
+            None => feed.keys.wait_refreshed(left.min(CHECK_EVERY)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::credential::{COOKIE, credential, key};
 use super::cursor;
-use super::hold::degraded;
+use super::hold::{authenticate, degraded};
 use crate::feed::Feed;
 use crate::feed::client::{Client, Full};
 use crate::feed::keys::SESSION_LASTS;
@@ -22,13 +22,13 @@ use crate::logging::LIMITED;
 const LINGER_AT_SHUTDOWN: Duration = Duration::from_millis(2);
 
 /// A request whose head is complete.
-pub(super) struct Request<'a> {
-    pub(super) feed: &'a Arc<Feed>,
-    pub(super) connection: &'a HttpConnection,
+struct Request<'a> {
+    feed: &'a Arc<Feed>,
+    connection: &'a HttpConnection,
     /// The client's address, taken from a trusted proxy's header if there is one.
     address: SocketAddr,
-    pub(super) head: RequestHead,
-    pub(super) arrived: Instant,
+    head: RequestHead,
+    arrived: Instant,
 }
 
 /// Serves one connection. Blocks for as long as it lasts.
@@ -106,7 +106,7 @@ impl Request<'_> {
             Ok(asked) => asked,
             Err(message) => return Some(Response::error("400 Bad Request", "bad_cursor", message)),
         };
-        let key = match self.authenticate(credential(&self.head)) {
+        let key = match authenticate(self.feed, self.connection, credential(&self.head), self.arrived, true) {
             Ok(key) => key,
             Err(response) => return response,
         };
@@ -140,7 +140,7 @@ impl Request<'_> {
         if self.head.method == "DELETE" {
             return Some(cookie("", 0));
         }
-        match self.authenticate(key(&self.head)) {
+        match authenticate(self.feed, self.connection, key(&self.head), self.arrived, false) {
             Err(response) => response,
             Ok(key) => match self.feed.keys.session_token(&key, self.feed.now()) {
                 Some(token) => Some(cookie(&token, SESSION_LASTS.as_secs())),
