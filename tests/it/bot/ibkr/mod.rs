@@ -6,6 +6,7 @@ mod foreign;
 mod gateway;
 mod lost;
 mod placing;
+mod recovery;
 mod wire;
 
 use std::sync::{Arc, Mutex};
