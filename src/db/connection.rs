@@ -4,26 +4,26 @@
 //! wraps `tokio-postgres` on a current-thread runtime of its own. A call that misses its deadline closes the
 //! connection.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::yield_now;
+use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Notification, Row, Statement};
 
 use super::Error;
 use super::connection_string::Target;
 use super::dial::{self, Driver};
+use super::tls;
 use crate::sync::lock;
-
-/// The most notifications that wait; beyond that the oldest is dropped. They only wake the reader, so none is needed.
-const NOTIFICATIONS_KEPT: usize = 1024;
 
 /// Settings of every session. Time-outs set for the role or database are meant for other clients: they would end a
 /// session that waits for notifications. Older versions of PostgreSQL do not have all four. A search_path set for the
@@ -47,8 +47,8 @@ pub type Watch = Arc<dyn Fn() -> bool + Send + Sync>;
 pub struct Settings {
     /// The file that the connection string came from, if any: it can be read again.
     file: Option<PathBuf>,
-    /// The connection string in use and its meaning, shared by all clones of the settings.
-    current: Arc<Mutex<(String, Arc<Target>)>>,
+    /// What the connection string means now, shared by all clones of the settings.
+    target: Arc<Mutex<Target>>,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
     pub deadline: Duration,
     /// Asked by every connection while it is opened, and by its calls until it is given another watch.
@@ -72,9 +72,9 @@ impl FromStr for Settings {
             return Err(Error::Unreachable("it is empty; expected postgres://… or key=value".to_owned()));
         }
         let target = text.trim().parse().map_err(Error::Unreachable)?;
-        dial::connector(&target).map_err(Error::Unreachable)?;
-        let current = Arc::new(Mutex::new((text.trim().to_owned(), Arc::new(target))));
-        Ok(Self { file: None, current, deadline: Duration::from_secs(10), watch: None })
+        tls::connector(&target).map_err(Error::Unreachable)?;
+        let target = Arc::new(Mutex::new(target));
+        Ok(Self { file: None, target, deadline: Duration::from_secs(10), watch: None })
     }
 }
 
@@ -100,22 +100,21 @@ impl Settings {
         self
     }
 
-    /// What the file says now, if it differs from the connection string that failed. It may be empty while somebody writes
-    /// it.
-    fn read_again(&self, failed: &Arc<Target>) -> Option<Arc<Target>> {
+    /// What the file says now, if it differs from what failed. The file may be empty while somebody writes it.
+    fn read_again(&self, failed: &Target) -> Option<Target> {
         let text = std::fs::read_to_string(self.file.as_ref()?).ok().filter(|text| !text.trim().is_empty())?;
-        let mut current = lock(&self.current);
-        if text.trim() != current.0 {
-            match text.trim().parse::<Target>() {
-                Ok(target) => *current = (text.trim().to_owned(), Arc::new(target)),
-                Err(error) => {
-                    log::warn!(
-                        "cannot use the new connection string in the database URL file; keeping the old one: {error}"
-                    )
-                }
+        match text.trim().parse::<Target>() {
+            Ok(target) => {
+                lock(&self.target).clone_from(&target);
+                Some(target).filter(|target| target != failed)
+            }
+            Err(error) => {
+                log::warn!(
+                    "cannot use the new connection string in the database URL file; keeping the old one: {error}"
+                );
+                None
             }
         }
-        (!Arc::ptr_eq(&current.1, failed)).then(|| current.1.clone())
     }
 }
 
@@ -129,19 +128,14 @@ impl std::fmt::Debug for Connection {
 pub struct Connection {
     client: Client,
     statements: HashMap<String, Statement>,
-    wire: Wire,
+    /// Runs [`drive`] while a call waits, and only then. `None` only during drop.
+    runtime: Option<Runtime>,
+    /// The notifications that came, and at the end why the session ended. It needs no bound: it grows only while a call
+    /// waits.
+    received: UnboundedReceiver<Result<Notification, Error>>,
     deadline: Duration,
     watch: Option<Watch>,
     lost: bool,
-}
-
-/// What moves the session's bytes.
-struct Wire {
-    /// `None` only during drop.
-    runtime: Option<Runtime>,
-    driver: Driver,
-    notifications: VecDeque<Notification>,
-    ended: Option<Error>,
 }
 
 impl Connection {
@@ -173,8 +167,10 @@ impl Connection {
                 return Err(error);
             }
         };
-        let wire = Wire { runtime: Some(runtime), driver, notifications: VecDeque::new(), ended: None };
-        let mut connection = Self { client, statements: HashMap::new(), wire, deadline, watch, lost: false };
+        let (sender, received) = unbounded_channel();
+        runtime.spawn(drive(driver, sender));
+        let (statements, runtime) = (HashMap::new(), Some(runtime));
+        let mut connection = Self { client, statements, runtime, received, deadline, watch, lost: false };
         connection.batch(&format!("set statement_timeout = {}; {SESSION}", deadline.as_millis()))?;
         connection.batch(NO_TIMEOUTS)?;
         Ok(connection)
@@ -233,22 +229,17 @@ impl Connection {
     /// # Errors
     /// [`Error::Closed`] or the connection's own error if it ends meanwhile.
     pub fn wait_notification(&mut self, patience: Duration) -> Result<Option<Notification>, Error> {
-        if self.wire.notifications.is_empty() && self.is_lost() {
+        if self.lost {
             return Err(Error::Closed);
         }
-        let arrival =
-            |_: &mut Context<'_>, arrived: &mut VecDeque<_>| arrived.pop_front().map_or(Poll::Pending, Poll::Ready);
-        match self.wire.drive(patience, None, arrival) {
-            Ok(notification) => Ok(Some(notification)),
-            Err(Error::TimedOut(_)) => Ok(None),
-            Err(error) => {
-                self.lost = true;
-                Err(error)
-            }
+        let runtime = self.runtime.as_ref().ok_or(Error::Closed)?;
+        match runtime.block_on(async { timeout(patience, self.received.recv()).await }) {
+            Ok(received) => received.unwrap_or(Err(Error::Closed)).map(Some),
+            Err(_) => Ok(None),
         }
     }
 
-    /// Runs one operation to its end or the deadline. If that loses the connection, it is marked as lost.
+    /// Runs one operation to its end or the deadline. Any error but that of a statement loses the connection.
     fn run<T>(
         &mut self,
         operation: impl AsyncFnOnce(&Client, &mut HashMap<String, Statement>) -> Result<T, tokio_postgres::Error>,
@@ -256,48 +247,29 @@ impl Connection {
         if self.is_lost() {
             return Err(Error::Closed);
         }
-        let mut operation = pin!(operation(&self.client, &mut self.statements));
-        let outcome = self.wire.drive(self.deadline, self.watch.as_ref(), |cx, _| operation.as_mut().poll(cx));
-        let ended = self.wire.ended.take();
-        self.lost = outcome.is_err() || ended.is_some();
-        outcome?.map_err(|error| {
-            let error = Error::from(error);
-            // The driver's error says why the connection ended; the operation's says only that it did.
-            if error.is_statement_error() { error } else { ended.unwrap_or(error) }
-        })
+        let runtime = self.runtime.as_ref().ok_or(Error::Closed)?;
+        let operation = pin!(async {
+            // So that the driver first reads what has come meanwhile, such as why the server ended the session.
+            yield_now().await;
+            operation(&self.client, &mut self.statements).await
+        });
+        let error = match runtime.block_on(watched(operation, self.deadline, self.watch.as_ref())) {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => Error::from(error),
+            Err(error) => error,
+        };
+        if error.is_statement_error() {
+            return Err(error);
+        }
+        self.lost = true;
+        // If the server did not say why, the driver does.
+        let mut received = std::iter::from_fn(|| self.received.try_recv().ok());
+        let why = received.find_map(Result::err).filter(|_| error.sql_state().is_none());
+        Err(why.unwrap_or(error))
     }
 }
 
-impl Wire {
-    /// Moves bytes until `work` is done, at most for `limit`, and asks `watch` meanwhile whether to continue.
-    fn drive<T>(
-        &mut self,
-        limit: Duration,
-        watch: Option<&Watch>,
-        mut work: impl FnMut(&mut Context<'_>, &mut VecDeque<Notification>) -> Poll<T>,
-    ) -> Result<T, Error> {
-        let Self { runtime, driver, notifications, ended } = self;
-        let done = pin!(poll_fn(|cx| {
-            // The driver first: it moves the bytes that the work waits for.
-            while ended.is_none() {
-                match driver.poll_message(cx) {
-                    Poll::Ready(Some(Ok(message))) => keep(notifications, message),
-                    Poll::Ready(Some(Err(error))) => *ended = Some(error.into()),
-                    Poll::Ready(None) => *ended = Some(Error::Closed),
-                    Poll::Pending => break,
-                }
-            }
-            match work(cx, notifications) {
-                Poll::Ready(output) => Poll::Ready(Ok(output)),
-                // If the driver has ended, the work cannot complete.
-                Poll::Pending => ended.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
-            }
-        }));
-        runtime.as_ref().ok_or(Error::Closed)?.block_on(watched(done, limit, watch))?
-    }
-}
-
-impl Drop for Wire {
+impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             // A name look-up may still hang in the runtime's helper thread: never wait for it.
@@ -306,10 +278,25 @@ impl Drop for Wire {
     }
 }
 
+/// Moves the session's bytes until it ends. Sends every notification, and at last why the session ended.
+async fn drive(mut driver: Driver, sender: UnboundedSender<Result<Notification, Error>>) {
+    let why = loop {
+        match poll_fn(|cx| driver.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notification(notification))) => drop(sender.send(Ok(notification))),
+            Some(Ok(AsyncMessage::Notice(notice))) => log::debug!("PostgreSQL: {}", notice.message()),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break Error::from(error),
+            None => break Error::Closed,
+        }
+    };
+    // Before the driver goes, which ends the operation that waits.
+    let _ = sender.send(Err(why));
+}
+
 /// Connects. If that fails and the file of the connection string has changed, tries once more with its new text.
 async fn dial(settings: &Settings, name: &str) -> Result<(Client, Driver), Error> {
     let until = Instant::now() + settings.deadline;
-    let target = lock(&settings.current).1.clone();
+    let target = lock(&settings.target).clone();
     match dial::dial(&target, name, settings.deadline).await {
         Err(error) => match settings.read_again(&target) {
             Some(target) => dial::dial(&target, name, until.saturating_duration_since(Instant::now())).await,
@@ -329,7 +316,7 @@ async fn watched<F: Future>(
     loop {
         let left = deadline.saturating_sub(began.elapsed());
         let slice = if watch.is_some() { left.min(WATCH_EVERY) } else { left };
-        if let Ok(output) = tokio::time::timeout(slice, future.as_mut()).await {
+        if let Ok(output) = timeout(slice, future.as_mut()).await {
             return Ok(output);
         }
         if began.elapsed() >= deadline {
@@ -352,17 +339,4 @@ async fn prepared(
     let statement = client.prepare(sql).await?;
     statements.insert(sql.to_owned(), statement.clone());
     Ok(statement)
-}
-
-fn keep(notifications: &mut VecDeque<Notification>, message: AsyncMessage) {
-    match message {
-        AsyncMessage::Notification(notification) => {
-            if notifications.len() == NOTIFICATIONS_KEPT {
-                notifications.pop_front();
-            }
-            notifications.push_back(notification);
-        }
-        AsyncMessage::Notice(notice) => log::debug!("PostgreSQL: {}", notice.message()),
-        _ => {}
-    }
 }

@@ -4,7 +4,7 @@
 //! give the kind of mistake and its position, and name only keys and values that libpq itself knows.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
-use tokio_postgres::config::{ChannelBinding, SslMode as DriverMode, TargetSessionAttrs};
+use tokio_postgres::config::{ChannelBinding, Host, SslMode as DriverMode, TargetSessionAttrs};
 
 /// The supported keys, each with the values it takes.
 const SUPPORTED: [(&str, &str); 18] = [
@@ -45,8 +45,8 @@ const UNSUPPORTED: &str = "passfile require_auth client_encoding fallback_applic
 const UNSUPPORTED_VALUES: [&str; 5] = ["allow", "primary", "standby", "prefer-standby", "system"];
 
 const DEFAULT_PORT: u16 = 5432;
-/// Where the socket is if no host is given: Debian's directory if there is one, else PostgreSQL's own default.
-const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+/// Where the socket is if no host is given: Debian's directory if there is one, else PostgreSQL's own default, /tmp.
+const DEBIAN_SOCKETS: &str = "/var/run/postgresql";
 
 /// How much TLS the connection string asks for (PostgreSQL documentation, 34.19.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -58,21 +58,12 @@ pub(super) enum SslMode {
     VerifyFull,
 }
 
-#[derive(Clone)]
-pub(super) struct Host {
-    /// Its name in errors.
-    pub(super) label: String,
-    /// Everything the driver needs, with this one host.
-    pub(super) config: Config,
-}
-
 /// A checked connection string.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(super) struct Target {
-    /// The servers, at least one, in the order in which they are tried.
-    pub(super) hosts: Vec<Host>,
-    /// Longest time for one host; `None` shares the deadline among them.
-    pub(super) connect_timeout: Option<Duration>,
+    /// The servers, at least one, in the order in which they are tried. Each configuration has one host and one port. Its
+    /// `connect_timeout` is the longest time for the host; `None` shares the deadline among all.
+    pub(super) servers: Vec<Config>,
     pub(super) ssl_mode: SslMode,
     /// The file with the certificates of trusted authorities, or `system`; `None` means libpq's default file.
     pub(super) ssl_root_cert: Option<String>,
@@ -161,8 +152,6 @@ impl Pairs {
             let at = position(text, parameter);
             let (key, value) =
                 parameter.split_once('=').ok_or_else(|| format!("an option without = (position {at})"))?;
-            // As in libpq, for URLs that were written for JDBC.
-            let (key, value) = if parameter == "ssl=true" { ("sslmode", "require") } else { (key, value) };
             push(known(key, at)?, parameter, value)?;
         }
         Ok(pairs)
@@ -192,11 +181,10 @@ impl Pairs {
             (Some("system"), Some(_)) => return Err("sslrootcert=system needs sslmode=verify-full".to_owned()),
             (_, mode) => mode.unwrap_or(SslMode::Prefer),
         };
-        let connect_timeout = self.number("connect_timeout", 0)?.map(seconds);
-        Ok(Target { hosts: self.hosts(&self.config(ssl_mode)?)?, connect_timeout, ssl_mode, ssl_root_cert })
+        Ok(Target { servers: self.servers(&self.config(ssl_mode)?)?, ssl_mode, ssl_root_cert })
     }
 
-    /// The configuration that all hosts share.
+    /// The configuration that all servers share.
     fn config(&self, ssl_mode: SslMode) -> Result<Config, String> {
         let mut config = Config::new();
         self.text("user").map(|user| config.user(user));
@@ -215,44 +203,56 @@ impl Pairs {
         use TargetSessionAttrs::{Any, ReadOnly, ReadWrite};
         let sessions = [("any", Any), ("read-write", ReadWrite), ("read-only", ReadOnly)];
         self.read("target_session_attrs", one_of(&sessions))?.map(|session| config.target_session_attrs(session));
+        self.number("connect_timeout", 0)?.map(|number| config.connect_timeout(seconds(number)));
         // The defaults notice a dead host in seconds.
         self.number("keepalives_idle", 10)?.map(|number| config.keepalives_idle(seconds(number)));
         self.number("keepalives_interval", 5)?.map(|number| config.keepalives_interval(seconds(number)));
         self.number("keepalives_count", 3)?.map(|count| config.keepalives_retries(count));
         let milliseconds = self.number("tcp_user_timeout", 10_000)?;
         milliseconds.map(|number| config.tcp_user_timeout(Duration::from_millis(number.into())));
-        config.keepalives(self.read("keepalives", |value| value.trim().parse::<i32>().ok())? != Some(0));
+        config.keepalives(self.number("keepalives", 1)?.is_some());
         Ok(config)
     }
 
-    fn hosts(&self, config: &Config) -> Result<Vec<Host>, String> {
-        let list = |key| -> Vec<&str> {
-            self.text(key).map(|value| value.split(',').map(str::trim).collect()).unwrap_or_default()
-        };
+    fn servers(&self, shared: &Config) -> Result<Vec<Config>, String> {
+        let list = |key| -> Vec<&str> { self.text(key).unwrap_or_default().split(',').map(str::trim).collect() };
         let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
-        let count = names.len().max(addresses.len()).max(1);
-        for (key, given) in [("host", names.len()), ("hostaddr", addresses.len()), ("port", ports.len())] {
-            let is_one_for_all = key == "port" && given == 1;
-            if given != 0 && given != count && !is_one_for_all {
-                return Err(format!("{key}: {given} given, expected {count}, one for each host"));
+        let count = names.len().max(addresses.len());
+        for (key, given) in [("host", &names), ("hostaddr", &addresses), ("port", &ports)] {
+            let is_one_for_all = *given == [""] || key == "port" && given.len() == 1;
+            if given.len() != count && !is_one_for_all {
+                return Err(format!("{key}: {} given, expected {count}, one for each host", given.len()));
             }
         }
-        let nth =
-            |list: &[&str], index: usize| list.get(index).filter(|item| !item.is_empty()).map(ToString::to_string);
-        (0..count)
-            .map(|index| {
-                let name = nth(&names, index);
-                if name.as_deref().is_some_and(|name| !is_host(name)) {
-                    return Err(self.unusable("host"));
-                }
-                let port = nth(&ports, if ports.len() == 1 { 0 } else { index }).map_or(Ok(DEFAULT_PORT), |port| {
-                    port.parse().ok().filter(|port| *port > 0).ok_or_else(|| self.unusable("port"))
-                })?;
-                let address = nth(&addresses, index).map(|address| address.parse()).transpose();
-                let address = address.map_err(|_| self.unusable("hostaddr"))?;
-                Ok(Host::new(config.clone(), name, address, port))
-            })
-            .collect()
+        let server = |index: usize| {
+            let [name, address, port] = [&names, &addresses, &ports].map(|list| list[index % list.len()]);
+            self.server(shared, name, address, port)
+        };
+        (0..count).map(server).collect()
+    }
+
+    /// Adds one server's name, address and port, each of which may be empty.
+    fn server(&self, shared: &Config, name: &str, address: &str, port: &str) -> Result<Config, String> {
+        let mut config = shared.clone();
+        if !is_host(name) {
+            return Err(self.unusable("host"));
+        }
+        let name = match name {
+            "" if !address.is_empty() => address,
+            "" if Path::new(DEBIAN_SOCKETS).is_dir() => DEBIAN_SOCKETS,
+            "" => "/tmp",
+            _ => name,
+        };
+        config.host(name);
+        if !address.is_empty() {
+            config.hostaddr(address.parse().map_err(|_| self.unusable("hostaddr"))?);
+        } else if name.starts_with('/') {
+            // As in libpq, sslmode does not apply to a unix socket.
+            config.ssl_mode(DriverMode::Disable);
+        }
+        let port = if port.is_empty() { Ok(DEFAULT_PORT) } else { port.parse().map(NonZeroU16::get) };
+        config.port(port.map_err(|_| self.unusable("port"))?);
+        Ok(config)
     }
 
     /// The message about the value of a key that cannot be used.
@@ -267,21 +267,12 @@ impl Pairs {
     }
 }
 
-impl Host {
-    fn new(mut config: Config, name: Option<String>, address: Option<IpAddr>, port: u16) -> Self {
-        config.port(port);
-        let name = name.or_else(|| address.map(|address| address.to_string())).unwrap_or_else(|| {
-            let exists = |directory: &&str| Path::new(directory).is_dir();
-            SOCKET_DIRECTORIES.into_iter().find(exists).unwrap_or("localhost").to_owned()
-        });
-        if name.starts_with('/') {
-            // As in libpq, sslmode does not apply to a unix socket.
-            config.host_path(&name).ssl_mode(DriverMode::Disable);
-            return Self { label: format!("{name}/.s.PGSQL.{port}"), config };
-        }
-        config.host(&name);
-        address.map(|address| config.hostaddr(address));
-        Self { label: format!("{name}, port {port}"), config }
+/// A server's name in errors.
+pub(super) fn label(server: &Config) -> String {
+    let port = server.get_ports()[0];
+    match &server.get_hosts()[0] {
+        Host::Tcp(name) => format!("{name}, port {port}"),
+        Host::Unix(directory) => format!("{}/.s.PGSQL.{port}", directory.display()),
     }
 }
 
@@ -374,9 +365,8 @@ mod tests {
 
     #[test]
     fn a_url_and_pairs_mean_the_same() {
-        let labels = |string: &str| -> Vec<String> {
-            string.parse::<Target>().unwrap().hosts.into_iter().map(|host| host.label).collect()
-        };
+        let labels =
+            |string: &str| -> Vec<String> { string.parse::<Target>().unwrap().servers.iter().map(label).collect() };
         assert_eq!(labels("postgres://u:p%40@a:1,[::1]:2/db"), ["a, port 1", "::1, port 2"]);
         assert_eq!(labels("host=a,::1 port=1,2 password=p@"), ["a, port 1", "::1, port 2"]);
         assert_eq!(labels("postgres://%2Frun%2Fpg/db"), ["/run/pg/.s.PGSQL.5432"]);

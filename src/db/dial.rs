@@ -8,21 +8,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Socket};
 
 use super::Error;
-#[cfg(not(feature = "tls"))]
-use clap::ValueEnum as _;
+use super::connection_string::{Target, label};
+use super::tls::{self, Connector};
 
-#[cfg(not(feature = "tls"))]
-use super::connection_string::SslMode;
-use super::connection_string::Target;
-#[cfg(feature = "tls")]
-use super::tls;
-#[cfg(feature = "tls")]
-pub(super) use super::tls::connector;
-
-#[cfg(not(feature = "tls"))]
-type Connector = tokio_postgres::NoTls;
-#[cfg(feature = "tls")]
-type Connector = tokio_postgres_rustls::MakeRustlsConnect;
 type TlsStream = <Connector as tokio_postgres::tls::MakeTlsConnect<Socket>>::Stream;
 
 /// The future that moves a session's bytes.
@@ -32,22 +20,6 @@ type Session = (Client, Driver);
 /// Longest time for one of several addresses of a name, unless `connect_timeout` says otherwise.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The TLS side of connections: none in this build.
-///
-/// # Errors
-/// A text that names the option, if the connection string asks for TLS.
-#[cfg(not(feature = "tls"))]
-pub(super) fn connector(target: &Target) -> Result<Connector, String> {
-    let option = match target.ssl_mode {
-        SslMode::Disable | SslMode::Prefer if target.ssl_root_cert.is_some() => "sslrootcert".to_owned(),
-        SslMode::Disable | SslMode::Prefer => return Ok(tokio_postgres::NoTls),
-        mode => mode.to_possible_value().map_or_else(String::new, |word| format!("sslmode={}", word.get_name())),
-    };
-    Err(format!(
-        "{option}: this build has no TLS; expected sslmode=disable or prefer and no sslrootcert, or a build with the feature tls"
-    ))
-}
-
 /// Connects to the first host that answers and matches `target_session_attrs`. It takes at most `deadline`; each
 /// host gets its share, so that a silent host leaves time for the others.
 ///
@@ -55,26 +27,27 @@ pub(super) fn connector(target: &Target) -> Result<Connector, String> {
 /// The server's own error if there is one host, else [`Error::Unreachable`] with each host and its error.
 pub(super) async fn dial(target: &Target, name: &str, deadline: Duration) -> Result<Session, Error> {
     let until = Instant::now() + deadline;
-    let connector = connector(target).map_err(Error::Unreachable)?;
+    let connector = tls::connector(target).map_err(Error::Unreachable)?;
     let mut failures = Vec::new();
-    for (index, host) in target.hosts.iter().enumerate() {
-        let mut config = host.config.clone();
+    for (index, server) in target.servers.iter().enumerate() {
+        let mut config = server.clone();
         if config.get_application_name().is_none() {
             config.application_name(name);
         }
-        let hosts_left = u32::try_from(target.hosts.len() - index).unwrap_or(u32::MAX);
-        let share = until.saturating_duration_since(Instant::now()) / hosts_left;
-        let patience = target.connect_timeout.map_or(share, |limit| limit.min(share));
-        config.connect_timeout(target.connect_timeout.unwrap_or(ADDRESS_TIMEOUT));
+        let servers_left = u32::try_from(target.servers.len() - index).unwrap_or(u32::MAX);
+        let share = until.saturating_duration_since(Instant::now()) / servers_left;
+        let limit = server.get_connect_timeout().copied();
+        let patience = limit.map_or(share, |limit| limit.min(share));
+        config.connect_timeout(limit.unwrap_or(ADDRESS_TIMEOUT));
         let attempt = timeout(patience, connect(config, &connector)).await;
         let error = match attempt.unwrap_or_else(|_| Err(Error::TimedOut(patience))) {
             Ok(session) => return Ok(session),
             Err(error) => error,
         };
-        failures.push(format!("{}: {error}", host.label));
+        failures.push(format!("{}: {error}", label(server)));
         // As in libpq, a rejected login ends the search: another host would reject it too, and count one more failure.
         let is_rejected = error.sql_state().is_some_and(|state| state.code().starts_with("28"));
-        if target.hosts.len() == 1 && error.sql_state().is_some() || is_rejected {
+        if target.servers.len() == 1 && error.sql_state().is_some() || is_rejected {
             return Err(error);
         }
     }
@@ -106,7 +79,6 @@ fn explained(error: tokio_postgres::Error) -> Error {
     if cause.to_string() == "password missing" {
         return Error::Unreachable("the server asks for a password, and the connection string has none".to_owned());
     }
-    #[cfg(feature = "tls")]
     if let Some(advice) = tls::advice(cause) {
         return Error::Unreachable(format!("{}; {advice}", Error::from(error)));
     }

@@ -16,7 +16,7 @@ pub(crate) mod prune;
 pub(crate) mod quarantine;
 pub(crate) mod restored;
 pub(crate) mod standby;
-#[cfg(feature = "tls")]
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
 
 pub use crate::error::DatabaseError as Error;

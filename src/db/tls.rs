@@ -14,11 +14,13 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connection_string::{SslMode, Target};
 
+pub(super) type Connector = MakeRustlsConnect;
+
 /// Sets up TLS for connections, with the present root certificates.
 ///
 /// # Errors
 /// If the root certificates cannot be read, or the mode needs some and there are none; the text names the option.
-pub(super) fn connector(target: &Target) -> Result<MakeRustlsConnect, String> {
+pub(super) fn connector(target: &Target) -> Result<Connector, String> {
     let provider = Arc::new(crypto::ring::default_provider());
     let verifier = Verifier {
         roots: roots(target)?,
