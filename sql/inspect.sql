@@ -31,8 +31,9 @@
     select 'owners', pg_catalog.format('the role %s is missing', w.role), false
     from wanted_role as w where not exists (select from pg_catalog.pg_roles as r where r.rolname = w.role)
     union all
-    select 'installation', pg_catalog.format('the %s %s is missing', case r.kind when 'r' then 'table' when 'v' then 'view' else 'sequence' end,
-        r.full_name), false
+    select case r.kind when 'r' then 'tables' else 'installation' end,
+        pg_catalog.format('the %s %s is missing', case r.kind when 'r' then 'table' when 'v' then 'view' else 'sequence' end, r.full_name),
+        false
     from relation as r where r.oid is null
     union all
     select 'owners', pg_catalog.format('%s belongs to %s and not to signal_feed_owner', r.full_name,

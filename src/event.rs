@@ -1,6 +1,5 @@
 //! An event of the log: its number, its time, and the row as it was read.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use jiff::SignedDuration;
@@ -156,8 +155,8 @@ pub(crate) struct LogRow {
     pub seq: FeedSeq,
     /// Its time, which may be unusable.
     pub time: EventTime,
-    /// `INSERT` or `UPDATE`.
-    pub op: Cow<'static, str>,
+    /// `INSERT` or `UPDATE`; in a log of the sequence era any text.
+    pub op: String,
     /// The row's JSON as PostgreSQL prints it, or why the event cannot be delivered to anybody.
     pub signal: Result<Vec<u8>, String>,
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
+use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::{ArgAction, FromArgMatches};
 use log::LevelFilter;
@@ -77,8 +77,7 @@ pub(crate) fn or_off<T>(
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DatabaseArgs {
     /// Connection string (postgres:// or key=value); DATABASE_URL works too
-    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Database", global = true,
-          value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Database", global = true)]
     database_url: Option<String>,
     /// File with the connection string; keeps the password out of the environment
     #[arg(long, value_name = "FILE", help_heading = "Database", global = true)]
@@ -94,13 +93,13 @@ impl DatabaseArgs {
     pub(crate) fn given(&self) -> Result<Option<Settings>, Error> {
         let variable = std::env::var("DATABASE_URL").unwrap_or_default();
         let (source, settings) = match (&self.database_url, &self.database_url_file) {
-            (Some(url), _) => ("--database-url".to_owned(), url.trim().parse()),
+            (Some(url), _) => ("--database-url".to_owned(), url.parse()),
             (_, Some(file)) => {
                 let source = format!("--database-url-file {}", file.display());
                 let text = fs::read_to_string(file).doing(format!("read {source}"))?;
                 (source, Settings::from_file(file, &text))
             }
-            _ if !variable.trim().is_empty() => ("DATABASE_URL".to_owned(), variable.trim().parse()),
+            _ if !variable.trim().is_empty() => ("DATABASE_URL".to_owned(), variable.parse()),
             _ => return Ok(None),
         };
         settings.map(Some).map_err(|error| Error::Usage(format!("{source}: {error}")))

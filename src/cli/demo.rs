@@ -9,7 +9,6 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::print::say;
-use super::serve::stop_on_signal;
 use crate::config::ServeOptions;
 use crate::db::{Connection, Settings, Watch, keys, migrate};
 use crate::demo::postgres::PrivatePostgres;
@@ -18,7 +17,7 @@ use crate::error::{Doing, Error};
 use crate::feed::keys::new_key;
 use crate::http::accept::bind;
 use crate::logging;
-use crate::options::parse_address;
+use crate::options::{on_signal, parse_address};
 
 /// Short, because nothing else uses the demo's database.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -41,7 +40,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     logging::start(log::LevelFilter::Warn);
     let (asked, stop) = bounded(1);
-    stop_on_signal(asked.clone())?;
+    let interrupted = asked.clone();
+    on_signal(move || {
+        let _ = interrupted.try_send(());
+    })?;
     // Checked before PostgreSQL is started, and port 0 becomes a real port.
     let address = bind(args.listen, &[])?.local_addr().doing("find a free port")?;
     // Any free port: a server with the usual one may run beside the demo.

@@ -1,6 +1,5 @@
 //! What commands show to people: lines, tables, and a line of progress. Scripts use `--json`.
 
-use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
@@ -8,14 +7,12 @@ use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use crate::error::Error;
 use crate::event::EventTime;
 use crate::options::output;
-use crate::text::visible;
 
 const DRAWN_EVERY: Duration = Duration::from_secs(1);
 
-/// Prints one line on what a command did, with control characters made visible. Whether it can be written
-/// does not matter.
+/// Prints one line on what a command did. Whether it can be written does not matter.
 pub(super) fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{}", visible(&line.to_string()));
+    let _ = output(line);
 }
 
 /// Prints the rows, one line each. A column is as wide as its widest cell.

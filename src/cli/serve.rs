@@ -1,6 +1,6 @@
 //! `signal-feed serve`: runs the feed until SIGTERM or SIGINT.
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 use log::LevelFilter;
 
 use crate::config::ServeOptions;
@@ -30,13 +30,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     logging::start(args.log_level);
     let settings = args.database.settings()?;
     let (asked, stop) = bounded(1);
-    stop_on_signal(asked)?;
-    crate::serve::serve(args.options, &settings, &stop)
-}
-
-/// Sends a message at SIGTERM and SIGINT.
-pub(super) fn stop_on_signal(asked: Sender<()>) -> Result<(), Error> {
     on_signal(move || {
         let _ = asked.try_send(());
-    })
+    })?;
+    crate::serve::serve(args.options, &settings, &stop)
 }

@@ -1,7 +1,5 @@
 //! Reads the log: pages of rows, its state, its head for delayed keys, and the start of the replay window.
 
-use std::borrow::Cow;
-
 use tokio_postgres::types::{FromSql, Type};
 
 use super::{Connection, Error};
@@ -229,18 +227,11 @@ fn read_rows(
             },
         };
         bytes += signal.as_ref().map_or(0, Vec::len);
-        page.rows.push(LogRow { seq, time, op: operation(row.try_get(2)?), signal });
+        let op: Option<RawText<'_>> = row.try_get(2)?;
+        let op = op.map_or(String::new(), |op| String::from_utf8_lossy(op.0).into_owned());
+        page.rows.push(LogRow { seq, time, op, signal });
     }
     Ok(page)
-}
-
-/// Allocates nothing for the two usual operations; a log of the sequence era may hold any text.
-fn operation(op: Option<RawText<'_>>) -> Cow<'static, str> {
-    match op.map_or(&b""[..], |op| op.0) {
-        b"INSERT" => Cow::Borrowed("INSERT"),
-        b"UPDATE" => Cow::Borrowed("UPDATE"),
-        other => Cow::Owned(String::from_utf8_lossy(other).into_owned()),
-    }
 }
 
 /// Reads the signal of a row that is still there with this time.

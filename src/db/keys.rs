@@ -7,6 +7,9 @@ use tokio_postgres::types::ToSql;
 use super::{Connection, Error};
 use crate::event::EventTime;
 
+/// Whether a row of the key table is live.
+pub(super) const LIVE: &str = "revoked_at is null and (expires_at is null or expires_at > clock_timestamp())";
+
 pub(crate) type KeyHash = [u8; 32];
 
 /// A row of the key table.
@@ -109,22 +112,19 @@ pub(crate) fn insert(
 ) -> Result<bool, Error> {
     add(
         connection,
-        "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
-         select $1, $2, clock_timestamp() + $3::float8 * interval '1 second', $4::float8 * interval '1 second' \
-         where not exists (select from stock_market.signal_feed_api_key \
-                           where name = $1 and revoked_at is null \
-                             and (expires_at is null or expires_at > clock_timestamp()))",
+        &format!(
+            "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
+             select $1, $2, clock_timestamp() + $3::float8 * interval '1 second', $4::float8 * interval '1 second' \
+             where not exists (select from stock_market.signal_feed_api_key where name = $1 and {LIVE})"
+        ),
         &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &delay.as_secs_f64()],
     )
 }
 
 /// Revokes every live key of a name. Returns how many there were.
 pub(crate) fn revoke(connection: &mut Connection, name: &str) -> Result<u64, Error> {
-    connection.execute(
-        "update stock_market.signal_feed_api_key set revoked_at = clock_timestamp() \
-         where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
-        &[&name],
-    )
+    let sql = "update stock_market.signal_feed_api_key set revoked_at = clock_timestamp() where name = $1 and";
+    connection.execute(&format!("{sql} {LIVE}"), &[&name])
 }
 
 /// Adds a new key beside the newest live one of a name, with its delay and, unless `expires_in` says otherwise, its
@@ -139,18 +139,19 @@ pub(crate) fn rotate(
 ) -> Result<bool, Error> {
     add(
         connection,
-        "with live as ( \
-             select id, name, expires_at, expires_at - created_at as lifetime, delay \
-             from stock_market.signal_feed_api_key \
-             where name = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) \
-         ), ended as ( \
-             update stock_market.signal_feed_api_key as k \
-             set expires_at = least(k.expires_at, clock_timestamp() + $4::float8 * interval '1 second') \
-             from live where k.id = live.id \
-         ) \
-         insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
-         select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', lifetime), delay \
-         from live order by id desc limit 1",
+        &format!(
+            "with live as ( \
+                 select id, name, expires_at, expires_at - created_at as lifetime, delay \
+                 from stock_market.signal_feed_api_key where name = $1 and {LIVE} \
+             ), ended as ( \
+                 update stock_market.signal_feed_api_key as k \
+                 set expires_at = least(k.expires_at, clock_timestamp() + $4::float8 * interval '1 second') \
+                 from live where k.id = live.id \
+             ) \
+             insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
+             select name, $2, clock_timestamp() + coalesce($3::float8 * interval '1 second', lifetime), delay \
+             from live order by id desc limit 1"
+        ),
         &[&name, &hash.as_slice(), &expires_in.map(|d| d.as_secs_f64()), &overlap.as_secs_f64()],
     )
 }

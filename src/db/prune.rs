@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Connection, Error};
+use super::{Connection, Error, keys};
 
 /// Rows deleted in one transaction: some 50 ms of work.
 const BATCH_ROWS: i64 = 5000;
@@ -27,13 +27,9 @@ pub(crate) fn plan(
     older_than: Duration,
     replay_window: Duration,
 ) -> Result<PrunePlan, Error> {
-    let delay: f64 = connection
-        .query_one(
-            "select coalesce(extract(epoch from max(k.delay)), 0)::float8 from stock_market.signal_feed_api_key as k
-                where k.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp())",
-            &[],
-        )?
-        .get(0);
+    let longest =
+        "select coalesce(extract(epoch from max(delay)), 0)::float8 from stock_market.signal_feed_api_key where";
+    let delay = connection.query_one(&format!("{longest} {}", keys::LIVE), &[])?.get(0);
     let longest_delay = Duration::try_from_secs_f64(delay).unwrap_or(LEAST_AGE);
     let older_than = older_than.max(LEAST_AGE).max(replay_window.max(LEAST_AGE) + longest_delay);
     // The first row that is still too young ends it. A row with an unusable time is as old as the one before it.

@@ -12,6 +12,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::geteuid;
+
 use crate::error::{Doing, Error};
 use crate::random::random_u64;
 
@@ -32,6 +34,9 @@ read -r _
 rm -rf "$2"
 "#;
 
+/// The user and the group `nobody`, as whom PostgreSQL runs if this process is root: it refuses to run as root.
+const NOBODY: u32 = 65534;
+
 /// Settings of every cluster, besides its socket's directory.
 const SETTINGS: [(&str, &str); 4] =
     [("listen_addresses", ""), ("fsync", "off"), ("max_connections", "200"), ("log_min_messages", "log")];
@@ -41,16 +46,8 @@ const SETTINGS: [(&str, &str); 4] =
 pub struct PrivatePostgres {
     dir: PathBuf,
     programs: PathBuf,
-    account: Option<Account>,
     port: String,
     keeper: Child,
-}
-
-/// The unprivileged user that PostgreSQL runs as if this process is root.
-#[derive(Debug, Clone, Copy)]
-struct Account {
-    uid: u32,
-    gid: u32,
 }
 
 impl PrivatePostgres {
@@ -61,14 +58,13 @@ impl PrivatePostgres {
     /// If the server programs are not installed (the text names the package), or do not start within a minute.
     pub fn start(settings: &[(&str, &str)]) -> Result<Self, Error> {
         let programs = find_programs()?;
-        let account = unprivileged_account()?;
-        let dir = make_directory(account)?;
+        let dir = make_directory()?;
         let socket = dir.to_string_lossy();
         let socket = [("unix_socket_directories", &*socket)];
         let lines = socket.iter().chain(&SETTINGS).chain(settings);
         let lines: String = lines.map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect();
         let port = settings.iter().find(|(name, _)| *name == "port").map_or("5432", |(_, port)| port).to_owned();
-        let mut keeper = as_account("/bin/sh", account)
+        let mut keeper = unprivileged("/bin/sh")
             .args(["-c", KEEPER, "keeper"].map(OsStr::new))
             .args([programs.as_os_str(), dir.as_os_str(), OsStr::new(&lines)])
             .stdin(Stdio::piped())
@@ -80,7 +76,7 @@ impl PrivatePostgres {
         if let Some(mut output) = keeper.stdout.take() {
             output.read_to_string(&mut said).doing("wait for PostgreSQL")?;
         }
-        let postgres = Self { dir, programs, account, port, keeper };
+        let postgres = Self { dir, programs, port, keeper };
         match said.trim() {
             "up" => Ok(postgres),
             failure => Err(Error::Failed(format!("start PostgreSQL: {failure}"))),
@@ -104,7 +100,7 @@ impl PrivatePostgres {
 
     /// A command that runs as PostgreSQL's user.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        as_account(program, self.account)
+        unprivileged(program)
     }
 }
 
@@ -116,11 +112,11 @@ impl Drop for PrivatePostgres {
 }
 
 /// A command in a process group of its own: Ctrl-C at the terminal goes only to this process.
-fn as_account(program: impl AsRef<OsStr>, account: Option<Account>) -> Command {
+fn unprivileged(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0);
-    if let Some(account) = account {
-        command.uid(account.uid).gid(account.gid).current_dir("/");
+    if geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
     }
     command
 }
@@ -151,30 +147,11 @@ fn find_programs() -> Result<PathBuf, Error> {
         })
 }
 
-/// The user for PostgreSQL, which refuses to run as root: `postgres` if it exists, else `nobody`.
-fn unprivileged_account() -> Result<Option<Account>, Error> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let users = fs::read_to_string("/etc/passwd").doing("read /etc/passwd")?;
-    ["postgres", "nobody"]
-        .iter()
-        .find_map(|wanted| {
-            let fields: Vec<&str> =
-                users.lines().find(|line| line.split(':').next() == Some(wanted))?.split(':').collect();
-            Some(Account { uid: fields.get(2)?.parse().ok()?, gid: fields.get(3)?.parse().ok()? })
-        })
-        .map(Some)
-        .ok_or_else(|| {
-            Error::Failed("find a user for PostgreSQL, which refuses root: neither postgres nor nobody exists".into())
-        })
-}
-
-fn make_directory(account: Option<Account>) -> Result<PathBuf, Error> {
+fn make_directory() -> Result<PathBuf, Error> {
     let dir = std::env::temp_dir().join(format!("signal-feed-{:016x}", random_u64()));
     fs::DirBuilder::new().mode(0o700).create(&dir).doing(format!("make {}", dir.display()))?;
-    if let Some(account) = account {
-        chown(&dir, Some(account.uid), Some(account.gid)).doing("give PostgreSQL its directory")?;
+    if geteuid().is_root() {
+        chown(&dir, Some(NOBODY), Some(NOBODY)).doing("give PostgreSQL its directory")?;
     }
     Ok(dir)
 }

@@ -102,19 +102,15 @@ impl fmt::Display for DatabaseError {
                     Ok(())
                 }
                 None => {
-                    write!(f, "{error}")?;
-                    let mut shown = error.to_string();
-                    let mut source = error.source();
-                    while let Some(cause) = source {
-                        let text = cause.to_string();
-                        // Some of the driver's errors already end with their cause.
-                        if !shown.contains(&text) {
-                            write!(f, ": {}", one_line(&text))?;
+                    let mut text = error.to_string();
+                    for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
+                        let cause = one_line(&cause.to_string());
+                        // Some errors already end with their cause.
+                        if !text.contains(&cause) {
+                            text.push_str(&format!(": {cause}"));
                         }
-                        shown = text;
-                        source = cause.source();
                     }
-                    Ok(())
+                    f.write_str(&text)
                 }
             },
         }
