@@ -171,7 +171,13 @@ impl Args {
             backoff_min: self.backoff_min,
             backoff_max: self.backoff_max,
         };
-        let recovery = if self.recovery || self.recovery_dry_run { Some(self.recovery()?) } else { None };
+        let recovery = if self.recovery || self.recovery_dry_run {
+            let database = self.database.given()?;
+            let database = database.ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
+            Some(Recovery { database, lookback: self.recovery_lookback })
+        } else {
+            None
+        };
         Ok(BotOptions {
             follow,
             state_file: self.state_file.clone(),
@@ -182,12 +188,6 @@ impl Args {
             alert_command: self.alert_command.clone(),
             recovery,
         })
-    }
-
-    fn recovery(&self) -> Result<Recovery, Error> {
-        let database = self.database.given()?;
-        let database = database.ok_or_else(|| Error::Usage("--recovery needs --database-url".to_owned()))?;
-        Ok(Recovery { database, lookback: self.recovery_lookback })
     }
 
     fn open_broker(&self, journal: &Path, stop: &Stop) -> Result<Box<dyn Broker>, Error> {

@@ -3,9 +3,8 @@
 //! One thread does it all, one event at a time: journal the intent, place, journal the outcome, then move the cursor.
 //! Before it sends or consumes anything, it settles every open order with the broker.
 
-mod place;
+mod orders;
 mod recover;
-mod settle;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -17,7 +16,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::address::Cursor;
-use super::alert::{AlertCommand, Reason, raise};
+use super::alert::Reason;
 use super::broker::Broker;
 use super::clock;
 use super::files::{resolved, take_lock};
@@ -29,6 +28,7 @@ use super::order::Order;
 use super::recovery::Recovery;
 use super::state::StateFile;
 use super::stop::Stop;
+use crate::alert::{About, AlertCommand, Level};
 use crate::error::Error;
 use crate::logging::{self, LIMITED};
 use crate::text::{self, clip};
@@ -199,7 +199,7 @@ impl<'a> Bot<'a> {
             FollowEnd::Stopped => Halt::Stopped,
             FollowEnd::KeyRefused(answer) => {
                 let message = format!("{answer}: the feed refuses the key; the bot ends");
-                self.alert(Reason::Unauthorized, &message);
+                self.alert(Reason::Unauthorized, &message, None);
                 Halt::Failed(Error::Refused(message))
             }
         }
@@ -211,7 +211,7 @@ impl<'a> Bot<'a> {
         log::warn!(target: LIMITED, "{url}: {cause}; trying again in {wait}");
         if let Some(reason) = *alarm {
             let message = format!("{url}: {cause}; this does not end by itself, and the bot keeps trying");
-            self.alert(reason, &message);
+            self.alert(reason, &message, None);
         }
     }
 
@@ -246,7 +246,7 @@ impl<'a> Bot<'a> {
         if warned_today || end.duration_since(now) > KEY_WARNING {
             return Ok(());
         }
-        self.alert(Reason::KeyExpires, &format!("the key expires at {}", clock::text(end)));
+        self.alert(Reason::KeyExpires, &format!("the key expires at {}", clock::text(end)), None);
         self.state_file.key_warned_at = Some(clock::text(now));
         self.state_file.save(&self.journal.ledger, false)
     }
@@ -266,7 +266,7 @@ impl<'a> Bot<'a> {
 
     fn unusable(&mut self, cursor: Option<&Cursor>, why: &str, data: &str) -> Result<(), Error> {
         let data = clip(data);
-        self.alert(Reason::UnusableEvent, &format!("{why}; skipped: {data}"));
+        self.alert(Reason::UnusableEvent, &format!("{why}; skipped: {data}"), None);
         self.journal.append(&Line { data: Some(data), ..Line::new(Record::Unusable).why(clip(why)).at(cursor) }, true)
     }
 
@@ -276,7 +276,7 @@ impl<'a> Bot<'a> {
         if is_normal && self.options.closes_on_quarantined {
             self.enter_close_only(Reason::Quarantined, &message)?;
         } else {
-            self.alert(Reason::Quarantined, &message);
+            self.alert(Reason::Quarantined, &message, None);
         }
         let cursor = Cursor { feed_seq, event_time: None };
         self.journal.append(&Line::new(Record::Quarantined).why(clip(error)).at(Some(&cursor)), true)?;
@@ -298,7 +298,7 @@ impl<'a> Bot<'a> {
         let message =
             format!("{message}; close-only mode: exits are placed, entries are not, until a run with --recovery");
         // Alert first: a bot killed in between gets the feed's message again, and then alerts twice rather than never.
-        self.alert(reason, &message);
+        self.alert(reason, &message, None);
         self.append(&Line { mode: Some(mode), ..Line::new(Record::Mode) })
     }
 
@@ -315,11 +315,20 @@ impl<'a> Bot<'a> {
         Ok(())
     }
 
-    fn alert(&mut self, reason: Reason, message: &str) {
-        raise(&mut self.alerts, reason, message, None);
-    }
-
-    fn alert_about(&mut self, reason: Reason, message: &str, order: &Order) {
-        raise(&mut self.alerts, reason, message, Some(order));
+    /// Writes a log line and starts the operator's program. Does not wait for it.
+    ///
+    /// The log summarises repeated lines. Lines of different reasons or about different orders are no repetition.
+    fn alert(&mut self, reason: Reason, message: &str, order: Option<&Order>) {
+        let target = format!("{LIMITED}::{reason} {}", order.map_or("", |order| &order.order_ref));
+        let level = match reason {
+            Reason::BrokerAway | Reason::KeyExpires => Level::Warning,
+            _ => Level::Critical,
+        };
+        match level {
+            Level::Critical => log::error!(target: &target, "CRITICAL {reason}: {message}"),
+            Level::Warning => log::warn!(target: &target, "{reason}: {message}"),
+        }
+        let about = order.map(|order| About { signal_id: &order.signal_id, order_ref: &order.order_ref });
+        self.alerts.run(level, &reason.to_string(), message, about);
     }
 }

@@ -16,16 +16,6 @@ pub(super) fn instant(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }
 
-/// Whether a text is `date-time` of RFC 3339, which the feed takes as a `cursor_time`.
-pub(super) fn is_rfc3339(text: &str) -> bool {
-    let separators = (text.get(4..5), text.get(7..8), text.get(10..11), text.get(13..14), text.get(16..17));
-    let has_shape = separators == (Some("-"), Some("-"), Some("T"), Some(":"), Some(":"));
-    has_shape
-        && !text.contains('[')
-        && text.ends_with(|last: char| last == 'Z' || last.is_ascii_digit())
-        && instant(text).is_some()
-}
-
 /// Whether two texts can mean the same instant. An unknown time is compared with another one by its text.
 pub(super) fn same_instant(one: &str, other: &str) -> bool {
     match (instant(one), instant(other)) {
@@ -52,18 +42,6 @@ mod tests {
         assert_eq!(instant("infinity"), None);
         assert_eq!(instant("2026-11-20T12:00:00"), None);
         assert!(instant("2026-11-20T12:00:00+02:00").is_some());
-    }
-
-    #[test]
-    fn only_rfc_3339_is_sent_as_a_cursor_time() {
-        for good in ["2026-11-20T12:00:00.123456Z", "2026-11-20T12:00:00+02:00"] {
-            assert!(is_rfc3339(good), "{good}");
-        }
-        for bad in
-            ["", "yesterday", "2026-11-20", "2026-11-20T12:00:00", "2026-11-20T12:00:00Z[UTC]", "20261120T120000Z"]
-        {
-            assert!(!is_rfc3339(bad), "{bad}");
-        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn read(text: &[u8], path: &Path) -> Result<(Ledger, usize), Error> {
     let (mut ledger, mut details) = (Ledger::default(), 0);
     for (number, bytes) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let damaged = |why| Error::Failed(format!("{}: line {} is damaged: {why}", doing("read", path), number + 1));
-        let line: Line = json::object_from_bytes(bytes).map_err(damaged)?;
+        let line: Line = json::object(bytes).map_err(damaged)?;
         if number == 0 && (line.record != Record::Journal || line.version != Some(VERSION)) {
             return Err(Error::Failed(format!("{}: it is not a journal of version {VERSION}", doing("read", path))));
         }

@@ -32,11 +32,10 @@ impl KnownOrder {
     /// How an order with the same id and action differs. If it does, the id was used again.
     pub(super) fn conflict(&self, order: &Order) -> Option<String> {
         let mut differences = Vec::new();
-        if self.symbol != order.symbol {
-            differences.push(format!("symbol {} instead of {}", order.symbol, self.symbol));
-        }
-        if self.side != order.side {
-            differences.push(format!("side {} instead of {}", order.side, self.side));
+        for (column, known, new) in [("symbol", &self.symbol, &order.symbol), ("side", &self.side, &order.side)] {
+            if known != new {
+                differences.push(format!("{column} {new} instead of {known}"));
+            }
         }
         if let (Some(known), Some(new)) = (&self.created_at, &order.created_at)
             && !clock::same_instant(known, new)

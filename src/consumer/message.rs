@@ -10,10 +10,11 @@ use serde_json::{Map, Value};
 
 use super::address::FeedUrl;
 use super::alert::Reason;
+use super::json;
 use super::order::Order;
 use super::sse::Event;
 use super::stream::Cause;
-use super::{clock, json};
+use crate::event::WrittenTime;
 use crate::text::clip;
 
 /// 2^53: a feed's numbers stay below it.
@@ -120,22 +121,18 @@ pub(super) fn read(event: Event) -> Result<FeedEvent, Cause> {
 
 fn signal(event: Event) -> FeedEvent {
     let id = block_number(&event);
+    let unreadable = |feed_seq, why| FeedEvent::Unreadable { feed_seq, why, data: event.data.clone() };
     let wire: SignalData<'_> = match json::object(&event.data) {
         Ok(wire) => wire,
-        Err(error) => {
-            let why = format!("the event's data cannot be read: {error}");
-            return FeedEvent::Unreadable { feed_seq: id, why, data: event.data };
-        }
+        Err(error) => return unreadable(id, format!("the event's data cannot be read: {error}")),
     };
     let Some(feed_seq) = wire.feed_seq.or(id).filter(is_possible) else {
-        let why = "the event has no usable number".to_owned();
-        return FeedEvent::Unreadable { feed_seq: None, why, data: event.data };
+        return unreadable(None, "the event has no usable number".to_owned());
     };
     if id.is_some_and(|id| id != feed_seq) {
-        let why = format!("the event's data has the number {feed_seq}, its block has another one");
-        return FeedEvent::Unreadable { feed_seq: id, why, data: event.data };
+        return unreadable(id, format!("the event's data has the number {feed_seq}, its block has another one"));
     }
-    let event_time = wire.event_time.filter(|time| clock::is_rfc3339(time));
+    let event_time = wire.event_time.filter(|time| WrittenTime::parse(time).is_some());
     let row = wire.signal.ok_or_else(|| "the event has no row".to_owned());
     let order = row.and_then(|row| Order::from_row(row, Some(feed_seq), event_time.clone()));
     FeedEvent::Signal(SignalEvent {
@@ -221,6 +218,23 @@ mod tests {
         let FeedEvent::Signal(event) = read("signal", "5", data) else { panic!("no signal") };
         assert_eq!((event.feed_seq, event.prev_seq, event.is_update), (5, Some(4), true));
         assert!(!event.order.unwrap().line("order").contains('\n'));
+    }
+
+    #[test]
+    fn only_rfc_3339_is_sent_as_a_cursor_time() {
+        let kept = |time: &str| {
+            let data = format!(r#"{{"feed_seq":5,"prev_seq":4,"event_time":"{time}","signal":null}}"#);
+            let FeedEvent::Signal(event) = read("signal", "5", &data) else { panic!("no signal") };
+            event.event_time
+        };
+        for good in ["2026-11-20T12:00:00.123456Z", "2026-11-20T12:00:00+02:00"] {
+            assert_eq!(kept(good).as_deref(), Some(good));
+        }
+        for bad in
+            ["", "yesterday", "2026-11-20", "2026-11-20T12:00:00", "2026-11-20T12:00:00Z[UTC]", "20261120T120000Z"]
+        {
+            assert_eq!(kept(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub(super) const MAX_BLOCK_BYTES: usize = 17 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Event {
     /// The event's type; `message` if the block named none.
     pub(super) event: String,
@@ -28,9 +28,8 @@ pub(super) struct Parser {
     after_cr: bool,
     /// No line has been seen yet, so a byte order mark may still come.
     at_start: bool,
-    event: String,
-    data: String,
-    id: Option<String>,
+    /// The block that has begun and not ended; each line of its data ends with LF.
+    block: Event,
     ready: VecDeque<Event>,
     max_block_bytes: usize,
     too_large: bool,
@@ -65,7 +64,7 @@ impl Parser {
     }
 
     fn extend_line(&mut self, bytes: &[u8]) -> Result<(), String> {
-        self.too_large |= self.line.len() + self.data.len() + bytes.len() > self.max_block_bytes;
+        self.too_large |= self.line.len() + self.block.data.len() + bytes.len() > self.max_block_bytes;
         if self.too_large {
             return Err(format!("one event is larger than {} MiB", self.max_block_bytes >> 20));
         }
@@ -95,26 +94,26 @@ impl Parser {
 
     fn field(&mut self, field: &str, value: &str) {
         match field {
-            "event" => value.clone_into(&mut self.event),
+            "event" => value.clone_into(&mut self.block.event),
             "data" => {
-                self.data.push_str(value);
-                self.data.push('\n');
+                self.block.data.push_str(value);
+                self.block.data.push('\n');
             }
-            "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
+            "id" if !value.contains('\0') => self.block.id = Some(value.to_owned()),
             // A comment (the empty field), `retry` (the follower has its own back-off), or an unknown field.
             _ => {}
         }
     }
 
     fn dispatch(&mut self) {
-        let event = std::mem::take(&mut self.event);
-        let mut data = std::mem::take(&mut self.data);
-        let id = self.id.take();
-        if data.pop().is_none() {
+        let mut block = std::mem::take(&mut self.block);
+        if block.data.pop().is_none() {
             return;
         }
-        let event = if event.is_empty() { "message".to_owned() } else { event };
-        self.ready.push_back(Event { event, data, id });
+        if block.event.is_empty() {
+            "message".clone_into(&mut block.event);
+        }
+        self.ready.push_back(block);
     }
 }
 

@@ -38,7 +38,7 @@ impl StateFile {
     pub(super) fn load(path: PathBuf, ledger: &mut Ledger) -> Result<Self, Error> {
         let mut file = Self { path, key_warned_at: None, is_told: Cell::new(false) };
         let state = match fs::read(&file.path) {
-            Ok(bytes) => json::object_from_bytes::<State>(&bytes),
+            Ok(bytes) => json::object::<State>(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err("there is none".to_owned()),
             Err(cause) => return Err(cause).doing(file.doing("read")),
         };

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::Read;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -26,8 +26,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// The codes of the feed's own 401 and 403.
 const KEY_REFUSALS: [&str; 4] = ["missing_key", "unknown_key", "expired_key", "revoked_key"];
-/// How much of an error's body is read, and for how long, to find its code.
-const MAX_ERROR_BODY_BYTES: u64 = 4096;
+/// How much of an error's body is read (a piece may end beyond this), and for how long, to find its code.
+const MAX_ERROR_BODY_BYTES: usize = 4096;
 const ERROR_BODY_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for an event or a retry: the caller has other work too.
 pub(super) const TURN: Duration = Duration::from_millis(250);
@@ -107,9 +107,12 @@ fn config(url: &FeedUrl, read_timeout: Duration) -> Config {
         .build()
 }
 
+/// Bytes of a body, or why there are no more; an error's status comes before its body.
+type Piece = Result<Vec<u8>, Cause>;
+
 /// A stream that is open, or that its thread is opening. Dropping it closes the connection.
 pub(super) struct FeedStream {
-    pieces: mpsc::Receiver<Result<Vec<u8>, Cause>>,
+    pieces: Receiver<Piece>,
     agent: Agent,
     parser: Parser,
     /// When its first bytes came.
@@ -145,10 +148,15 @@ impl FeedStream {
         // The thread ends with the connection, or when its receiver is dropped.
         let read = move || {
             let broke = |error| Cause::Broke(named_error(error, read_timeout));
-            let mut body = match request.call().map_err(broke).and_then(judge) {
-                Ok(response) => response.into_body().into_reader(),
-                Err(cause) => return drop(sender.send(Err(cause))),
+            let response = match request.call() {
+                Ok(response) => response,
+                Err(error) => return drop(sender.send(Err(broke(error)))),
             };
+            // An error's body follows its status.
+            if let Err(cause) = judge(&response) {
+                let _ = sender.send(Err(cause));
+            }
+            let mut body = response.into_body().into_reader();
             let mut buffer = vec![0; READ_BYTES];
             loop {
                 let piece = match body.read(&mut buffer) {
@@ -174,6 +182,9 @@ impl FeedStream {
             return Ok(Some(event));
         }
         let bytes = match self.pieces.recv_timeout(TURN) {
+            Ok(Err(Cause::Status { status, retry_after, .. })) => {
+                return Err(Cause::Status { status, code: error_code(&self.pieces), retry_after });
+            }
             Ok(piece) => piece?,
             Err(RecvTimeoutError::Timeout) => return Ok(None),
             Err(RecvTimeoutError::Disconnected) => return Err(Cause::Broke(ENDED.to_owned())),
@@ -206,7 +217,12 @@ fn named_error(error: ureq::Error, read_timeout: Duration) -> String {
         ureq::Error::Timeout(during) => format!("connect to the feed: timed out ({during})"),
         ureq::Error::HostNotFound => "look up the feed's host name: not found".to_owned(),
         ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => ENDED.to_owned(),
-        other => format!("connection to the feed: {other}{}", advice(&other)),
+        other => {
+            let text = format!("connection to the feed: {other}");
+            let advice = "; add its authority's certificate to the system's, or name a file with it in SSL_CERT_FILE";
+            // rustls says this of a certificate whose authority is not trusted here.
+            if text.contains("UnknownIssuer") { text + advice } else { text }
+        }
     }
 }
 
@@ -224,28 +240,10 @@ fn tls_config() -> ureq::tls::TlsConfig {
         .build()
 }
 
-#[cfg(feature = "tls")]
-fn advice(error: &ureq::Error) -> &'static str {
-    use rustls::{CertificateError::UnknownIssuer, Error::InvalidCertificate};
-    let ureq::Error::Io(error) = error else { return "" };
-    match error.get_ref().and_then(|cause| cause.downcast_ref()) {
-        Some(InvalidCertificate(UnknownIssuer)) => {
-            "; add its authority's certificate to the system's, or name a file with it in SSL_CERT_FILE"
-        }
-        _ => "",
-    }
-}
-
-#[cfg(not(feature = "tls"))]
-fn advice(_: &ureq::Error) -> &'static str {
-    ""
-}
-
-fn judge(response: Response<Body>) -> Result<Response<Body>, Cause> {
+fn judge(response: &Response<Body>) -> Result<(), Cause> {
     let status = response.status().as_u16();
     if status != 200 {
-        let retry_after = retry_after(response.headers());
-        return Err(Cause::Status { status, code: error_code(response), retry_after });
+        return Err(Cause::Status { status, code: None, retry_after: retry_after(response.headers()) });
     }
     let value = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (content_type, encoding) = (value(header::CONTENT_TYPE), value(header::CONTENT_ENCODING));
@@ -255,7 +253,7 @@ fn judge(response: Response<Body>) -> Result<Response<Body>, Cause> {
     } else if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
         format!("compressed ({encoding}), although the bot did not ask for that")
     } else {
-        return Ok(response);
+        return Ok(());
     };
     Err(Cause::Broke(format!("the feed answered 200, but {why}")))
 }
@@ -272,19 +270,16 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// The code in the feed's `{"error": CODE}`. A separate thread reads it, and is abandoned if the body is slow.
-fn error_code(response: Response<Body>) -> Option<String> {
-    let (sender, receiver) = mpsc::channel();
-    let read = move || {
-        let mut bytes = Vec::new();
-        let mut body = response.into_body().into_reader().take(MAX_ERROR_BODY_BYTES);
-        // What came before a read error may be the whole answer.
-        let _ = body.read_to_end(&mut bytes);
-        let _ = sender.send(bytes);
-    };
-    std::thread::Builder::new().name("error-body".into()).spawn(read).ok()?;
-    let bytes = receiver.recv_timeout(ERROR_BODY_PATIENCE).ok()?;
-    let answer: Map<String, Value> = json::object_from_bytes(&bytes).ok()?;
+/// The code in the feed's `{"error": CODE}`, if that comes in time. What comes before a read error may be all of it.
+fn error_code(pieces: &Receiver<Piece>) -> Option<String> {
+    let deadline = Instant::now() + ERROR_BODY_PATIENCE;
+    let mut body = Vec::new();
+    while body.len() < MAX_ERROR_BODY_BYTES
+        && let Ok(Ok(piece)) = pieces.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        body.extend(piece);
+    }
+    let answer: Map<String, Value> = json::object(&body).ok()?;
     let code = answer.get("error")?.as_str()?;
     // It goes into log lines and alerts, so only accept what looks like a code.
     let is_code = code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');

@@ -55,7 +55,7 @@ impl ExecBroker {
         let running = with_suffix(journal, ".running");
         let program = std::path::absolute(program).doing(format!("find {}", program.display()))?;
         // If a crash tore the file, the program had not got its order yet.
-        let leftover = fs::read(&running).ok().and_then(|bytes| json::object_from_bytes(&bytes).ok());
+        let leftover = fs::read(&running).ok().and_then(|bytes| json::object(&bytes).ok());
         Ok(Self { program, timeout, running, leftover, stop })
     }
 

@@ -130,8 +130,6 @@ pub(super) fn is_end(error: &ApiError) -> bool {
     error.is_connection_lost() || matches!(error, ApiError::Shutdown | ApiError::ConnectionFailed | ApiError::Io(_))
 }
 
-pub(super) type Dialled = Result<(Client, NoticeStream, Subscription<OrderUpdate>), ApiError>;
-
 impl IbkrBroker {
     /// Waits up to `patience` for a connection; the attempt continues after that. One attempt at a time: it cannot be
     /// cancelled (it takes 30 s if the gateway is silent), and a second one would find the client id in use.
@@ -140,30 +138,18 @@ impl IbkrBroker {
         let failed = |why: &str| format!("connect to {}: {why}", self.address);
         let attempt = match self.attempt.take() {
             Some(attempt) => attempt,
-            None => dial(self.address.clone()).map_err(|error| format!("start a thread: {error}"))?,
+            None => {
+                self.begun += 1;
+                dial(self.address.clone(), self.begun).map_err(|error| format!("start a thread: {error}"))?
+            }
         };
         loop {
             match attempt.recv_timeout(SLICE) {
-                Ok(Ok((client, notices, updates))) => {
+                Ok(Ok(connection)) => {
                     log::info!("connected to the gateway at {}", self.address);
-                    self.made += 1;
-                    return Ok(GatewayConnection {
-                        client,
-                        notices,
-                        updates: Some(updates),
-                        number: self.made,
-                        trouble: None,
-                        look_at: Some(Instant::now()),
-                        has_late_list: false,
-                        has_cut_list: false,
-                        is_lost: false,
-                    });
+                    return Ok(connection);
                 }
-                Ok(Err(ApiError::ClientIdInUse { client_id })) => {
-                    let why = "is already in use by another connection to the gateway";
-                    return Err(failed(&format!("326: the client id {client_id} {why}")));
-                }
-                Ok(Err(error)) => return Err(failed(&error.to_string())),
+                Ok(Err(why)) => return Err(failed(&why)),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !self.stop.is_asked() => {}
                 Err(RecvTimeoutError::Timeout) => {
                     let why = failed("the gateway has not answered yet");
@@ -176,13 +162,28 @@ impl IbkrBroker {
     }
 }
 
-fn dial(address: String) -> std::io::Result<Receiver<Dialled>> {
+fn dial(address: String, number: u64) -> std::io::Result<Receiver<Result<GatewayConnection, String>>> {
     let (sender, receiver) = mpsc::channel();
     let connect = move || {
         let builder = Client::builder().address(address).client_id(CLIENT_ID).max_reconnect_attempts(0);
         let dialled = builder.connect_with_notice_stream().and_then(|(client, notices)| {
-            let updates = client.order_update_stream()?;
-            Ok((client, notices, updates))
+            Ok(GatewayConnection {
+                updates: Some(client.order_update_stream()?),
+                client,
+                notices,
+                number,
+                trouble: None,
+                look_at: Some(Instant::now()),
+                has_late_list: false,
+                has_cut_list: false,
+                is_lost: false,
+            })
+        });
+        let dialled = dialled.map_err(|error| match error {
+            ApiError::ClientIdInUse { client_id } => {
+                format!("326: the client id {client_id} is already in use by another connection to the gateway")
+            }
+            error => error.to_string(),
         });
         // If nothing waits for it any more, dropping the client disconnects it.
         let _ = sender.send(dialled);

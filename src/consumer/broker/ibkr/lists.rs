@@ -25,9 +25,9 @@ struct Row {
 #[derive(Debug, PartialEq)]
 pub(super) enum Found {
     /// It is open, under this number.
-    Open(i64),
+    Open(Option<i64>),
     /// This much of it was executed, under this number; it is not open.
-    Executed(i64, f64),
+    Executed(Option<i64>, f64),
     /// It ended without a fill.
     Dead(String),
     Nothing,
@@ -135,17 +135,18 @@ impl Lists {
     }
 
     /// The state of the order with this reference. An earlier attempt that ended does not count as the attempt
-    /// `order_id`.
+    /// `order_id`. A row without a number counts as this attempt.
     pub(super) fn find(&self, reference: &str, order_id: Option<i64>) -> Found {
         let rows = || self.rows.iter().filter(|row| row.reference == reference);
+        let number = |row: &Row| Some(row.order_id).filter(|number| *number > 0).or(order_id);
         let is_open = |row: &&Row| row.status.as_ref().is_some_and(|status| !status.is_terminal());
         if let Some(row) = rows().find(is_open) {
-            return Found::Open(row.order_id);
+            return Found::Open(number(row));
         }
         let is_filled = |row: &&Row| row.filled > 0.0 || row.status == Some(OrderStatusKind::Filled);
         if let Some(row) = rows().filter(is_filled).max_by(|one, other| one.filled.total_cmp(&other.filled)) {
             let whole = rows().any(|row| row.status == Some(OrderStatusKind::Filled));
-            return Found::Executed(row.order_id, if whole { f64::INFINITY } else { row.filled });
+            return Found::Executed(number(row), if whole { f64::INFINITY } else { row.filled });
         }
         let is_it = |row: &&Row| row.order_id <= 0 || order_id.is_none_or(|order_id| row.order_id == order_id);
         match rows().find(is_it) {
@@ -158,8 +159,6 @@ impl Lists {
         }
     }
 }
-
-type Item<T> = Result<SubscriptionItem<T>, ApiError>;
 
 struct ListReader<'a> {
     connection: &'a mut GatewayConnection,
@@ -183,7 +182,7 @@ impl ListReader<'_> {
     fn all<T>(
         &mut self,
         name: &str,
-        asked: Result<impl Fn(Duration) -> Option<Item<T>>, ApiError>,
+        asked: Result<impl Fn(Duration) -> Option<Result<SubscriptionItem<T>, ApiError>>, ApiError>,
         mut take: impl FnMut(T),
     ) -> Result<Option<String>, String> {
         let next = asked.map_err(|error| format!("ask for {name}: {error}"))?;

@@ -44,9 +44,7 @@ impl IbkrBroker {
         }
         let refusal = attempt.order_id.and_then(|order_id| self.orders.get(&order_id)?.refusal.clone());
         match lists.find(&order.order_ref, attempt.order_id) {
-            Found::Open(order_id) | Found::Executed(order_id, _) => {
-                return Answer::Has(Some(order_id).filter(|order_id| *order_id > 0).or(attempt.order_id));
-            }
+            Found::Open(order_id) | Found::Executed(order_id, _) => return Answer::Has(order_id),
             Found::Dead(how) => {
                 return match refusal {
                     Some(refusal) => refusal.answer(format!("{} ({how})", refusal.why())),

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use self::connection::{Dialled, GatewayConnection, Trouble};
+use self::connection::{GatewayConnection, Trouble};
 use self::lists::Scope;
 use self::own::{OwnOrder, order_id_of};
 use super::{Answer, Attempt, Broker, Ended};
@@ -32,9 +32,9 @@ pub(crate) struct IbkrBroker {
     stop: Stop,
     address: String,
     /// A connection that is being made.
-    attempt: Option<Receiver<Dialled>>,
-    /// How many connections were made.
-    made: u64,
+    attempt: Option<Receiver<Result<GatewayConnection, String>>>,
+    /// How many connections were begun.
+    begun: u64,
     connection: Option<GatewayConnection>,
     /// The last order that was sent, and those that are followed, by their numbers.
     orders: BTreeMap<i64, OwnOrder>,

@@ -94,9 +94,7 @@ impl IbkrBroker {
         let lists = self.lists(Scope::Own, deadline);
         let why = refusal.why();
         match lists.map(|lists| (lists.find(&order.order_ref, Some(order_id)), lists.gap)) {
-            Ok((Found::Open(found) | Found::Executed(found, _), _)) => {
-                Answer::Has(Some(found).filter(|found| *found > 0).or(Some(order_id)))
-            }
+            Ok((Found::Open(found) | Found::Executed(found, _), _)) => Answer::Has(found),
             Ok((Found::Nothing, Some(gap))) => Answer::Unknown(format!("{why}; {gap}")),
             Err(silence) if self.is_away() || self.stop.is_asked() => Answer::Unknown(format!("{why}; {silence}")),
             // A status may have come meanwhile.
