@@ -92,9 +92,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
             FeedEvent::Connected(connected) => {
                 notice(&format!("connected: streaming after {}", connected.cursor));
             }
-            FeedEvent::Interrupted(interruption) => {
-                let seconds = interruption.wait.as_secs_f64();
-                notice(&format!("{}: {}; trying again in {seconds:.1} s", interruption.url, interruption.cause));
+            FeedEvent::Interrupted { url, cause, wait, .. } => {
+                notice(&format!("{url}: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
             }
             FeedEvent::Nothing => {}
         }

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::address::Cursor;
+use super::address::{Cursor, FeedUrl};
 use super::alert::Reason;
 use super::broker::Broker;
 use super::clock;
 use super::files::{resolved, take_lock};
-use super::follow::{FeedEvent, FollowEnd, FollowOptions, Follower, Interruption};
+use super::follow::{Cause, FeedEvent, FollowEnd, FollowOptions, Follower};
 use super::journal::Journal;
 use super::line::{Line, Mode, Record};
 use super::message::Connected;
@@ -119,7 +119,7 @@ impl<'a> Bot<'a> {
         let (state, journal) = find_files(options)?;
         let lock = take_lock(&state)?;
         let mut journal = Journal::open(&journal, &state)?;
-        let state_file = StateFile::load(state, &mut journal.ledger)?;
+        let mut state_file = StateFile::load(state, &mut journal.ledger)?;
         // Before any order: if the state file cannot be written, the bot ends here.
         state_file.save(&journal.ledger, true)?;
         let mut broker = open_broker(&journal.path)?;
@@ -166,8 +166,8 @@ impl<'a> Bot<'a> {
         logging::turn();
         self.note_ended_orders()?;
         match &event {
-            FeedEvent::Interrupted(interruption) => {
-                self.interrupted(interruption);
+            FeedEvent::Interrupted { url, cause, alarm, wait } => {
+                self.interrupted(url, cause, *alarm, *wait);
                 return Ok(());
             }
             FeedEvent::Connected(connected) => self.connected(connected)?,
@@ -189,7 +189,7 @@ impl<'a> Bot<'a> {
             }
             FeedEvent::Notice(notice) => log::info!(target: LIMITED, "{notice}"),
             FeedEvent::Nothing => self.warn_of_key_end()?,
-            FeedEvent::Connected(_) | FeedEvent::Interrupted(_) => {}
+            FeedEvent::Connected(_) | FeedEvent::Interrupted { .. } => {}
         }
         Ok(())
     }
@@ -205,11 +205,10 @@ impl<'a> Bot<'a> {
         }
     }
 
-    fn interrupted(&mut self, interruption: &Interruption) {
-        let Interruption { url, cause, alarm, wait } = interruption;
-        let wait = text::duration(*wait);
+    fn interrupted(&mut self, url: &FeedUrl, cause: &Cause, alarm: Option<Reason>, wait: Duration) {
+        let wait = text::duration(wait);
         log::warn!(target: LIMITED, "{url}: {cause}; trying again in {wait}");
-        if let Some(reason) = *alarm {
+        if let Some(reason) = alarm {
             let message = format!("{url}: {cause}; this does not end by itself, and the bot keeps trying");
             self.alert(reason, &message, None);
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::address::{ApiKey, Cursor, FeedUrl};
 pub use super::alert::Reason;
 use super::backoff::Backoff;
-pub use super::message::{FeedEvent, Interruption};
+pub use super::message::FeedEvent;
 use super::message::{SignalEvent, read};
 use super::stop::Stop;
 pub use super::stream::Cause;
@@ -191,7 +191,7 @@ impl Follower {
                 self.cursor.get_or_insert(Cursor { feed_seq: connected.cursor, event_time: None });
                 return Ok(Some(event));
             }
-            FeedEvent::Notice(_) | FeedEvent::Interrupted(_) | FeedEvent::Nothing => return Ok(Some(event)),
+            FeedEvent::Notice(_) | FeedEvent::Interrupted { .. } | FeedEvent::Nothing => return Ok(Some(event)),
             _ if !self.is_connected => return Err(Cause::Broke("an event came before the connected block".to_owned())),
             FeedEvent::Missed(_) => {
                 self.new_chain = true;
@@ -250,6 +250,6 @@ impl Follower {
         let in_turn = (1..=count).map(|step| (self.at + step) % count);
         self.at = in_turn.min_by_key(|&at| self.not_before[at].max(now)).unwrap_or(self.at);
         let wait = self.not_before[self.at].saturating_duration_since(now);
-        FeedEvent::Interrupted(Interruption { url, cause, alarm, wait })
+        FeedEvent::Interrupted { url, cause, alarm, wait }
     }
 }

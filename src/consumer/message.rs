@@ -50,24 +50,20 @@ pub enum FeedEvent {
     Missed(Reason),
     /// `degraded`, `recovered`, `closing`, or anything unknown: for the log.
     Notice(String),
-    /// The stream ended or could not be opened; the next call tries again, after this wait.
-    Interrupted(Interruption),
+    /// The stream ended or could not be opened; the next call tries again.
+    Interrupted {
+        /// The address of the feed.
+        url: FeedUrl,
+        /// Why.
+        cause: Cause,
+        /// Set if it will not get better by itself, so somebody must act. Reported once: [`Reason::Hole`] when the same
+        /// events are missing for the third time, or [`Reason::BadCursor`].
+        alarm: Option<Reason>,
+        /// How long the next call waits before it tries again.
+        wait: Duration,
+    },
     /// No event for a moment; a heartbeat may have come.
     Nothing,
-}
-
-/// An interruption of the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interruption {
-    /// The address of the feed.
-    pub url: FeedUrl,
-    /// Why.
-    pub cause: Cause,
-    /// Set if it will not get better by itself, so somebody must act. Reported once: [`Reason::Hole`] when the same events
-    /// are missing for the third time, or [`Reason::BadCursor`].
-    pub alarm: Option<Reason>,
-    /// How long the next call waits before it tries again.
-    pub wait: Duration,
 }
 
 /// A row of `signal`, inserted or changed.

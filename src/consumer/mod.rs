@@ -34,7 +34,7 @@
 //!                 follower.acknowledge(Cursor { feed_seq, event_time: None });
 //!             }
 //!             FeedEvent::Missed(reason) => eprintln!("signals were missed: {reason}"),
-//!             FeedEvent::Interrupted(interruption) => eprintln!("{}", interruption.cause),
+//!             FeedEvent::Interrupted { cause, .. } => eprintln!("{cause}"),
 //!             _ => {}
 //!         }
 //!     }

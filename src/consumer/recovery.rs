@@ -49,7 +49,16 @@ pub(super) fn read_snapshot(recovery: &Recovery, missed_since: Option<&str>) -> 
                                (select max(value) from stock_market.signal_feed_counter))";
     let cursor: Option<i64> = connection.query_one(sql, &[]).doing("read the counter")?.get(0);
     let cursor = cursor.ok_or_else(|| Error::Failed("recovery: the counter has no row".to_owned()))?;
-    let rows = read_rows(&mut connection, recovery, missed_since)?;
+    // json, not jsonb: no row's content makes it fail.
+    let sql = format!(
+        "select row_to_json(s)::text from stock_market.signal s, \
+                (select least(now() - make_interval(secs => $1), $2::text::timestamptz - interval '{OVERLAP}') as since) w \
+          where s.created_at >= w.since or s.updated_at >= w.since \
+          order by s.created_at, s.id"
+    );
+    let lookback = recovery.lookback.as_secs_f64();
+    let rows = connection.query(&sql, &[&lookback, &missed_since]).doing("read the signals")?;
+    let rows = rows.iter().filter_map(|row| row.get(0)).collect();
     connection.batch("rollback").doing("end the snapshot")?;
     Ok(Snapshot { feed_id, cursor, rows })
 }
@@ -74,21 +83,4 @@ fn check_columns(connection: &mut Connection) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn read_rows(
-    connection: &mut Connection,
-    recovery: &Recovery,
-    missed_since: Option<&str>,
-) -> Result<Vec<String>, Error> {
-    // json, not jsonb: no row's content makes it fail.
-    let sql = format!(
-        "select row_to_json(s)::text from stock_market.signal s, \
-                (select least(now() - make_interval(secs => $1), $2::text::timestamptz - interval '{OVERLAP}') as since) w \
-          where s.created_at >= w.since or s.updated_at >= w.since \
-          order by s.created_at, s.id"
-    );
-    let lookback = recovery.lookback.as_secs_f64();
-    let rows = connection.query(&sql, &[&lookback, &missed_since]).doing("read the signals")?;
-    Ok(rows.iter().filter_map(|row| row.get(0)).collect())
 }

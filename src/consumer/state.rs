@@ -1,8 +1,7 @@
 //! The state file: cursor and mode as the journal has them, and the bot's last warning. It is replaced as a whole.
 
-use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -29,20 +28,16 @@ pub(super) struct StateFile {
     path: PathBuf,
     pub(super) key_warned_at: Option<String>,
     /// Whether the bot has already logged that the file cannot be replaced.
-    is_told: Cell<bool>,
+    is_told: bool,
 }
 
 impl StateFile {
     /// Reads the file. Its cursor and the ledger's differ after a crash between the two writes, of which the journal's comes
     /// first; then the ledger takes the lower one, if both have the same mode.
     pub(super) fn load(path: PathBuf, ledger: &mut Ledger) -> Result<Self, Error> {
-        let mut file = Self { path, key_warned_at: None, is_told: Cell::new(false) };
-        let state = match fs::read(&file.path) {
-            Ok(bytes) => json::object::<State>(&bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err("there is none".to_owned()),
-            Err(cause) => return Err(cause).doing(file.doing("read")),
-        };
-        let state = match state {
+        let mut file = Self { path, key_warned_at: None, is_told: false };
+        let read = fs::read(&file.path).map_err(|error| error.to_string());
+        let state = match read.and_then(|bytes| json::object::<State>(&bytes)) {
             Ok(state) => state,
             Err(why) => {
                 if ledger.cursor.is_some() {
@@ -73,7 +68,7 @@ impl StateFile {
     /// Blocks until cursor and mode are written; with `sync` they go to the disk before they take the old ones' place.
     ///
     /// A crash of the machine may leave the old file: its events come again, and the journal knows their orders.
-    pub(super) fn save(&self, ledger: &Ledger, sync: bool) -> Result<(), Error> {
+    pub(super) fn save(&mut self, ledger: &Ledger, sync: bool) -> Result<(), Error> {
         let cursor = ledger.cursor.as_ref();
         let state = State {
             feed_id: ledger.feed_id.clone(),
@@ -87,7 +82,7 @@ impl StateFile {
             if !files::is_irreplaceable(&error) {
                 return Err(error);
             }
-            if !self.is_told.replace(true) {
+            if !std::mem::replace(&mut self.is_told, true) {
                 log::warn!("{}: {error}; writing it in place instead, so a crash may tear it", self.doing("replace"));
             }
             // A torn state file loses nothing: the journal has the same contents.
@@ -128,7 +123,7 @@ mod tests {
             fs::write(&path, &bytes).unwrap();
             let _ = load();
             fs::write(&path, "torn").unwrap();
-            let (file, mut saved) = load().unwrap();
+            let (mut file, mut saved) = load().unwrap();
             saved.cursor = Some(Cursor { feed_seq, event_time: None });
             file.save(&saved, false).unwrap();
             let whole = fs::read(&path).unwrap();

@@ -215,7 +215,6 @@ fn named_error(error: ureq::Error, read_timeout: Duration) -> String {
             format!("nothing arrived for {}", crate::text::duration(read_timeout))
         }
         ureq::Error::Timeout(during) => format!("connect to the feed: timed out ({during})"),
-        ureq::Error::HostNotFound => "look up the feed's host name: not found".to_owned(),
         ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => ENDED.to_owned(),
         other => {
             let text = format!("connection to the feed: {other}");

@@ -289,7 +289,7 @@ fn follow(address: &str, key: &str, last: &Mutex<i64>, stop: &Stop) -> Vec<Cause
                 cursor = event.feed_seq;
                 follower.acknowledge(Cursor { feed_seq: cursor, event_time: None });
             }
-            FeedEvent::Interrupted(interruption) => interruptions.push(interruption.cause),
+            FeedEvent::Interrupted { cause, .. } => interruptions.push(cause),
             FeedEvent::Missed(missed) => panic!("{missed:?}"),
             _ => {}
         }

@@ -65,7 +65,7 @@ impl Bot<'_> {
         loop {
             match follower.next_event().map_err(|end| self.halt(end))? {
                 FeedEvent::Connected(connected) => return Ok(connected),
-                FeedEvent::Interrupted(interruption) => self.interrupted(&interruption),
+                FeedEvent::Interrupted { url, cause, alarm, wait } => self.interrupted(&url, &cause, alarm, wait),
                 _ => {}
             }
         }
@@ -175,9 +175,7 @@ fn describe(order: &Order, now: Timestamp) -> String {
     format!("{} {}, {}", order.order_ref, order.terms(), age.as_deref().unwrap_or("of unknown age"))
 }
 
-/// In whole seconds; in whole minutes from an hour on.
 fn age(made_at: Timestamp, now: Timestamp) -> String {
     let seconds = u64::try_from(now.duration_since(made_at).as_secs()).unwrap_or(0);
-    let shown = if seconds < 3600 { seconds } else { seconds - seconds % 60 };
-    crate::text::duration(std::time::Duration::from_secs(shown))
+    crate::text::duration(std::time::Duration::from_secs(seconds))
 }

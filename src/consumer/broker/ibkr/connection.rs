@@ -40,7 +40,7 @@ pub(super) struct Trouble {
 pub(super) struct GatewayConnection {
     pub(super) client: Client,
     notices: NoticeStream,
-    /// Updates about this client's orders. `None` if it cannot be opened.
+    /// Updates about this client's orders. `None` if it has ended: then the connection counts as lost.
     updates: Option<Subscription<OrderUpdate>>,
     /// Which connection of this bot it is.
     pub(super) number: u64,
@@ -51,7 +51,6 @@ pub(super) struct GatewayConnection {
     pub(super) has_late_list: bool,
     /// The last list was cut short by a row that cannot be read.
     pub(super) has_cut_list: bool,
-    is_lost: bool,
 }
 
 /// What the gateway says about one of this client's orders.
@@ -59,7 +58,7 @@ pub(super) type Update = SubscriptionItem<OrderUpdate>;
 
 impl GatewayConnection {
     pub(super) fn is_lost(&self) -> bool {
-        self.is_lost || !self.client.is_connected()
+        self.updates.is_none() || !self.client.is_connected()
     }
 
     /// Has the followed orders looked up after `wait`, or earlier if that was planned.
@@ -89,19 +88,14 @@ impl GatewayConnection {
 
     /// Handles a frame that cannot be read, which ends the stream. It may be another client's.
     fn reopen_updates(&mut self, error: &ApiError) {
+        let is_over = self.is_lost() || is_end(error);
+        // The client has one such stream at a time.
         self.updates = None;
         self.look_after(Duration::ZERO);
-        if self.is_lost() || is_end(error) {
-            self.is_lost = true;
-            return;
-        }
-        log::warn!("cannot read an order update from the gateway: {error}");
-        match self.client.order_update_stream() {
-            Ok(stream) => self.updates = Some(stream),
-            Err(error) => {
-                log::warn!("follow the orders at the gateway: {error}");
-                self.is_lost = true;
-            }
+        if !is_over {
+            log::warn!("cannot read an order update from the gateway: {error}");
+            let stream = self.client.order_update_stream();
+            self.updates = stream.inspect_err(|error| log::warn!("follow the orders at the gateway: {error}")).ok();
         }
     }
 
@@ -145,11 +139,11 @@ impl IbkrBroker {
         };
         loop {
             match attempt.recv_timeout(SLICE) {
-                Ok(Ok(connection)) => {
+                Ok(dialled) => {
+                    let connection = dialled.map_err(|why| failed(&why))?;
                     log::info!("connected to the gateway at {}", self.address);
                     return Ok(connection);
                 }
-                Ok(Err(why)) => return Err(failed(&why)),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !self.stop.is_asked() => {}
                 Err(RecvTimeoutError::Timeout) => {
                     let why = failed("the gateway has not answered yet");
@@ -176,7 +170,6 @@ fn dial(address: String, number: u64) -> std::io::Result<Receiver<Result<Gateway
                 look_at: Some(Instant::now()),
                 has_late_list: false,
                 has_cut_list: false,
-                is_lost: false,
             })
         });
         let dialled = dialled.map_err(|error| match error {

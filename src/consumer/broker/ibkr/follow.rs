@@ -27,13 +27,9 @@ impl IbkrBroker {
 
     /// Looks up all followed orders if a report about them may have been missed.
     pub(super) fn look_at_followed(&mut self) -> Result<(), String> {
-        let has_followed = self.followed().next().is_some();
-        let Some(connection) = &mut self.connection else { return Ok(()) };
-        if connection.look_at.is_none_or(|at| at > Instant::now()) {
-            return Ok(());
-        }
-        connection.look_at = None;
-        if !has_followed {
+        let look_at =
+            self.connection.as_mut().and_then(|connection| connection.look_at.take_if(|at| *at <= Instant::now()));
+        if look_at.is_none() || self.followed().next().is_none() {
             return Ok(());
         }
         let lists = match self.lists(Scope::All, Instant::now() + self.timeout) {

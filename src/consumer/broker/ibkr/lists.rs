@@ -49,44 +49,6 @@ pub(super) enum Scope {
 }
 
 impl Lists {
-    /// Requests one list at a time: two at once would mix their answers.
-    ///
-    /// If another client's row cannot be read, only the lists of all clients end. What they may hide of the bot's
-    /// orders is neither open nor executed, as the bot's own lists show.
-    pub(super) fn read(
-        connection: &mut GatewayConnection,
-        scope: Scope,
-        deadline: Instant,
-        stop: &Stop,
-    ) -> Result<Self, String> {
-        let mut lists = Self::default();
-        let mut reader = ListReader { connection, deadline, stop };
-        let own = ExecutionFilter { client_id: Some(CLIENT_ID), ..ExecutionFilter::default() };
-        let executions = reader.connection.client.executions(own);
-        let cut = reader.all(
-            "executions",
-            executions.map(|list| move |patience| list.next_timeout(patience)),
-            |execution| lists.take_execution(execution),
-        )?;
-        lists.note_gap("executions", cut);
-        // The rest of a list that was cut short may still arrive and would end this one, so it is requested twice.
-        for _ in 0..=usize::from(std::mem::take(&mut reader.connection.has_cut_list)) {
-            let open = reader.connection.client.open_orders();
-            let cut = reader.orders("open orders", open, &mut lists)?;
-            lists.note_gap("open orders", cut);
-            if lists.gap.is_some() {
-                break;
-            }
-        }
-        if scope == Scope::All {
-            let completed = reader.connection.client.completed_orders(false);
-            reader.orders("completed orders", completed, &mut lists)?;
-            let open = reader.connection.client.all_open_orders();
-            reader.orders("open orders of all clients", open, &mut lists)?;
-        }
-        Ok(lists)
-    }
-
     fn note_gap(&mut self, name: &str, cut: Option<String>) {
         if let Some(why) = cut {
             self.gap = Some(format!("the gateway's list of the bot's own {name} cannot be read: {why}"));
@@ -160,13 +122,42 @@ impl Lists {
     }
 }
 
-struct ListReader<'a> {
-    connection: &'a mut GatewayConnection,
-    deadline: Instant,
-    stop: &'a Stop,
+pub(super) struct ListReader<'a> {
+    pub(super) connection: &'a mut GatewayConnection,
+    pub(super) deadline: Instant,
+    pub(super) stop: &'a Stop,
 }
 
 impl ListReader<'_> {
+    /// Requests one list at a time: two at once would mix their answers.
+    ///
+    /// If another client's row cannot be read, only the lists of all clients end. What they may hide of the bot's
+    /// orders is neither open nor executed, as the bot's own lists show.
+    pub(super) fn read(mut self, scope: Scope) -> Result<Lists, String> {
+        let mut lists = Lists::default();
+        let own = ExecutionFilter { client_id: Some(CLIENT_ID), ..ExecutionFilter::default() };
+        let executions = self.connection.client.executions(own);
+        let next = executions.map(|list| move |patience| list.next_timeout(patience));
+        let cut = self.all("executions", next, |execution| lists.take_execution(execution))?;
+        lists.note_gap("executions", cut);
+        // The rest of a list that was cut short may still arrive and would end this one, so it is requested twice.
+        for _ in 0..=usize::from(std::mem::take(&mut self.connection.has_cut_list)) {
+            let open = self.connection.client.open_orders();
+            let cut = self.orders("open orders", open, &mut lists)?;
+            lists.note_gap("open orders", cut);
+            if lists.gap.is_some() {
+                break;
+            }
+        }
+        if scope == Scope::All {
+            let completed = self.connection.client.completed_orders(false);
+            self.orders("completed orders", completed, &mut lists)?;
+            let open = self.connection.client.all_open_orders();
+            self.orders("open orders of all clients", open, &mut lists)?;
+        }
+        Ok(lists)
+    }
+
     fn orders(
         &mut self,
         name: &str,

@@ -6,7 +6,7 @@ use ibapi::Error as ApiError;
 
 use super::IbkrBroker;
 use super::connection::{SLICE, Trouble};
-use super::lists::{Found, Lists, Scope};
+use super::lists::{Found, ListReader, Lists, Scope};
 use super::own::{OwnOrder, Refusal};
 use super::request::request;
 use crate::consumer::broker::Answer;
@@ -104,7 +104,7 @@ impl IbkrBroker {
 
     pub(super) fn lists(&mut self, scope: Scope, deadline: Instant) -> Result<Lists, String> {
         let connection = self.connection.as_mut().ok_or("not connected to the gateway")?;
-        let lists = Lists::read(connection, scope, deadline, &self.stop);
+        let lists = ListReader { connection, deadline, stop: &self.stop }.read(scope);
         // Reports about the bot's own orders came there too.
         self.hear(Duration::ZERO);
         lists
