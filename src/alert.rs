@@ -31,7 +31,6 @@ pub(crate) enum Level {
     Warning,
 }
 
-/// The order that an alert is about.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct About<'a> {
     pub(crate) signal_id: &'a RawValue,

@@ -22,7 +22,6 @@ use crate::logging::LIMITED;
 
 /// Longest time to look up the feed's name, and again to connect to it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest `Retry-After` that counts.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// The codes of the feed's own 401 and 403.
 const KEY_REFUSALS: [&str; 4] = ["missing_key", "unknown_key", "expired_key", "revoked_key"];

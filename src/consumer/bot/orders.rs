@@ -153,9 +153,8 @@ impl Bot<'_> {
                     Some(last) if last == why => {}
                     Some(_) => log::warn!(target: LIMITED, "{reason}: still waiting for the broker: {why}"),
                 }
-                if !self.stop.sleep(backoff.next_wait()) {
-                    return Err(Halt::Stopped);
-                }
+                self.stop.sleep(backoff.next_wait());
+                continue;
             }
             self.note_ended_orders()?;
             let open = self.journal.ledger.first_open().cloned();

@@ -106,7 +106,6 @@ impl ExecBroker {
         Ok((ended, said.last().map(|line| format!(": {}", clip(line))).unwrap_or_default()))
     }
 
-    /// Runs the program and says what its exit code means.
     fn ask(&mut self, order: &Order, kind: &str) -> Answer {
         let (program, is_order) = (self.program.display().to_string(), kind == "order");
         let not_done = |why| if is_order { Answer::NotSent(why) } else { Answer::Away(why) };

@@ -19,11 +19,8 @@ pub(super) fn request(order: &Order, accounts: &[String]) -> Result<(Contract, A
     for (column, sent) in [("currency", CURRENCY), ("exchange", EXCHANGE), ("sec_type", SEC_TYPE), ("account", account)]
     {
         let wish = row.get(column).map_or("null", |wish| wish.get());
-        let is_met = match serde_json::from_str::<Option<String>>(wish) {
-            Ok(wish) => wish.is_none_or(|wish| wish.trim().is_empty() || wish.trim().eq_ignore_ascii_case(sent)),
-            Err(_) => false,
-        };
-        if !is_met {
+        let is_met = |wish: String| wish.trim().is_empty() || wish.trim().eq_ignore_ascii_case(sent);
+        if !serde_json::from_str::<Option<String>>(wish).is_ok_and(|wish| wish.is_none_or(is_met)) {
             let sent = if sent.is_empty() { "none" } else { sent };
             return Err(format!("its {column} is {wish}, but the bot sends {sent}"));
         }
