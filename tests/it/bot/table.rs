@@ -357,6 +357,16 @@ fn a_refused_key_ends_the_bot_at_once() {
 }
 
 #[test]
+fn a_refusal_counts_although_its_body_does_not_end() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut bot = place.start(&feed.url, &[]);
+    let _stalled =
+        feed.accept().raw("HTTP/1.1 401 Unauthorized\r\nContent-Length: 500\r\n\r\n{\"error\":\"expired_key\"}");
+    assert_eq!(bot.exit_code(), Some(77));
+    assert_eq!(place.alerts(), [critical("unauthorized")]);
+}
+
+#[test]
 fn a_401_or_403_without_a_code_of_the_feed_is_retried() {
     let (feed, place) = (Feed::new(), Place::new());
     let _bot = place.start(&feed.url, &[]);
