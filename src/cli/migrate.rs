@@ -57,7 +57,6 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     }
     match missing.len() {
         0 => output("nothing to do"),
-        1 => Err(Error::Failed("migrate --check: 1 thing is missing; run \"signal-feed migrate\"".into())),
-        many => Err(Error::Failed(format!("migrate --check: {many} things are missing; run \"signal-feed migrate\""))),
+        count => Err(Error::Failed(format!("migrate --check: {count} missing or wrong; run \"signal-feed migrate\""))),
     }
 }

@@ -50,7 +50,7 @@ pub struct Settings {
     /// What the connection string means now, shared by all clones of the settings.
     target: Arc<Mutex<Target>>,
     /// Longest time for connecting, handshake included, and for each statement. Default 10 s.
-    pub deadline: Duration,
+    deadline: Duration,
     /// Asked by every connection while it is opened, and by its calls until it is given another watch.
     watch: Option<Watch>,
 }
@@ -104,10 +104,11 @@ impl Settings {
     fn read_again(&self, failed: &Target) -> Option<Target> {
         let text = std::fs::read_to_string(self.file.as_ref()?).ok().filter(|text| !text.trim().is_empty())?;
         match text.trim().parse::<Target>() {
-            Ok(target) => {
+            Ok(target) if target != *failed => {
                 lock(&self.target).clone_from(&target);
-                Some(target).filter(|target| target != failed)
+                Some(target)
             }
+            Ok(_) => None,
             Err(error) => {
                 log::warn!(
                     "cannot use the new connection string in the database URL file; keeping the old one: {error}"
@@ -199,10 +200,7 @@ impl Connection {
 
     /// Runs one statement, prepared once per connection, and returns its rows.
     pub fn query(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        self.run(async |client, statements| {
-            let statement = prepared(client, statements, sql).await?;
-            client.query(&statement, parameters).await
-        })
+        self.run_prepared(sql, async |client, statement| client.query(statement, parameters).await)
     }
 
     /// Like [`query`](Self::query), for a statement that returns exactly one row.
@@ -210,18 +208,12 @@ impl Connection {
     /// # Errors
     /// See [`Error`]; also if the number of rows is not one.
     pub fn query_one(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
-        self.run(async |client, statements| {
-            let statement = prepared(client, statements, sql).await?;
-            client.query_one(&statement, parameters).await
-        })
+        self.run_prepared(sql, async |client, statement| client.query_one(statement, parameters).await)
     }
 
     /// Runs one statement, prepared once per connection, and returns how many rows it changed.
     pub fn execute(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
-        self.run(async |client, statements| {
-            let statement = prepared(client, statements, sql).await?;
-            client.execute(&statement, parameters).await
-        })
+        self.run_prepared(sql, async |client, statement| client.execute(statement, parameters).await)
     }
 
     /// Waits for a notification, at most `patience`; `None` if none came. Returns at once if one has already come.
@@ -237,6 +229,20 @@ impl Connection {
             Ok(received) => received.unwrap_or(Err(Error::Closed)).map(Some),
             Err(_) => Ok(None),
         }
+    }
+
+    /// Runs one operation with a statement that is prepared when it is first needed.
+    fn run_prepared<T>(
+        &mut self,
+        sql: &str,
+        operation: impl AsyncFnOnce(&Client, &Statement) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Error> {
+        self.run(async |client, statements| {
+            if !statements.contains_key(sql) {
+                statements.insert(sql.to_owned(), client.prepare(sql).await?);
+            }
+            operation(client, &statements[sql]).await
+        })
     }
 
     /// Runs one operation to its end or the deadline. Any error but that of a statement loses the connection.
@@ -326,17 +332,4 @@ async fn watched<F: Future>(
             return Err(Error::GivenUp);
         }
     }
-}
-
-async fn prepared(
-    client: &Client,
-    statements: &mut HashMap<String, Statement>,
-    sql: &str,
-) -> Result<Statement, tokio_postgres::Error> {
-    if let Some(statement) = statements.get(sql) {
-        return Ok(statement.clone());
-    }
-    let statement = client.prepare(sql).await?;
-    statements.insert(sql.to_owned(), statement.clone());
-    Ok(statement)
 }

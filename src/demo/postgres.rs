@@ -1,13 +1,12 @@
 //! A private, throw-away PostgreSQL from the installed server programs, for the demo and for the tests.
 //!
-//! It listens on a unix socket in a directory of its own, readable by its owner alone. A small shell owns the directory:
+//! It listens on a unix socket in a directory of its own, readable by its owner alone. A small shell makes the directory:
 //! when the process that started it ends for any reason, the shell's input ends, and it stops PostgreSQL and removes the
 //! directory.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +22,7 @@ use crate::random::random_u64;
 const KEEPER: &str = r#"
 trap '' INT TERM HUP PIPE
 exec 2>&1
+mkdir -m 700 "$2" || exit
 {
     "$1/initdb" --pgdata="$2/data" --username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync &&
     printf '%s' "$3" >>"$2/data/postgresql.conf" &&
@@ -58,7 +58,7 @@ impl PrivatePostgres {
     /// If the server programs are not installed (the text names the package), or do not start within a minute.
     pub fn start(settings: &[(&str, &str)]) -> Result<Self, Error> {
         let programs = find_programs()?;
-        let dir = make_directory()?;
+        let dir = std::env::temp_dir().join(format!("signal-feed-{:016x}", random_u64()));
         let socket = dir.to_string_lossy();
         let socket = [("unix_socket_directories", &*socket)];
         let lines = socket.iter().chain(&SETTINGS).chain(settings);
@@ -145,13 +145,4 @@ fn find_programs() -> Result<PathBuf, Error> {
                     .into(),
             )
         })
-}
-
-fn make_directory() -> Result<PathBuf, Error> {
-    let dir = std::env::temp_dir().join(format!("signal-feed-{:016x}", random_u64()));
-    fs::DirBuilder::new().mode(0o700).create(&dir).doing(format!("make {}", dir.display()))?;
-    if geteuid().is_root() {
-        chown(&dir, Some(NOBODY), Some(NOBODY)).doing("give PostgreSQL its directory")?;
-    }
-    Ok(dir)
 }
