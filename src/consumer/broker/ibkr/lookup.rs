@@ -55,12 +55,16 @@ impl IbkrBroker {
         }
         let why = refusal.as_ref().map(Refusal::why);
         let why = why.into_iter().chain(lists.gap.clone()).collect::<Vec<_>>().join("; ");
-        if lists.gap.is_some() {
-            // A list that stays cut short holds up other orders for only so long: then the error counts.
-            let own = attempt.order_id.and_then(|order_id| self.orders.get_mut(&order_id));
-            if !own.is_some_and(|own| own.refusal.is_some() && own.is_gone()) {
-                return unknown(&why);
-            }
+        let own = attempt.order_id.and_then(|order_id| self.orders.get_mut(&order_id));
+        let is_gone = own.is_some_and(OwnOrder::is_gone);
+        let is_not_sent = refusal.as_ref().is_some_and(Refusal::is_not_sent);
+        // A list that stays cut short holds up other orders for only so long: then the error counts. But it never permits
+        // a second send.
+        if lists.gap.is_some() && (refusal.is_none() || is_not_sent || !is_gone) {
+            return unknown(&why);
+        }
+        if is_not_sent && !is_gone {
+            return unknown(&format!("{why}; looking again, because the gateway spoke about the order before"));
         }
         if !broke && refusal.is_none() {
             return unknown(
@@ -73,7 +77,7 @@ impl IbkrBroker {
             return unknown("a late answer of the gateway may have been taken for another one");
         }
         if let Some(refusal) = refusal {
-            return refusal.answer(why);
+            return refusal.answer_without_order(why);
         }
         if attempt.resent {
             return unknown("it was already sent again once and was lost again; settle it with a line in the journal");

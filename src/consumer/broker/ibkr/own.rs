@@ -40,7 +40,12 @@ impl Refusal {
         if self.code == CANCELLED { Answer::Unfilled(why) } else { Answer::Rejected(why) }
     }
 
-    /// Whether the gateway certainly did not take the order, and would take it at another time.
+    /// What it means for an order that the lists do not show.
+    pub(super) fn answer_without_order(&self, why: String) -> Answer {
+        if self.is_not_sent() { Answer::NotSent(why) } else { self.answer(why) }
+    }
+
+    /// Whether it says that the gateway did not take the order, and would take it at another time.
     pub(super) fn is_not_sent(&self) -> bool {
         NOT_SENT.contains(&self.code) || self.is_read_only()
     }
@@ -89,6 +94,11 @@ impl OwnOrder {
     /// The connection over which it was sent, if the gateway has said nothing about it.
     pub(super) fn silent_on(&self) -> Option<u64> {
         self.sent_over.filter(|_| self.since.is_none() && !self.is_followed)
+    }
+
+    /// Whether a status or a fill showed that the gateway has, or had, the order.
+    pub(super) fn is_seen(&self) -> bool {
+        self.status.is_some() || self.filled > 0.0
     }
 
     pub(super) fn take(&mut self, update: &Update) {

@@ -15,7 +15,7 @@ use crate::consumer::order::Order;
 /// How long to wait if the gateway has the order but has not passed it on (`PendingSubmit`): a refusal may follow.
 const PENDING_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to look in the gateway's lists for a refused order: if they show it, the refusal does not count.
-const LIST_PATIENCE: Duration = Duration::from_secs(3);
+const LIST_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a bot that should stop still waits for the answer to an order in flight.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -32,6 +32,11 @@ impl IbkrBroker {
         let Some((order_id, number)) = order_id.and_then(|id| Some((id, i32::try_from(id).ok()?))) else {
             return Answer::NotSent("the gateway has not said which order ids are free".to_owned());
         };
+        // Only now the gateway may say that it has an order after all, which an error called not sent.
+        let earlier = self.orders.iter().find(|(_, own)| own.reference == order.order_ref && own.is_seen());
+        if let Some(answer @ Answer::Has(_)) = earlier.and_then(|(earlier_id, own)| own.answer(*earlier_id)) {
+            return answer;
+        }
         // Nothing more is expected about the last order, unless it is followed.
         self.orders.retain(|_, order| order.is_followed);
         self.orders.insert(order_id, OwnOrder::new(order, Some(connection.number)));
@@ -75,11 +80,13 @@ impl IbkrBroker {
         }
     }
 
-    /// The answer, if the gateway's messages about the order are one.
+    /// The answer, if the gateway's messages about the order are one. After a status or a fill, an error that says "not
+    /// sent" is none: the lists decide. (A read-only gateway refuses lists too.)
     pub(super) fn heard_answer(&mut self, order_id: i64) -> Option<Answer> {
         let heard = self.orders.get(&order_id)?;
         let answer = heard.answer(order_id);
-        let Some(refusal) = heard.refusal.clone().filter(|refusal| answer.is_none() && refusal.is_not_sent()) else {
+        let is_unsent = |refusal: &Refusal| refusal.is_read_only() || (refusal.is_not_sent() && !heard.is_seen());
+        let Some(refusal) = heard.refusal.clone().filter(|refusal| answer.is_none() && is_unsent(refusal)) else {
             return answer;
         };
         if refusal.is_read_only() {
@@ -96,9 +103,11 @@ impl IbkrBroker {
         match lists.map(|lists| (lists.find(&order.order_ref, Some(order_id)), lists.gap)) {
             Ok((Found::Open(found) | Found::Executed(found, _), _)) => Answer::Has(found),
             Ok((Found::Nothing, Some(gap))) => Answer::Unknown(format!("{why}; {gap}")),
-            Err(silence) if self.is_away() || self.stop.is_asked() => Answer::Unknown(format!("{why}; {silence}")),
+            Err(silence) if self.is_away() || self.stop.is_asked() || refusal.is_not_sent() => {
+                Answer::Unknown(format!("{why}; {silence}"))
+            }
             // A status may have come meanwhile.
-            _ => self.heard_answer(order_id).unwrap_or_else(|| refusal.answer(why)),
+            _ => self.heard_answer(order_id).unwrap_or_else(|| refusal.answer_without_order(why)),
         }
     }
 

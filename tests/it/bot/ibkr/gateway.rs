@@ -84,6 +84,8 @@ pub(super) struct State {
     pub(super) read_only: bool,
     /// Whether it leaves lists unanswered.
     pub(super) silent_lists: bool,
+    /// How long it takes to answer when asked for a list.
+    pub(super) slow_lists: Duration,
     /// Rows of others, before the bot's own in the lists of all clients.
     pub(super) foreign: Vec<Proto>,
     /// Whether the list of this client's own orders has them too.
@@ -123,6 +125,7 @@ impl Gateway {
             in_use: 0,
             read_only: false,
             silent_lists: false,
+            slow_lists: Duration::ZERO,
             foreign: Vec::new(),
             foreign_in_own: false,
             lists: 0,
@@ -317,6 +320,8 @@ impl Gateway {
 
     /// Whether a list is refused, or not answered at all.
     fn refuses(&self, stream: &mut TcpStream) -> Option<bool> {
+        let wait = self.state().slow_lists;
+        std::thread::sleep(wait);
         let state = self.state();
         if state.read_only {
             write(
@@ -370,6 +375,8 @@ impl Gateway {
 
     fn executions(&self, stream: &mut TcpStream, message: &Fields) -> Option<()> {
         let request = message.int(1);
+        let wait = self.state().slow_lists;
+        std::thread::sleep(wait);
         let state = self.state();
         if state.silent_lists {
             return Some(());

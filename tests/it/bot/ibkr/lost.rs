@@ -278,3 +278,27 @@ fn a_late_error_ends_an_order_of_unknown_outcome_only_if_the_lists_agree() {
     world.place.wait_cursor(cursor);
     assert!(world.place.journal_has("placed", 1) && !world.place.journal_has("rejected", 1));
 }
+
+#[test]
+fn a_late_status_and_then_an_error_of_an_unsent_order_are_settled_by_the_lists() {
+    let world = World::new();
+    let _bot = world.start();
+    world.gateway.script(&[]);
+    let cursor = world.send(1, "exit");
+    world.place.wait_alert("outcome_unknown");
+    {
+        let mut state = world.gateway.state();
+        state.book.push(Booked::submitted(1, "sf-1-exit"));
+        state.silent_lists = true;
+    }
+    // Both arrive while the bot asks for lists.
+    world.gateway.status("sf-1-exit", "Submitted", 0);
+    world.gateway.error(504, "Not connected");
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(world.gateway.sent(), ["sf-1-exit"]);
+    world.gateway.state().silent_lists = false;
+    world.place.wait_cursor(cursor);
+    world.trade(2, "exit");
+    assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit"]);
+    assert!(world.place.journal_has("placed", 1));
+}

@@ -106,6 +106,59 @@ fn an_order_that_is_certainly_not_sent_is_tried_again() {
 }
 
 #[test]
+fn an_order_that_the_gateway_spoke_about_is_not_sent_again_after_an_error_unless_the_lists_lack_it() {
+    let world = World::new();
+    let _bot = world.start();
+    let not_sent =
+        [Step::Error(103, "Duplicate order id"), Step::Error(502, "No connection"), Step::Error(504, "Not connected")];
+    let mut id = 0;
+    for error in not_sent {
+        for heard in ["PendingSubmit", "PreSubmitted", "Submitted", "Filled"] {
+            id += 1;
+            let filled = if heard == "Filled" { 100 } else { 0 };
+            world.gateway.script(&[Step::Take(heard), Step::Status(heard, filled), error.clone()]);
+            world.trade(id, "exit");
+            assert!(world.place.journal_has("placed", id), "{heard}, {error:?}");
+        }
+    }
+    let expected: Vec<String> = (1..=id).map(|id| format!("sf-{id}-exit")).collect();
+    assert_eq!(world.gateway.sent(), expected);
+    // Neither the book nor the executions have it.
+    world.gateway.script(&[Step::Say("PendingSubmit", 0), Step::Error(504, "Not connected")]);
+    world.trade(id + 1, "exit");
+    assert_eq!(world.gateway.sent().len(), expected.len() + 2);
+    assert_eq!(world.gateway.live().len(), expected.len() + 1);
+    assert_eq!(world.place.alerts(), [("WARNING".to_owned(), "broker_away".to_owned())]);
+}
+
+#[test]
+fn a_status_that_comes_after_the_error_keeps_the_order_from_being_sent_again() {
+    let world = World::new();
+    let _bot = world.place.start(
+        &world.url,
+        &["--broker", &format!("ibkr:{}", world.gateway.address), "--backoff-min", "2s", "--backoff-max", "2s"],
+    );
+    world.gateway.script(&[Step::Take("Submitted"), Step::Error(502, "No connection")]);
+    let cursor = world.send(1, "exit");
+    world.wait_journal("unsent", 1);
+    world.gateway.status("sf-1-exit", "Submitted", 0);
+    world.place.wait_cursor(cursor);
+    world.trade(2, "exit");
+    assert_eq!(world.gateway.sent(), ["sf-1-exit", "sf-2-exit"]);
+}
+
+#[test]
+fn slow_lists_show_that_an_order_works_after_an_error() {
+    let world = World::new();
+    let _bot = world.start_with_timeout("30s");
+    world.gateway.state().slow_lists = Duration::from_secs(2);
+    world.gateway.script(&[Step::Take("Submitted"), Step::Error(10_999, "a code of tomorrow")]);
+    world.trade(1, "exit");
+    assert!(world.place.journal_has("placed", 1));
+    assert_eq!(world.place.alerts(), []);
+}
+
+#[test]
 fn an_order_id_is_never_used_twice_whatever_the_gateway_says_is_next() {
     let world = World::new();
     world.gateway.state().next_id = 40;
