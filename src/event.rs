@@ -105,7 +105,7 @@ impl WrittenTime {
         let beyond = SignedDuration::from_nanos(finer.bytes().any(|digit| digit != b'0').into());
         let has_offset = match offset.len() {
             1 => offset.starts_with(['Z', 'z']),
-            6 => offset.starts_with(['+', '-', ' ']),
+            6 => offset.starts_with(['+', '-', ' ']) && offset.as_bytes()[3] == b':',
             _ => false,
         };
         if !is_separated || !has_offset {
@@ -225,6 +225,7 @@ mod tests {
             "2025-02-29T12:00:00Z",
             "2025-00-19T12:00:00Z",
             "2025-11-19T12:00:00+0200",
+            "2025-11-19T12:00:00+02[A]",
             "2025-11-19T12:00:00Z[UTC]",
             "2025-11-19T12:00:00Z ",
             "+2025-11-19T12:00:00Z",

@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 
 use super::address::FeedUrl;
 use super::alert::Reason;
-use super::json;
 use super::order::Order;
 use super::sse::Event;
 use super::stream::Cause;
+use super::{clock, json};
 use crate::event::WrittenTime;
 use crate::text::clip;
 
@@ -128,7 +128,9 @@ fn signal(event: Event) -> FeedEvent {
     if id.is_some_and(|id| id != feed_seq) {
         return unreadable(id, format!("the event's data has the number {feed_seq}, its block has another one"));
     }
-    let event_time = wire.event_time.filter(|time| WrittenTime::parse(time).is_some());
+    // The bot also looks back to it, so it must be an instant too.
+    let is_time = |time: &String| WrittenTime::parse(time).is_some() && clock::instant(time).is_some();
+    let event_time = wire.event_time.filter(is_time);
     let row = wire.signal.ok_or_else(|| "the event has no row".to_owned());
     let order = row.and_then(|row| Order::from_row(row, Some(feed_seq), event_time.clone()));
     FeedEvent::Signal(SignalEvent {
@@ -226,9 +228,16 @@ mod tests {
         for good in ["2026-11-20T12:00:00.123456Z", "2026-11-20T12:00:00+02:00"] {
             assert_eq!(kept(good).as_deref(), Some(good));
         }
-        for bad in
-            ["", "yesterday", "2026-11-20", "2026-11-20T12:00:00", "2026-11-20T12:00:00Z[UTC]", "20261120T120000Z"]
-        {
+        for bad in [
+            "",
+            "yesterday",
+            "2026-11-20",
+            "2026-11-20T12:00:00",
+            "2026-11-20T12:00:00Z[UTC]",
+            "2026-11-20T12:00:00+02[A]",
+            "2026-11-20T12:00:00 02:00",
+            "20261120T120000Z",
+        ] {
             assert_eq!(kept(bad), None, "{bad}");
         }
     }

@@ -1,7 +1,7 @@
 //! The state file: cursor and mode as the journal has them, and the bot's last warning. It is replaced as a whole.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,13 @@ impl StateFile {
     /// first; then the ledger takes the lower one, if both have the same mode.
     pub(super) fn load(path: PathBuf, ledger: &mut Ledger) -> Result<Self, Error> {
         let mut file = Self { path, key_warned_at: None, is_told: false };
-        let read = fs::read(&file.path).map_err(|error| error.to_string());
-        let state = match read.and_then(|bytes| json::object::<State>(&bytes)) {
+        let state = match fs::read(&file.path) {
+            Ok(bytes) => json::object::<State>(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err("there is none".to_owned()),
+            // It may be another bot's, so it is not replaced.
+            Err(error) => return Err(error).doing(file.doing("read")),
+        };
+        let state = match state {
             Ok(state) => state,
             Err(why) => {
                 if ledger.cursor.is_some() {
@@ -104,6 +109,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_file_that_is_there_and_cannot_be_read_is_not_taken_for_lost() {
+        let mut ledger = Ledger::default();
+        assert!(StateFile::load(std::env::temp_dir(), &mut ledger).is_err());
+        assert!(StateFile::load(std::env::temp_dir().join("no such file"), &mut ledger).is_ok());
+    }
 
     proptest! {
         #[test]
