@@ -119,7 +119,12 @@ impl<'a> Bot<'a> {
         let (state, journal) = find_files(options)?;
         let lock = take_lock(&state)?;
         let mut journal = Journal::open(&journal, &state)?;
+        let mode = journal.ledger.mode.clone();
         let mut state_file = StateFile::load(state, &mut journal.ledger)?;
+        if journal.ledger.mode != mode {
+            let mode = Some(journal.ledger.mode.clone());
+            journal.append(&Line { mode, ..Line::new(Record::Mode) }, true)?;
+        }
         // Before any order: if the state file cannot be written, the bot ends here.
         state_file.save(&journal.ledger, true)?;
         let mut broker = open_broker(&journal.path)?;

@@ -42,6 +42,8 @@ impl Journal {
             file.seek(SeekFrom::End(0)).doing(doing("repair", path))?;
             text.truncate(whole);
         }
+        // Not every line that a killed bot left is on the disk yet, and the state file will count the orders.
+        file.sync_data().doing(doing("write", path))?;
         let (ledger, details) = read(&text, path)?;
         let mut journal = Self { path: path.to_owned(), file, replaced: None, ledger };
         if text.is_empty() {

@@ -75,6 +75,11 @@ impl Ledger {
         self.known.get(&key_of(order))
     }
 
+    /// How many orders are known. It never falls.
+    pub(super) fn count(&self) -> usize {
+        self.known.len()
+    }
+
     /// Whether an entry or an exit with this order's id is known.
     pub(super) fn knows_id(&self, order: &Order) -> bool {
         let (id, _) = key_of(order);

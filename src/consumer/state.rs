@@ -1,4 +1,5 @@
-//! The state file: cursor and mode as the journal has them, and the bot's last warning. It is replaced as a whole.
+//! The state file: cursor and mode as the journal has them, how many orders the journal knows, and the bot's last warning.
+//! It is replaced as a whole.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -20,6 +21,8 @@ struct State {
     event_time: Option<String>,
     #[serde(flatten)]
     mode: Mode,
+    /// How many orders the journal knows. `None`: a former version wrote the file.
+    orders: Option<usize>,
     key_warned_at: Option<String>,
 }
 
@@ -33,7 +36,10 @@ pub(super) struct StateFile {
 
 impl StateFile {
     /// Reads the file. Its cursor and the ledger's differ after a crash between the two writes, of which the journal's comes
-    /// first; then the ledger takes the lower one, if both have the same mode.
+    /// first; then the ledger takes the lower one, if both have the same mode. Else close-only mode wins.
+    ///
+    /// Refuses a journal that knows fewer orders than the file counts. The journal is synced before the file is written, so
+    /// no crash leaves such a pair.
     pub(super) fn load(path: PathBuf, ledger: &mut Ledger) -> Result<Self, Error> {
         let mut file = Self { path, key_warned_at: None, is_told: false };
         let state = match fs::read(&file.path) {
@@ -58,6 +64,14 @@ impl StateFile {
                 "the state file belongs to the log {one}, but the journal to the log {other}: they are from different bots"
             )));
         }
+        if let Some(orders) = state.orders.filter(|orders| *orders > ledger.count()) {
+            return Err(Error::Failed(format!(
+                "the journal is older than the state file {}: it knows {} orders, and the bot had {orders}. Restore the newest \
+                 journal, or remove the state file to continue with this one; then orders already placed may be placed again",
+                file.path.display(),
+                ledger.count()
+            )));
+        }
         file.key_warned_at = state.key_warned_at;
         // Take the lower cursor: its events come again, and the journal knows their orders. A crash may leave the state
         // file behind, or with a cursor of the log before a restore, to which numbers above the journal's belong.
@@ -66,6 +80,9 @@ impl StateFile {
             && state.mode.is_close_only() == ledger.mode.is_close_only()
         {
             ledger.cursor = Some(Cursor { feed_seq, event_time: state.event_time });
+        }
+        if state.mode.is_close_only() && !ledger.mode.is_close_only() {
+            ledger.mode = state.mode;
         }
         Ok(file)
     }
@@ -80,6 +97,7 @@ impl StateFile {
             cursor: cursor.map(|cursor| cursor.feed_seq),
             event_time: cursor.and_then(|cursor| cursor.event_time.clone()),
             mode: ledger.mode.clone(),
+            orders: Some(ledger.count()),
             key_warned_at: self.key_warned_at.clone(),
         };
         let text = serde_json::to_string(&state).unwrap_or_default() + "\n";

@@ -76,8 +76,12 @@ impl Bot<'_> {
 /// nothing.
 pub(crate) fn dry_run(options: &BotOptions, recovery: &Recovery) -> Result<Vec<String>, Error> {
     let (state, journal) = find_files(options)?;
-    let mut ledger = Journal::look(&journal, &state)?;
-    StateFile::load(state, &mut ledger)?;
+    let read = || {
+        let mut ledger = Journal::look(&journal, &state)?;
+        StateFile::load(state.clone(), &mut ledger).map(|_| ledger)
+    };
+    // A running bot may have written both files between the two reads.
+    let ledger = read().or_else(|_| read())?;
     let snapshot = read_snapshot(recovery, missed_since(&ledger).as_deref())?;
     require_same_log(&ledger, &snapshot)?;
     let plan = RecoveryPlan::new(options, &ledger, &snapshot);

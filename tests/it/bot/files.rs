@@ -100,6 +100,68 @@ fn a_lost_journal_beside_a_state_file_ends_the_bot() {
 }
 
 #[test]
+fn an_older_journal_beside_the_state_file_ends_the_bot_and_nothing_is_placed_again() {
+    for how in ["before some orders", "its first line only", "a state file of an older version"] {
+        let feed = Feed::new();
+        let place = worked(&feed, false);
+        let journal = place.path("trader-bot.journal");
+        let mut older = place.read("trader-bot.journal");
+        let bot = place.start(&feed.url, &[]);
+        let mut stream = feed.open(6);
+        stream.insert(7, &row(2, "entry"));
+        stream.insert(8, &row(3, "exit"));
+        place.wait_cursor(8);
+        bot.stop();
+        if how == "its first line only" {
+            older.truncate(older.find('\n').unwrap() + 1);
+        }
+        if how == "a state file of an older version" {
+            let mut state = place.state();
+            assert_eq!(state.as_object_mut().unwrap().remove("orders").unwrap(), 3);
+            fs::write(place.path("trader-bot.state"), state.to_string()).unwrap();
+            let _bot = place.start(&feed.url, &[]);
+            assert_eq!(feed.accept().cursor(), Some(8));
+            continue;
+        }
+        fs::write(&journal, older).unwrap();
+        let mut bot = place.start(&feed.url, &[]);
+        assert_eq!(bot.exit_code(), Some(1), "{how}");
+        let log = place.read("log");
+        assert!(log.contains("the journal is older than the state file"), "{log}");
+        assert_eq!(place.paper().len(), 3);
+    }
+}
+
+#[test]
+fn close_only_mode_wins_if_state_file_and_journal_differ() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry"));
+    place.wait_cursor(6);
+    let older = place.read("trader-bot.journal");
+    stream.system("{\"reason\":\"replay_truncated\",\"cursor\":6,\"head\":6}");
+    place.wait_alert("replay_truncated");
+    place.wait("close-only mode", || place.state()["mode"] == "close_only");
+    bot.stop();
+    fs::write(place.path("trader-bot.journal"), older).unwrap();
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(6);
+    stream.insert(7, &row(2, "entry"));
+    stream.insert(8, &row(3, "exit"));
+    place.wait_cursor(8);
+    bot.stop();
+    assert!(place.journal_has("blocked", 2));
+    // The journal alone suffices again.
+    fs::remove_file(place.path("trader-bot.state")).unwrap();
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.open(8);
+    stream.insert(9, &row(4, "entry"));
+    place.wait_cursor(9);
+    assert_eq!(place.paper(), ["sf-1-entry", "sf-3-exit"]);
+}
+
+#[test]
 fn empty_files_made_for_a_bind_mount_are_a_new_start() {
     let (feed, place) = (Feed::new(), Place::new());
     fs::write(place.path("trader-bot.state"), "").unwrap();
