@@ -1,6 +1,7 @@
 //! `--recovery`: reads what was missed from the database and places it; then the stream continues from the snapshot.
 
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -30,7 +31,13 @@ impl Bot<'_> {
             return Err(Error::Failed("recovery is for keys without a delay, and this key has one".to_owned()).into());
         }
         self.bind(&connected.feed_id)?;
-        let snapshot = read_snapshot(recovery, missed_since(&self.journal.ledger).as_deref())?;
+        let stop = self.stop.clone();
+        let database = recovery.database.clone().with_watch(Some(Arc::new(move || !stop.is_asked())));
+        let recovery = Recovery { database, ..*recovery };
+        let snapshot = match read_snapshot(&recovery, missed_since(&self.journal.ledger).as_deref()) {
+            Err(_) if self.stop.is_asked() => return Err(Halt::Stopped),
+            snapshot => snapshot?,
+        };
         require_same_log(&self.journal.ledger, &snapshot)?;
         let plan = RecoveryPlan::new(self.options, &self.journal.ledger, &snapshot);
         log::info!("recovery begins: {plan}");

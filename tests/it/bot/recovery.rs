@@ -1,5 +1,7 @@
 //! `--recovery` from a real database, with only the rights of `signal_feed_bot`.
 
+use std::time::{Duration, Instant};
+
 use super::feed::{Feed, Open, row};
 use super::process::{Bot, Place};
 use super::real::Market;
@@ -354,4 +356,34 @@ fn a_recovery_of_many_unusable_rows_ends_at_sigterm() {
     assert_eq!(bot.exit_code(), Some(0));
     let journalled = place.read("trader-bot.journal").matches("unusable").count();
     assert!(journalled < 20_000, "it went on to the end");
+}
+
+#[test]
+fn a_recovery_that_waits_for_the_database_ends_at_sigterm() {
+    for what in ["a locked table", "a server that does not answer"] {
+        let (feed, place, market) = (Feed::new(), Place::new(), Market::new());
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut locker = market.database.connect();
+        let is_locked = what == "a locked table";
+        let mut bot = if is_locked {
+            locker.batch_execute("begin; lock table stock_market.signal in access exclusive mode").unwrap();
+            recover(&place, &feed, &market)
+        } else {
+            let url = format!("postgres://bot@{}/market", silent.local_addr().unwrap());
+            place.start(&feed.url, &["--recovery", "--database-url", &url])
+        };
+        let mut first = feed.accept().open();
+        first.connected_as(&market.feed_id(), 1, 0, "null");
+        if is_locked {
+            let sql = "select count(*) from pg_locks where relation = 'stock_market.signal'::regclass and not granted";
+            place.wait("the bot waits for the lock", || locker.query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0);
+        } else {
+            silent.accept().unwrap();
+        }
+        let began = Instant::now();
+        bot.signal("TERM");
+        assert_eq!(bot.exit_code(), Some(0), "{what}: {}", place.read("log"));
+        assert!(began.elapsed() < Duration::from_secs(2), "{what}: {:?}", began.elapsed());
+        assert!(place.read("log").contains("stopped, cursor"), "{what}: {}", place.read("log"));
+    }
 }
