@@ -11,8 +11,12 @@ pub(super) fn text(instant: Timestamp) -> String {
     format!("{instant:.6}")
 }
 
-/// Parses an instant with any offset. A time without a time zone, or anything else (`infinity`), is an unknown time.
+/// Parses an instant with any offset. PostgreSQL's `-infinity` and times before Christ are older than everything. A time
+/// without a time zone, or anything else (`infinity`), is an unknown time.
 pub(super) fn instant(text: &str) -> Option<Timestamp> {
+    if text == "-infinity" || text.ends_with(" BC") {
+        return Some(Timestamp::MIN);
+    }
     text.parse().ok()
 }
 
@@ -42,6 +46,14 @@ mod tests {
         assert_eq!(instant("infinity"), None);
         assert_eq!(instant("2026-11-20T12:00:00"), None);
         assert!(instant("2026-11-20T12:00:00+02:00").is_some());
+    }
+
+    #[test]
+    fn a_time_before_christ_is_older_than_everything() {
+        for old in ["-infinity", "0044-03-15T00:00:00+00:00 BC"] {
+            assert!(instant(old).is_some_and(|old| Some(old) < instant("0001-01-01T00:00:00Z")), "{old}");
+            assert!(!same_instant(old, "2026-11-20T12:00:00Z"));
+        }
     }
 
     #[test]

@@ -83,6 +83,28 @@ fn the_age_of_an_entry_counts_from_the_older_of_its_two_times() {
 }
 
 #[test]
+fn a_row_created_before_christ_or_at_minus_infinity_is_old() {
+    for time in ["-infinity", "0044-03-15T00:00:00+00:00 BC"] {
+        let (feed, place) = (Feed::new(), Place::new());
+        let bot = place.start(&feed.url, &[]);
+        let mut stream = feed.open(5);
+        stream.insert(6, &created(1, "entry", time));
+        stream.insert(7, &created(2, "exit", time));
+        place.wait_cursor(7);
+        assert!(place.journal_has("stale", 1) && place.journal_has("stale", 2), "{time}");
+        place.wait_alert("exit_stale");
+        assert_eq!(place.paper(), Vec::<String>::new());
+        bot.stop();
+        // Of a known row: only its age counts.
+        let _bot = place.start(&feed.url, &["--max-entry-age", "1h"]);
+        let mut stream = feed.open(7);
+        stream.insert(8, &created(2, "entry", time));
+        place.wait_cursor(8);
+        assert!(place.read("trader-bot.journal").contains("older than 1h"), "{time}");
+    }
+}
+
+#[test]
 fn a_number_is_one_id_however_it_is_written() {
     let (feed, place) = (Feed::new(), Place::new());
     let bot = place.start(&feed.url, &[]);
