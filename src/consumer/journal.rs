@@ -212,6 +212,37 @@ mod tests {
     }
 
     #[test]
+    fn an_open_order_needs_its_text_once_and_short_lines_open_no_ended_order() {
+        let scratch = Scratch::new("short");
+        let path = scratch.journal();
+        let mut journal = Journal::open(&path, Path::new("")).unwrap();
+        let (open, ended) = (order(7000), order(8000));
+        for order in [&open, &ended] {
+            journal.append(&intent_line(order), false).unwrap();
+        }
+        for order_id in 1..=300 {
+            for order in [&open, &ended] {
+                journal.append(&Line::new(Record::Unsent).order_key(order), false).unwrap();
+                let again = Line::new(Record::Intent).order_key(order);
+                journal.append(&Line { order_id: Some(order_id), ..again }, false).unwrap();
+            }
+        }
+        journal.append(&Line::new(Record::Placed).order_key(&ended), false).unwrap();
+        drop(journal);
+        for _ in 0..2 {
+            let ledger = Journal::open(&path, Path::new("")).unwrap().ledger;
+            let intents: Vec<_> = ledger.open().collect();
+            assert_eq!(intents.len(), 1);
+            assert_eq!(intents[0].order.line("order"), open.line("order"));
+            assert_eq!((intents[0].stage, intents[0].attempt.order_id), (Record::Unknown, Some(300)));
+            assert_eq!(ledger.known(&ended).unwrap().outcome, Record::Placed);
+            assert_eq!((ledger.highest_order_id, ledger.count()), (300, 2));
+        }
+        let mut journal = Journal::open(&path, Path::new("")).unwrap();
+        assert!(journal.append(&Line::new(Record::Intent).order_key(&order(1)), false).is_err());
+    }
+
+    #[test]
     fn a_torn_last_line_is_dropped_wherever_it_was_torn() {
         let scratch = Scratch::new("torn");
         let path = scratch.journal();

@@ -55,6 +55,14 @@ pub(super) struct OpenIntent {
     pub(super) attempt: Attempt,
 }
 
+impl OpenIntent {
+    /// Sent once more, because the broker certainly did not have it.
+    fn send_again(&mut self, attempt: Attempt) {
+        let resent = attempt.resent || self.attempt.resent;
+        (self.stage, self.attempt) = (Record::Unknown, Attempt { resent, ..attempt });
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
     /// When the bot first started.
@@ -145,7 +153,17 @@ impl Ledger {
     }
 
     fn apply_intent(&mut self, line: &Line) -> Result<(), String> {
-        let raw = line.order.as_ref().ok_or("an intent has no order")?;
+        let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
+        // Without a later line about it, that bot and its connection have ended.
+        let attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent };
+        let Some(raw) = &line.order else {
+            let key = line.key().filter(|key| self.known.contains_key(key)).ok_or("an intent has no order")?;
+            // After a summary, an order that ended later has no intent any more.
+            if let Some(intent) = self.intent(&key) {
+                intent.send_again(attempt);
+            }
+            return Ok(());
+        };
         let mut order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
         order.created_at.clone_from(&line.created_at);
         let known = KnownOrder {
@@ -156,15 +174,8 @@ impl Ledger {
         };
         let key = key_of(&order);
         self.known.insert(key.clone(), known);
-        let tried_at = clock::instant(&line.time).ok_or("an intent has no usable time")?;
-        // Without a later line about it, that bot and its connection have ended.
-        let mut attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent };
         match self.intent(&key) {
-            // Sent once more, because the broker certainly did not have it.
-            Some(intent) => {
-                attempt.resent |= intent.attempt.resent;
-                (intent.stage, intent.attempt) = (Record::Unknown, attempt);
-            }
+            Some(intent) => intent.send_again(attempt),
             None => self.intents.push(OpenIntent { order, stage: Record::Unknown, attempt }),
         }
         Ok(())

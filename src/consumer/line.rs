@@ -103,6 +103,7 @@ pub(super) struct Line {
     pub(super) feed_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mode: Option<Mode>,
+    /// Only in the first intent of an order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) order: Option<Box<RawValue>>,
     /// The order's number at a broker that numbers its orders. In the first line: the highest one ever used.

@@ -91,7 +91,9 @@ impl Bot<'_> {
     /// Places an order. If it is open after that, returns what to wait for first: nothing if the bot must ask the broker
     /// whether it has the order.
     fn place(&mut self, order: &Order, cursor: Option<&Cursor>) -> Result<Option<Wait>, Error> {
-        let mut intent = intent_line(order);
+        // An order that is sent again is in the journal already.
+        let is_known = self.journal.ledger.known(order).is_some();
+        let mut intent = if is_known { Line::new(Record::Intent).order_key(order) } else { intent_line(order) };
         intent.order_id = self.broker.next_order_id(self.journal.ledger.highest_order_id);
         self.journal.append(&intent, true)?;
         let answer = self.broker.place(order, intent.order_id);

@@ -285,3 +285,58 @@ fn an_order_larger_than_a_pipe_reaches_a_program_and_a_program_need_not_read_it(
     stream.insert(7, &large.replace("\"id\": 1", "\"id\": 2"));
     place.wait_cursor(7);
 }
+
+#[test]
+fn a_helper_that_a_program_left_running_does_not_delay_the_next_bot_and_lives_on() {
+    let (feed, place) = (Feed::new(), Place::new());
+    place.script("broker", &format!("{ASKED}[ -e helper ] || {{ sleep 60 2>&- >&- <&- & echo $! > helper; }}; exit 0"));
+    let bot = place.start(&feed.url, &["--broker", "exec:./broker", "--broker-timeout", "2s"]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &row(1, "entry"));
+    place.wait_cursor(6);
+    bot.stop();
+    let helper = place.read("helper").trim().to_owned();
+    let bot = place.start(&feed.url, &["--broker", "exec:./broker", "--broker-timeout", "2s"]);
+    let mut stream = feed.open(6);
+    stream.insert(7, &row(2, "entry"));
+    place.wait_cursor(7);
+    bot.stop();
+    let lives = is_running(&helper);
+    let _ = std::process::Command::new("kill").arg(&helper).status();
+    assert!(lives, "the helper was killed");
+    assert!(!place.read("log").contains("waiting for the program"), "{}", place.read("log"));
+}
+
+#[test]
+fn an_outage_of_the_broker_writes_the_order_once() {
+    let (feed, place) = (Feed::new(), Place::new());
+    place.script("broker", &format!("{ASKED}[ -e away ] && exit 75; exit 0"));
+    std::fs::write(place.path("away"), "").unwrap();
+    let bot = place.start(&feed.url, &["--broker", "exec:./broker", "--backoff-min", "1ms", "--backoff-max", "1ms"]);
+    let large = row(1, "entry").replace("\"meta\": {}", &format!("\"meta\": \"{}\"", "x".repeat(10_000)));
+    let mut stream = feed.open(5);
+    stream.insert(6, &large);
+    // So many lines that the next start shrinks the journal.
+    let tries = || place.read("trader-bot.journal").matches("\"intent\"").count();
+    place.wait("tries", || tries() > 250);
+    bot.kill();
+    let journal = place.read("trader-bot.journal");
+    assert_eq!(journal.matches("xxxxxxxxxx\"").count(), 1);
+    assert!(journal.len() < 100_000, "{} bytes", journal.len());
+    std::fs::remove_file(place.path("away")).unwrap();
+    let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+    let request = feed.accept();
+    assert!(place.read("log").contains("shrunk"));
+    let told: Value = serde_json::from_str(&place.read("line")).unwrap();
+    assert_eq!(told["order_ref"], "sf-1-entry");
+    assert_eq!(told["signal"], serde_json::from_str::<Value>(&large).unwrap());
+    // It is closed now, and the short lines do not open it again.
+    let tried = asked(&place).len();
+    bot.stop();
+    drop(request);
+    let _bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
+    let mut stream = feed.open(5);
+    stream.insert(6, &large);
+    place.wait_cursor(6);
+    assert_eq!(asked(&place).len(), tried);
+}
