@@ -246,7 +246,8 @@ impl<'a> Bot<'a> {
         let Some(end) = self.key_expires_at else { return Ok(()) };
         let now = Timestamp::now();
         let warned = self.state_file.key_warned_at.as_deref().and_then(clock::instant);
-        let warned_today = warned.is_some_and(|warned| now.duration_since(warned) < DAY);
+        // A time to come is from before the clock was set back.
+        let warned_today = warned.is_some_and(|warned| warned <= now && now.duration_since(warned) < DAY);
         if warned_today || end.duration_since(now) > KEY_WARNING {
             return Ok(());
         }

@@ -546,6 +546,25 @@ fn a_key_that_ends_soon_is_warned_about_once_a_day() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_does_not_silence_the_daily_warning() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let soon = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)).to_string();
+    let bot = place.start(&feed.url, &[]);
+    let mut stream = feed.accept().open();
+    stream.connected_with(5, &format!("\"{soon}\""));
+    place.wait_alert("key_expires");
+    place.wait("the time of the warning", || place.state()["key_warned_at"].is_string());
+    bot.stop();
+    let mut state = place.state();
+    state["key_warned_at"] = "2099-01-01T00:00:00Z".into();
+    std::fs::write(place.path("trader-bot.state"), state.to_string()).unwrap();
+    let _bot = place.start(&feed.url, &[]);
+    let mut stream = feed.accept().open();
+    stream.connected_with(5, &format!("\"{soon}\""));
+    place.wait("a second warning", || place.count_alerts("key_expires") == 2);
+}
+
+#[test]
 fn another_address_of_the_same_log_is_tried_at_once() {
     let (one, two, place) = (Feed::new(), Feed::new(), Place::new());
     let bot = place.start(&one.url, &["--feed-url", &two.url, "--backoff-min", "20s", "--backoff-max", "20s"]);
