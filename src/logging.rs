@@ -27,7 +27,7 @@ const FLOOD_LINES: usize = 10;
 /// The window: 10 s. During a flood, each window ends with one line that gives the number of lines.
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 /// Longest text of a line. With the time and the level the line stays below 4 KiB.
-const MOST_TEXT_BYTES: usize = 4000;
+pub(crate) const MOST_TEXT_BYTES: usize = 4000;
 
 static LOGGER: Logger = Logger { floods: Mutex::new(Counts(BTreeMap::new())) };
 

@@ -175,6 +175,7 @@ pub(crate) fn main<T: FromArgMatches>(command: clap::Command, run: impl FnOnce(T
     logging::finish();
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     let line = text::without_secrets(&text::one_line(&error.to_string()));
+    let line = text::cut(line, logging::MOST_TEXT_BYTES);
     let _ = writeln!(std::io::stderr(), "{}error: {line}", logging::prefix(log::Level::Error));
     ExitCode::from(error.exit_code())
 }

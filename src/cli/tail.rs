@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::thread;
+use std::time::Duration;
+use std::{process, thread};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -11,8 +12,12 @@ use crate::consumer::follow::{FeedEvent, FollowEnd, FollowOptions, Follower, Rea
 use crate::consumer::stop::Stop;
 use crate::consumer::stream::{ApiKey, Cursor, FeedUrl};
 use crate::error::{Doing, Error};
+use crate::logging::MOST_TEXT_BYTES;
 use crate::options::{on_signal, output, parse_number};
-use crate::text::one_line;
+use crate::text::{cut, one_line};
+
+/// How long after a signal a blocked write may still end.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Print every event of a feed as one JSON line
 ///
@@ -42,7 +47,12 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     let key = ApiKey::from_file(&args.feed_api_key_file)?;
     let stop = Stop::new();
     let asked = stop.clone();
-    on_signal(move || asked.ask())?;
+    on_signal(move || {
+        asked.ask();
+        // Nothing else ends a write to a full pipe.
+        thread::sleep(LAST_PATIENCE);
+        process::exit(0);
+    })?;
     watch_reader(stop.clone())?;
     let cursor = args.cursor.map(|start| match start {
         Start::After(feed_seq) => Cursor { feed_seq, event_time: None },
@@ -133,5 +143,5 @@ fn watch_reader(stop: Stop) -> Result<(), Error> {
 }
 
 fn notice(text: &str) {
-    let _ = writeln!(io::stderr(), "{}", one_line(text));
+    let _ = writeln!(io::stderr(), "{}", cut(one_line(text), MOST_TEXT_BYTES));
 }

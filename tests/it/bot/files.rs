@@ -214,6 +214,19 @@ fn another_log_is_refused_and_both_are_named() {
 }
 
 #[test]
+fn the_last_line_of_a_bot_is_not_long_either() {
+    let feed = Feed::new();
+    let place = worked(&feed, false);
+    let mut bot = place.start(&feed.url, &[]);
+    let mut stream = feed.accept().open();
+    stream.system(&format!("{{\"reason\":\"connected\",\"feed_id\":\"{}\",\"cursor\":6}}", "x".repeat(100_000)));
+    assert_eq!(bot.exit_code(), Some(1));
+    let log = place.read("log");
+    let last = log.lines().last().unwrap();
+    assert!(last.starts_with("error: ") && last.len() <= 4096, "{} bytes", last.len());
+}
+
+#[test]
 fn files_that_cannot_be_written_end_the_bot_before_any_order() {
     for files in [
         ["--state-file", "trader-bot.state", "--journal", "/dev/full"],

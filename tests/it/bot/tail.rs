@@ -233,3 +233,38 @@ fn tail_reads_its_key_file_again_and_retries_after_a_proxys_403() {
     request.answer("403 Forbidden", "", "{\"error\":\"revoked_key\"}");
     assert_eq!(code(&mut child), Some(77));
 }
+
+#[test]
+fn a_tail_whose_output_is_a_full_pipe_ends_at_sigterm() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &["--cursor", "5"]);
+    let mut stream = feed.open(5);
+    let large = row(1, "entry").replace("\"meta\": {}", &format!("\"meta\": \"{}\"", "x".repeat(200_000)));
+    stream.insert(6, &large);
+    // The pipe has 64 KiB; the thread that writes the rest waits in the kernel.
+    let waits = || std::fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap().contains("pipe");
+    place.wait("a full pipe", waits);
+    let began = std::time::Instant::now();
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    assert_eq!(code(&mut child), Some(0));
+    assert!(began.elapsed() < std::time::Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
+fn no_line_of_tail_on_standard_error_is_long() {
+    let (feed, place) = (Feed::new(), Place::new());
+    let mut child = tail(&place, &feed.url, &["--cursor", "5"]);
+    let mut stream = feed.open(5);
+    let long = "x".repeat(100_000);
+    stream.system(&format!("{{\"reason\":\"quarantined\",\"feed_seq\":6,\"prev_seq\":5,\"error\":\"{long}\"}}"));
+    stream.system(&format!("{{\"reason\":\"party\",\"what\":\"{long}\"}}"));
+    drop(stream);
+    let request = feed.accept();
+    assert_eq!(request.cursor(), Some(6));
+    drop(request);
+    feed.accept().answer("401 Unauthorized", "", "{\"error\":\"unknown_key\"}");
+    assert_eq!(code(&mut child), Some(77));
+    let notices = text(child.stderr.take().unwrap());
+    assert!(notices.contains("event 6") && notices.contains("unknown_key"), "{notices}");
+    assert!(notices.lines().all(|line| line.len() <= 4096), "{:?}", notices.lines().map(str::len).max());
+}
