@@ -105,7 +105,10 @@ impl WrittenTime {
         let beyond = SignedDuration::from_nanos(finer.bytes().any(|digit| digit != b'0').into());
         let has_offset = match offset.len() {
             1 => offset.starts_with(['Z', 'z']),
-            6 => offset.starts_with(['+', '-', ' ']) && offset.as_bytes()[3] == b':',
+            6 => {
+                let (hours, colon) = (&offset.as_bytes()[1..3], offset.as_bytes()[3]);
+                offset.starts_with(['+', '-', ' ']) && hours <= b"23" && colon == b':'
+            }
             _ => false,
         };
         if !is_separated || !has_offset {
@@ -219,6 +222,7 @@ mod tests {
             "2025-11-19T12:00:005Z",
             "2025-11-19T12:00:00,5Z",
             "2025-11-19T12:00:00+2:00",
+            "2025-11-19T12:00:00+24:00",
             "2025-11-19T24:00:00Z",
             "2025-11-19T12:60:00Z",
             "2025-11-19T12:00:61Z",

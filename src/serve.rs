@@ -29,6 +29,9 @@ const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for the core threads at the end. One that still waits for the database is left behind.
 const JOIN_PATIENCE: Duration = Duration::from_millis(500);
 const JOIN_LOOK: Duration = Duration::from_millis(2);
+/// 4 MiB: several times a page of the log.
+#[cfg(target_env = "gnu")]
+const LARGE_BLOCK_BYTES: i32 = 4 << 20;
 /// Descriptors beside those of the connections: the database's, the listening sockets, standard ones.
 const OTHER_DESCRIPTORS: u64 = 128;
 
@@ -40,6 +43,8 @@ const OTHER_DESCRIPTORS: u64 = 128;
 pub(crate) fn serve(options: ServeOptions, settings: &Settings, stop: &Receiver<()>) -> Result<(), Error> {
     let settings = settings.clone().with_deadline(DATABASE_DEADLINE);
     raise_descriptor_limit(options.max_clients);
+    #[cfg(target_env = "gnu")]
+    give_back_large_blocks();
     let listeners = listeners(&options)?;
     let operator_listeners = operator_listeners(options.ops_listen)?;
     let address = listeners.first().and_then(|listener| listener.local_addr().ok());
@@ -179,6 +184,18 @@ fn listeners(options: &ServeOptions) -> Result<Vec<TcpListener>, Error> {
         log::info!("listening on {address}{origin}");
     }
     Ok(listeners)
+}
+
+/// Has freed blocks of memory above [`LARGE_BLOCK_BYTES`] go back to the system. Otherwise glibc keeps them in arenas, some
+/// 30 MiB in each of several after one row of 16 MiB (mallopt(3), M_MMAP_THRESHOLD).
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code, reason = "no safe wrapper exists for mallopt")]
+fn give_back_large_blocks() {
+    // SAFETY: it only sets two numbers of the allocator, under the allocator's own lock.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES);
+    }
 }
 
 fn raise_descriptor_limit(max_clients: usize) {

@@ -226,7 +226,14 @@ fn read_rows(
                 }
             },
         };
-        bytes += signal.as_ref().map_or(0, Vec::len);
+        let size = signal.as_ref().map_or(0, Vec::len);
+        // A row that passes the limit alone is a page of its own: what waits for a stalled client is then a batch that
+        // all streams share.
+        if size > most_bytes && !page.rows.is_empty() {
+            page.is_full = true;
+            break;
+        }
+        bytes += size;
         let op: Option<RawText<'_>> = row.try_get(2)?;
         let op = op.map_or(String::new(), |op| String::from_utf8_lossy(op.0).into_owned());
         page.rows.push(LogRow { seq, time, op, signal });
@@ -256,10 +263,10 @@ fn read_large_row(
     }))
 }
 
-/// Reads the ranges of numbers that `restored` skipped, both ends included.
-pub(crate) fn read_skipped(connection: &mut Connection) -> Result<Vec<(FeedSeq, FeedSeq)>, Error> {
-    let rows = connection.query("select from_seq, to_seq from stock_market.signal_feed_skipped", &[])?;
-    rows.iter().map(|row| Ok((FeedSeq(row.try_get(0)?), FeedSeq(row.try_get(1)?)))).collect()
+/// Whether a number is one that `restored` skipped: only a lost event can have had it.
+pub(crate) fn is_skipped(connection: &mut Connection, seq: FeedSeq) -> Result<bool, Error> {
+    let query = "select exists (select from stock_market.signal_feed_skipped where $1 between from_seq and to_seq)";
+    Ok(connection.query_one(query, &[&seq.0])?.try_get(0)?)
 }
 
 /// The head of a delayed key.
@@ -307,23 +314,27 @@ pub(crate) struct WindowStart {
     pub prev: FeedSeq,
 }
 
-/// Finds the row with the earliest usable time from `begin` on; of rows with equal times the one with the lowest
-/// number. `None` if there is no such row.
+/// Finds the row with the earliest usable time from `begin` on and no number above `head`; of rows with equal times the
+/// one with the lowest number. `None` if there is no such row.
 ///
 /// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes
 /// the lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
-pub(crate) fn read_window_start(connection: &mut Connection, begin: EventTime) -> Result<Option<WindowStart>, Error> {
+pub(crate) fn read_window_start(
+    connection: &mut Connection,
+    begin: EventTime,
+    head: FeedSeq,
+) -> Result<Option<WindowStart>, Error> {
     let rows = connection.query(
         "with pruned as materialized \
              (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned), \
          first as materialized \
              (select event_time from stock_market.signal_feed_event \
               where event_time >= $1 and event_time < '10000-01-01 00:00:00+00' \
-                and feed_seq > (select through from pruned) order by event_time limit 1), \
+                and feed_seq > (select through from pruned) and feed_seq <= $2 order by event_time limit 1), \
          lowest as materialized \
              (select min(feed_seq) as seq from (select feed_seq from stock_market.signal_feed_event \
               where event_time = (select event_time from first) and feed_seq > (select through from pruned) \
-              order by event_time limit 100) as equal), \
+                and feed_seq <= $2 order by event_time limit 100) as equal), \
          before as materialized \
              (select greatest(max(feed_seq), (select through from pruned)) as seq \
               from (select feed_seq from stock_market.signal_feed_event \
@@ -336,7 +347,7 @@ pub(crate) fn read_window_start(connection: &mut Connection, begin: EventTime) -
          select start.seq, greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq < start.seq), \
                                     (select through from pruned)) \
          from start where start.seq is not null",
-        &[&begin],
+        &[&begin, &head.0],
     )?;
     rows.first()
         .map(|row| Ok(WindowStart { seq: FeedSeq(row.try_get(0)?), prev: FeedSeq(row.try_get(1)?) }))

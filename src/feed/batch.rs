@@ -9,7 +9,7 @@ use crate::event::{EventTime, FeedSeq};
 /// Room before the blocks for an HTTP chunk's size line: eight hexadecimal digits, CR and LF.
 const CHUNK_HEAD_ROOM: usize = 10;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub seq: FeedSeq,
     /// When it was numbered, by the database's clock.
@@ -81,6 +81,11 @@ impl Batch {
 
     pub(crate) fn first(&self) -> FeedSeq {
         self.entries.first().map_or(self.prev, |entry| entry.seq)
+    }
+
+    /// Whether it has the same events of the same log.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.generation, self.prev, &self.entries) == (other.generation, other.prev, &other.entries)
     }
 
     /// The number of the last event, or of the row before the first.

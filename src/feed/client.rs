@@ -36,6 +36,8 @@ pub(crate) struct Client {
     pub address: SocketAddr,
     /// When it began, by the database's clock.
     pub since: EventTime,
+    /// The same by this machine's clock.
+    pub began: Instant,
     /// When it ends because of its age; `None` for never.
     pub ends_at: Option<Instant>,
     /// Its socket, for looking at its state. Only `writer` writes to it.
@@ -66,6 +68,7 @@ impl Client {
             key,
             address,
             since: feed.now(),
+            began: Instant::now(),
             ends_at: age.and_then(|age| Instant::now().checked_add(age)),
             writer: Mutex::new(SseWriter::new(socket.clone(), is_chunked, feed.health.epoch())),
             socket,

@@ -20,12 +20,13 @@ pub(crate) mod upkeep;
 pub(crate) mod writer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
 
+use self::batch::{Batch, SharedBatch};
 use self::client::{Client, Clients};
 use self::head::{Head, Window};
 use self::health::Health;
@@ -43,6 +44,9 @@ use crate::sync::lock;
 /// How many quarantined events are remembered, so that each is logged and recorded once.
 const REMEMBERED_POISON: usize = 10_000;
 
+/// A batch above this, 128 KiB, is shared by the streams that replay it.
+const SHARED_BYTES: usize = 128 * 1024;
+
 /// What all threads of the server share.
 #[derive(Debug)]
 pub(crate) struct Feed {
@@ -54,6 +58,8 @@ pub(crate) struct Feed {
     pub(crate) clients: Clients,
     /// The newest part of the log. Locked to read or add batches, never during a write or a query.
     tail: Mutex<Tail>,
+    /// Large batches that streams hold. Locked to find or add one.
+    large: Mutex<Vec<Weak<Batch>>>,
     /// The heads of delayed keys that memory alone could not tell, by delay. Locked to copy one in or out.
     delayed_heads: Mutex<HashMap<Duration, Head>>,
     /// Where the replay window begins, by delay. Locked to copy one in or out.
@@ -99,8 +105,8 @@ pub(crate) struct Facts {
     /// The last number that was allocated.
     pub counter: FeedSeq,
     pub log_head: FeedSeq,
-    /// The ranges of numbers that `restored` skipped, both ends included: only a lost event can have had one of them.
-    pub skipped: Vec<(FeedSeq, FeedSeq)>,
+    /// The highest number that prune has removed.
+    pub pruned_through: FeedSeq,
     /// Whether it is a hot standby, which can change while the feed runs.
     pub is_standby: bool,
     /// How far a standby is behind its primary, zero if it has replayed all that it received.
@@ -121,6 +127,7 @@ impl Feed {
             keys: KeyRing::default(),
             clients: Clients::default(),
             tail: Mutex::new(Tail::new(0, FeedSeq(0), None)),
+            large: Mutex::default(),
             delayed_heads: Mutex::default(),
             windows: Mutex::default(),
             asking: Turns::new(1),
@@ -163,13 +170,10 @@ impl Feed {
         lock(&self.facts).is_standby
     }
 
-    fn is_skipped(&self, seq: FeedSeq) -> bool {
-        lock(&self.facts).skipped.iter().any(|(from, to)| (*from..=*to).contains(&seq))
-    }
-
-    /// The time of the newest event; `None` before the first one, and if it has no usable time.
+    /// The time of the newest event with a usable one, as far as memory knows.
     pub(crate) fn last_event_at(&self) -> Option<EventTime> {
-        lock(&self.tail).head_time.filter(|time| time.is_usable())
+        let tail = lock(&self.tail);
+        tail.head_time.filter(|time| time.is_usable()).or(tail.newest_time())
     }
 
     /// How many numbers of the log, as last read, have not been broadcast yet.
@@ -203,6 +207,21 @@ impl Feed {
         self.health.stop();
         self.wake_reader();
         self.keys.ask_refresh();
+    }
+
+    /// The batch, or the same one if another stream holds it: however many clients stall on a large event, it is in
+    /// memory once.
+    fn shared(&self, batch: Batch) -> SharedBatch {
+        let batch = Arc::new(batch);
+        if batch.bytes() > SHARED_BYTES {
+            let mut large = lock(&self.large);
+            large.retain(|held| held.strong_count() > 0);
+            if let Some(same) = large.iter().filter_map(Weak::upgrade).find(|held| batch.is_same(held)) {
+                return same;
+            }
+            large.push(Arc::downgrade(&batch));
+        }
+        batch
     }
 
     /// Counts a row that cannot be delivered, once; `upkeep` logs and records it. `is_new`: it was written while the

@@ -55,12 +55,14 @@ pub(crate) fn render(
     generation: u64,
     mut poisoned: impl FnMut(&LogRow, &str),
 ) -> impl Iterator<Item = Batch> {
-    let mut rows = rows.into_iter();
+    let mut rows = rows.into_iter().peekable();
+    let is_large = |row: &LogRow| row.signal.as_ref().is_ok_and(|signal| signal.len() > BATCH_BYTES);
     let mut prev = prev;
     std::iter::from_fn(move || {
         let mut builder = Batch::new(prev, generation);
         while builder.entries.len() < BATCH_EVENTS && builder.bytes() < BATCH_BYTES {
-            let Some(row) = rows.next() else { break };
+            // A large event has a batch of its own, which streams can share as a whole.
+            let Some(row) = rows.next_if(|row| builder.entries.is_empty() || !is_large(row)) else { break };
             if let Some(poison) = render::push_row(&mut builder, &row) {
                 poisoned(&row, &poison);
             }

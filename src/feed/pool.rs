@@ -104,6 +104,10 @@ impl ReplayPool {
             connection.watch(Some(watch.clone()));
             let outcome = work(&mut connection);
             let is_kept = self.keep(connection, &outcome);
+            if matches!(outcome, Err(Error::TimedOut(_))) {
+                // What has silenced this one, a firewall for example, has probably silenced the other idle ones too.
+                lock(&self.idle).clear();
+            }
             if is_kept || !outcome.as_ref().is_err_and(|error| !matches!(error, Error::TimedOut(_) | Error::GivenUp)) {
                 return outcome;
             }

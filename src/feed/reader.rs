@@ -128,10 +128,9 @@ impl<'a> Reader<'a> {
         };
         let state = event_log::read_state(connection, head)?;
         self.feed.set_clock(state.now);
-        let skipped = event_log::read_skipped(connection)?;
         let was_standby = {
             let mut facts = lock(&self.feed.facts);
-            (facts.counter, facts.log_head, facts.skipped) = (state.counter, state.head, skipped);
+            (facts.counter, facts.log_head, facts.pruned_through) = (state.counter, state.head, state.pruned_through);
             std::mem::replace(&mut facts.is_standby, state.is_standby)
         };
         match (was_standby, state.is_standby) {

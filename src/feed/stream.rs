@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use super::Feed;
+use super::batch::SharedBatch;
 use super::client::{Client, Full};
 use super::head::Head;
 use super::pages::{self, PageReader};
@@ -82,7 +83,7 @@ pub(crate) fn serve(feed: &Arc<Feed>, client: Client, head: Vec<u8>, asked: Aske
         client: &client,
         asked,
         delay: client.key.delay,
-        watch: Arc::new(move || attend::watch(&watched_feed, &watched_client)),
+        watch: Arc::new(move || attend::attend(&watched_feed, &watched_client).is_ok()),
         pages: PageReader::default(),
         is_stalled: false,
         was_overflowed: true,
@@ -152,7 +153,10 @@ impl Stream<'_> {
         if end.is_told() {
             // Also for an end that came from here, so that a blocked write gives up.
             self.client.end(end);
-            self.push(&json!({"reason": "closing", "cause": end.name()}));
+            // `connected` is always the first block.
+            if lock(&self.client.writer).is_connected {
+                self.push(&json!({"reason": "closing", "cause": end.name()}));
+            }
         }
         lock(&self.client.writer).push_end();
         self.flush()
@@ -203,10 +207,18 @@ impl Stream<'_> {
     #[inline(never)]
     fn write_page(&mut self, position: Position, head: Head) -> Step {
         let range = Range { after: position.cursor, upto: head.seq, due: head.due };
-        let mut pages = self.pages;
-        let page = self.query(|connection| pages.read(connection, range));
+        let (feed, mut pages) = (self.feed, self.pages);
+        // Rendered in the same turn at a connection: so few large rows are in memory at once.
+        let read = self.query(|connection| {
+            let mut page = pages.read(connection, range)?;
+            let poisoned = |row: &_, poison: &_| feed.quarantine(row, poison, false);
+            let rows = std::mem::take(&mut page.rows);
+            let batches = pages::render(rows, page.prev, position.generation, poisoned);
+            let batches: Vec<SharedBatch> = batches.map(|batch| feed.shared(batch)).collect();
+            Ok((page, batches))
+        });
         self.pages = pages;
-        let page = page?;
+        let (page, batches) = read?;
         if self.is_delayed() && !page.is_due && head.time.is_some() {
             // The log no longer has this head: the log was replaced, or the head was pruned.
             self.feed.forget_head(self.delay);
@@ -218,7 +230,7 @@ impl Stream<'_> {
         if !is_gone && position.time.is_some() && page.time_after != position.time {
             return self.rewritten(position.cursor);
         }
-        let Some(first) = page.rows.first() else {
+        let Some(first) = batches.first() else {
             if page.pruned_through < head.seq {
                 // The log was replaced, which the reader will notice, or a standby has yet to receive this part.
                 return self.pause(LOOK_AGAIN);
@@ -228,12 +240,11 @@ impl Stream<'_> {
             return Ok(());
         };
         if is_gone {
-            let earliest = WindowStart { seq: first.seq, prev: page.prev };
+            let earliest = WindowStart { seq: first.first(), prev: page.prev };
             self.truncated(position.cursor, earliest, position.generation);
         }
-        let poisoned = |row: &_, poison: &_| self.feed.quarantine(row, poison, false);
-        for batch in pages::render(page.rows, page.prev, position.generation, poisoned) {
-            lock(&self.client.writer).push_batch(Arc::new(batch), head.seq);
+        for batch in batches {
+            lock(&self.client.writer).push_batch(batch, head.seq);
             self.attend()?;
             self.flush()?;
         }

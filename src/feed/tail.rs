@@ -104,6 +104,11 @@ impl Tail {
         (newest, self.due.get(next).map(|&(_, time)| time))
     }
 
+    /// The latest usable time of an event that is here.
+    pub(crate) fn newest_time(&self) -> Option<EventTime> {
+        self.due.back().map(|&(_, time)| time)
+    }
+
     fn batches_above(&self, cursor: FeedSeq) -> impl Iterator<Item = &SharedBatch> {
         self.batches.range(self.batches.partition_point(|batch: &SharedBatch| Batch::last(batch) <= cursor)..)
     }

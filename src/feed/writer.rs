@@ -165,6 +165,13 @@ impl SseWriter {
         self.pending.iter().rev().find_map(|piece| piece.then).map_or(self.position, |(position, _)| position)
     }
 
+    /// Forgets pending events of another generation of the log: they must not be sent any more, except what the client
+    /// has a part of.
+    pub(crate) fn forget_others(&mut self, generation: u64) {
+        let is_of_it = |piece: &Piece| piece.then.is_none_or(|(position, _)| position.generation == generation);
+        self.pending.retain(|piece| piece.written > 0 || is_of_it(piece));
+    }
+
     /// Writes as much of the pending bytes as the socket takes. Returns whether that is all of them.
     pub(crate) fn write_pending(&mut self, stats: &Stats) -> Result<bool, Errno> {
         while !self.pending.is_empty() {

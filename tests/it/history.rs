@@ -203,6 +203,45 @@ fn a_cursor_in_a_skipped_range_gets_history_rewritten_at_once() {
     assert_eq!((signals[0].prev_seq(), signals[0].feed_seq()), (Some(5), Some(1006)));
 }
 
+#[test]
+fn a_range_that_is_skipped_under_a_running_server_counts_before_the_servers_next_check() {
+    let database = Database::migrated();
+    database.insert(3);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--poll-interval", "2s"]);
+    // One waits ahead of the log when the range is skipped, one comes right after the event that follows it.
+    let mut early = server.stream_from(&key, 50);
+    early.connected();
+    crate::support::program::signal_feed(&database.url, &["restored", "--skip", "100"]).ok();
+    database.insert(1);
+    let mut late = server.stream_from(&key, 53);
+    late.connected();
+    for (stream, cursor) in [(&mut early, 50), (&mut late, 53)] {
+        assert_eq!(stream.system("history_rewritten").number("cursor"), cursor);
+    }
+}
+
+#[test]
+fn a_cursor_time_is_not_checked_against_a_row_that_prune_has_removed() {
+    let database = Database::migrated();
+    database.log_rows(
+        "select i, clock_timestamp() - interval '10 days', 'INSERT', '{\"symbol\": \"S\"}' from generate_series(1, 6) as i",
+    );
+    database.insert(1);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--ops-listen", "127.0.0.1:0"]);
+    database.prune_through(6);
+    until("the server knows", || (server.status()["earliest"] == 7).then_some(()));
+    let mut stream = until("the memory of the row does not count", || {
+        let mut stream =
+            Request::feed_at("/feed?cursor=6&cursor_time=2020-01-01T00:00:00Z", &key).open(server.address());
+        stream.connected();
+        (stream.block().feed_seq() == Some(7)).then_some(stream)
+    });
+    database.insert(1);
+    assert_eq!(stream.signal().prev_seq(), Some(7));
+}
+
 /// Replaces the log by these numbers, as a restore under a running server does, and notifies.
 pub(crate) fn replace_log(database: &Database, last: i64, counter: i64) {
     replace_log_silently(database, last, counter);

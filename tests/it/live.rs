@@ -111,6 +111,61 @@ fn large_rows_cost_memory_for_one_of_them_and_not_for_a_page_of_them() {
 }
 
 #[test]
+fn a_large_row_is_in_memory_once_however_many_clients_stall_on_it() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let row = "insert into stock_market.signal (symbol, action, side, meta) \
+               select 'S', 'entry', 'BUY', jsonb_build_object('filler', repeat(md5('x'), 480000))";
+    // Behind one of 15 MB so many events that it is not in memory after the start.
+    database.sql(&format!("{}; {row}", insert_signals(3)));
+    database.insert(20_000);
+    let server = Server::ready(&database, &["--max-clients-per-key", "100", "--ops-listen", "127.0.0.1:0"]);
+    let stalled: Vec<Stream> =
+        (0..24).map(|_| Request::feed(&key).receive_buffer(4096).last_event_id(0).open(server.address())).collect();
+    until("each stands before the large row", || {
+        let status = server.status();
+        let clients = status["clients"].as_array().unwrap();
+        let stands = |client: &serde_json::Value| client["cursor"].as_i64() == Some(3);
+        let is_read = status["replay"]["in_use"] == 0 && status["replay"]["waiting"] == 0;
+        (is_read && clients.len() == stalled.len() && clients.iter().all(stands)).then_some(())
+    });
+    // Four at a time read it, and each reading costs a few times its size.
+    let peak = peak_mib(&server);
+    assert!(peak < 350, "{peak} MiB");
+    drop(stalled);
+}
+
+#[test]
+fn a_new_stream_does_not_wait_for_idle_connections_that_died_silently() {
+    let database = Database::migrated();
+    database.insert(5);
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &["--replay-window", "1h", "--heartbeat", "30s"]);
+    let replays = "select pid from pg_stat_activity where application_name = 'signal-feed replay' and datname = current_database()";
+    let idle = until("a connection for replay", || {
+        server.stream_from(&key, 0).connected();
+        let rows = database.connect().query(replays, &[]).unwrap();
+        (!rows.is_empty()).then(|| rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>())
+    });
+    let signal = |signal| {
+        idle.iter().for_each(|pid| {
+            let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(*pid).unwrap(), signal);
+        });
+    };
+    signal(Signal::STOP);
+    // What was read of the window counts for a second.
+    std::thread::sleep(Duration::from_millis(1100));
+    let began = Instant::now();
+    let mut stream = server.stream_from(&key, 0);
+    stream.connected();
+    let waited = began.elapsed();
+    let signals = stream.signals(5);
+    signal(Signal::CONT);
+    assert!(waited < Duration::from_secs(4), "{waited:?}");
+    assert_eq!(signals[0].prev_seq(), Some(0));
+}
+
+#[test]
 fn a_failed_first_read_does_not_make_old_keys_new() {
     let database = Database::migrated();
     database.insert(500);

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::cluster::Cluster as _;
 use crate::support::database::Database;
 use crate::support::program::signal_feed;
 use crate::support::server::Server;
-use crate::support::sse::Request;
-use crate::support::wait::until;
+use crate::support::sse::{Item, Request};
+use crate::support::wait::{PATIENCE, until};
 
 /// An SQL expression: so many seconds ago.
 fn ago(seconds: i64) -> String {
@@ -40,6 +41,53 @@ fn a_delayed_key_sees_each_event_when_it_is_due_and_not_before() {
             fresh.iter().map(|one| &one.data).collect::<Vec<_>>(),
             due.iter().map(|one| &one.data).collect::<Vec<_>>()
         );
+    }
+}
+
+#[test]
+fn what_a_delayed_key_can_replay_does_not_depend_on_an_event_that_is_not_due() {
+    let database = Database::migrated();
+    let key = database.mint_with("late", &["--delay", "1h"]);
+    // The first was written under a wrong clock. Both are due: the second is, and everything before it.
+    database.log_row(1, "clock_timestamp() + interval '5 days'", "'{\"symbol\": \"S\"}'");
+    database.log_row(2, "clock_timestamp() - interval '4 days'", "'{\"symbol\": \"S\"}'");
+    for is_fresh in [false, true] {
+        if is_fresh {
+            database.insert(1);
+        }
+        // A new server has not read the window yet.
+        let server = Server::ready(&database, &[]);
+        let mut stream = server.stream_from(&key, 0);
+        let connected = stream.connected();
+        assert_eq!((connected.number("head"), connected.number("earliest")), (2, 1), "{is_fresh}");
+        assert_eq!(stream.signals(2)[1].feed_seq(), Some(2), "{is_fresh}");
+    }
+}
+
+#[test]
+fn a_delayed_stream_that_waits_for_its_head_gets_heartbeats_and_no_block_before_connected() {
+    let database = Database::migrated();
+    let key = database.mint_with("late", &["--delay", "1h"]);
+    database.log_row(1, &ago(7200), "'{\"symbol\": \"S\"}'");
+    // More than the server reads at its start, none of it due.
+    database.insert(10_001);
+    for stops in [false, true] {
+        let server = Server::ready(&database, &["--heartbeat", "500ms"]);
+        let mut blocker = database.connect();
+        blocker.batch_execute("begin; lock table stock_market.signal_feed_event in access exclusive mode").unwrap();
+        let mut stream = server.stream_from(&key, 0);
+        for _ in 0..3 {
+            assert_eq!(stream.try_item(PATIENCE), Ok(Item::Ping));
+        }
+        if stops {
+            server.signal(Signal::TERM);
+            let (blocks, _) = stream.rest(PATIENCE);
+            assert_eq!(blocks, []);
+            continue;
+        }
+        blocker.batch_execute("rollback").unwrap();
+        assert_eq!(stream.connected().number("head"), 1);
+        assert_eq!(stream.signal().feed_seq(), Some(1));
     }
 }
 

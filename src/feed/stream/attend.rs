@@ -19,21 +19,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// How long after the end of its key a stream gives up a blocked write.
 const BLOCKED_AT_END: Duration = Duration::from_millis(500);
 
-/// Asked while the database works for a stream: attends to the stream, and says whether the work is to go on.
-pub(super) fn watch(feed: &Feed, client: &Client) -> bool {
-    attend(feed, client).is_ok() && !is_connected_overdue(feed, client)
-}
-
-/// Whether the block `connected` must go out without waiting any longer: nothing may be written before it, and a
-/// heartbeat or the stream's end is due.
-pub(super) fn is_connected_overdue(feed: &Feed, client: &Client) -> bool {
-    let (is_connected, silent) = {
-        let writer = lock(&client.writer);
-        (writer.is_connected, writer.silent_for())
-    };
-    !is_connected && (silent >= feed.options.heartbeat || end(feed, client).is_some())
-}
-
 fn end(feed: &Feed, client: &Client) -> Option<End> {
     let ending = client.ending();
     if ending.is_some() {
@@ -48,8 +33,8 @@ fn end(feed: &Feed, client: &Client) -> Option<End> {
 }
 
 /// Handles requests to end, changes of the database's health, and the heartbeat. Does not block. It must be called
-/// during every wait of a stream.
-fn attend(feed: &Feed, client: &Client) -> Step {
+/// during every wait of a stream. Before the block `connected` it writes only heartbeats, which are no blocks.
+pub(super) fn attend(feed: &Feed, client: &Client) -> Step {
     match end(feed, client) {
         Some(end @ End::ClientGone) => return Err(Leave::Within(end)),
         Some(end) => return Err(Leave::Between(end)),
@@ -64,13 +49,13 @@ fn attend(feed: &Feed, client: &Client) -> Step {
             writer.push_notice(&json!({"reason": reason}));
         }
         writer.told_epoch = epoch;
-        if writer.is_idle() && writer.silent_for() >= feed.options.heartbeat {
-            if socket::is_closed(&client.socket) {
-                return Err(Leave::Within(End::ClientGone));
-            }
-            // No blank line: several clients turn one into an empty event.
-            writer.push_blocks(b":ping\n");
+    }
+    if writer.is_idle() && writer.silent_for() >= feed.options.heartbeat {
+        if socket::is_closed(&client.socket) {
+            return Err(Leave::Within(End::ClientGone));
         }
+        // No blank line: several clients turn one into an empty event.
+        writer.push_blocks(b":ping\n");
     }
     writer.write_pending(&feed.stats)?;
     Ok(())
@@ -113,6 +98,8 @@ impl Stream<'_> {
                 return Err(Leave::Within(end));
             }
             socket::wait_writable(&self.client.socket, WRITE_LOOK_EVERY);
+            let generation = lock(&self.feed.tail).generation;
+            lock(&self.client.writer).forget_others(generation);
         }
     }
 

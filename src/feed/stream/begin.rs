@@ -1,12 +1,13 @@
 //! How a stream begins: `connected`, and whether the log still has what its cursor stands for.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::attend::is_connected_overdue;
 use super::{LOOK_AGAIN, Position, Step, Stream};
 use crate::db::event_log::{self, WindowStart};
+use crate::db::{self, Watch};
 use crate::event::FeedSeq;
 use crate::feed::health::Part;
 use crate::feed::seconds;
@@ -19,6 +20,8 @@ const AHEAD_GRACE: Duration = Duration::from_secs(5);
 /// at most twenty reads a second, however many they are. A log that is replaced within this time is noticed as it is under
 /// a stream that began earlier.
 const READ_SUFFICES: Duration = Duration::from_millis(50);
+/// How long a slow database may keep the block `connected` back.
+const CONNECTED_PATIENCE: Duration = Duration::from_secs(1);
 /// Bounds of `retry:`, the time that a client waits before it reconnects.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2000), Duration::from_millis(5000));
 
@@ -41,15 +44,16 @@ impl Stream<'_> {
         } else {
             self.flush()?;
         }
-        // A delayed key must not learn anything that depends on numbers above its head.
-        let is_skipped = || self.feed.is_skipped(cursor);
-        if (!self.is_delayed() && is_skipped()) || !self.is_in_log(cursor)? || self.feed.is_skipped(cursor) {
+        if !self.is_in_log(cursor)? {
             return self.rewritten(cursor);
         }
         let position = self.find(cursor)?;
-        if let (Some(asked), Some(known)) = (self.asked.time, position.time)
-            && !asked.is(known)
-        {
+        let is_lost = match (position.time, self.asked.time) {
+            (Some(known), asked) => asked.is_some_and(|asked| !asked.is(known)),
+            // Asked only now: for a delayed key a range counts once the key's head is beyond it.
+            (None, _) => cursor > FeedSeq(0) && self.query(|connection| event_log::is_skipped(connection, cursor))?,
+        };
+        if is_lost {
             return self.rewritten(cursor);
         }
         let earliest = self.earliest()?;
@@ -123,6 +127,8 @@ impl Stream<'_> {
             let tail = lock(&self.feed.tail);
             (tail.generation, tail.time_of(cursor), cursor >= tail.head)
         };
+        // What prune has removed may still be in the tail.
+        let known = known.filter(|_| cursor > lock(&self.feed.facts).pruned_through);
         let time = if known.is_some() || is_in_tail {
             known
         } else {
@@ -134,11 +140,17 @@ impl Stream<'_> {
     /// Where the replay window begins. If the database does not answer in time for `connected`, a number that promises
     /// nothing.
     fn earliest(&mut self) -> Step<WindowStart> {
+        let (watch, began) = (self.watch.clone(), self.client.began);
+        let is_connected = lock(&self.client.writer).is_connected;
+        let patience = CONNECTED_PATIENCE.min(self.feed.options.heartbeat);
+        let is_overdue = move || !is_connected && began.elapsed() >= patience;
+        let watch: Watch = Arc::new(move || !is_overdue() && watch());
         loop {
             let head = self.head()?;
-            match self.feed.earliest(self.delay, head, &self.watch) {
+            match self.feed.earliest(self.delay, head, &watch) {
                 Ok(earliest) => return Ok(earliest),
-                Err(_) if is_connected_overdue(self.feed, self.client) => {
+                // Also if the stream ends: `connected` comes first.
+                Err(error) if is_overdue() || (!is_connected && matches!(error, db::Error::GivenUp)) => {
                     let prev = self.asked.cursor.unwrap_or(head.seq).min(head.seq);
                     return Ok(WindowStart { seq: prev.next(), prev });
                 }
