@@ -107,7 +107,7 @@ impl WrittenTime {
             1 => offset.starts_with(['Z', 'z']),
             6 => {
                 let (hours, colon) = (&offset.as_bytes()[1..3], offset.as_bytes()[3]);
-                offset.starts_with(['+', '-', ' ']) && hours <= b"23" && colon == b':'
+                offset.starts_with(['+', '-', ' ']) && hours <= b"23".as_slice() && colon == b':'
             }
             _ => false,
         };
