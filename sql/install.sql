@@ -210,6 +210,11 @@ begin
 end
 $triggers$;
 
+-- VACUUM would cut free pages off the end of a table under a lock for which a commit waits.
+alter table stock_market.signal_feed_event set (vacuum_truncate = false, toast.vacuum_truncate = false);
+alter table signal_feed_private.signal_feed_outbox set (toast.vacuum_truncate = false);
+alter table signal_feed_private.signal_feed_first set (toast.vacuum_truncate = false);
+
 do $columns$
 declare
     wanted record;

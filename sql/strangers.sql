@@ -55,12 +55,6 @@
     from pg_catalog.pg_type as t join pg_catalog.pg_namespace as n on n.oid = t.typnamespace
     where n.nspname in ('stock_market', 'signal_feed_private') and pg_catalog.starts_with(t.typname::text, 'signal_feed_')
         and t.typrelid = 0
-), foreign_code (class, oid, name, owner) as (
-    select 'pg_catalog.pg_proc'::regclass, p.oid, p.oid::regprocedure::text, p.proowner from pg_catalog.pg_proc as p
-    union all
-    select 'pg_catalog.pg_operator'::regclass, o.oid, o.oid::regoperator::text, o.oprowner from pg_catalog.pg_operator as o
-    union all
-    select 'pg_catalog.pg_type'::regclass, t.oid, t.oid::regtype::text, t.typowner from pg_catalog.pg_type as t
 ), part (of, class, oid, what) as (
     -- The parts of a table that PostgreSQL may execute or evaluate when it reads or writes the table.
     select r.oid, 'pg_catalog.pg_class'::regclass, r.oid, 'a column' from relation as r
@@ -80,6 +74,13 @@
     from pg_catalog.pg_policy as p
     union all
     select i.indrelid, 'pg_catalog.pg_class'::regclass, i.indexrelid, 'an index' from pg_catalog.pg_index as i
+    union all
+    select x.stxrelid, 'pg_catalog.pg_statistic_ext'::regclass, x.oid, pg_catalog.format('the statistics %I', x.stxname)
+    from pg_catalog.pg_statistic_ext as x
+), expression (of, what, nodes) as (
+    select d.adrelid, 'a default', d.adbin::text from pg_catalog.pg_attrdef as d
+    union all
+    select k.conrelid, pg_catalog.format('the constraint %I', k.conname), k.conbin::text from pg_catalog.pg_constraint as k
 )
 select pg_catalog.format('%s belongs to %I', o.text, pg_catalog.pg_get_userbyid(o.owner)) as text
 from object as o where not o.is_eras and o.owner not in (select t.oid from trusted as t)
@@ -90,11 +91,31 @@ from relation as r join wanted_relation as w on w.name = r.name where r.kind <> 
     -- Before migration 5 the lock was a table.
     and not (r.schema = 'stock_market' and r.name = 'signal_feed_lock' and r.kind = 'r')
 union
-select pg_catalog.format('%s of %I.%I uses %s, which belongs to %I', p.what, r.schema, r.name, f.name,
-    pg_catalog.pg_get_userbyid(f.owner))
+select pg_catalog.format('%s of %I.%I uses %s, which belongs to %I', p.what, r.schema, r.name,
+    pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0), pg_catalog.pg_get_userbyid(f.refobjid))
 from relation as r
 join part as p on p.of = r.oid
 join pg_catalog.pg_depend as d on d.classid = p.class and d.objid = p.oid
-join foreign_code as f on f.class = d.refclassid and f.oid = d.refobjid
-where f.owner not in (select t.oid from trusted as t)
+    and d.refclassid not in ('pg_catalog.pg_class'::regclass, 'pg_catalog.pg_namespace'::regclass)
+join pg_catalog.pg_shdepend as f on f.classid = d.refclassid and f.objid = d.refobjid and f.deptype = 'o'
+    and f.dbid = (select b.oid from pg_catalog.pg_database as b where b.datname = current_database())
+where f.refobjid not in (select t.oid from trusted as t)
+union
+-- Some of PostgreSQL's own functions run a text or a view that somebody else wrote, such as query_to_xml, and others change
+-- settings. pg_depend does not list them.
+select pg_catalog.format('%s of %I.%I calls %s, and the table belongs to %I', e.what, r.schema, r.name, p.oid::regprocedure,
+    pg_catalog.pg_get_userbyid(r.owner))
+from relation as r join expression as e on e.of = r.oid
+cross join lateral pg_catalog.regexp_matches(e.nodes, ':(?:funcid|opfuncid) ([0-9]+)', 'g') as f (found)
+join pg_catalog.pg_proc as p on p.oid = f.found[1]::oid
+where r.owner not in (select t.oid from trusted as t)
+    and (p.provolatile = 'v' and p.proname not in ('nextval', 'clock_timestamp', 'gen_random_uuid', 'random')
+        or pg_catalog.strpos(p.proname::text, '_to_xml') > 0)
+union
+-- The check of a foreign key runs as the owner of the table that it references, with the casts of the other table's types.
+select pg_catalog.format('the foreign key %I of %s references %I.%I, and that table belongs to %I', k.conname,
+    k.conrelid::regclass, r.schema, r.name, pg_catalog.pg_get_userbyid(c.relowner))
+from relation as r join pg_catalog.pg_constraint as k on k.confrelid = r.oid
+join pg_catalog.pg_class as c on c.oid = k.conrelid
+where c.relowner not in (select t.oid from trusted as t)
 order by 1

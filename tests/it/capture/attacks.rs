@@ -268,6 +268,16 @@ fn doctor_names_a_session_that_locks_the_log_by_a_failing_create_trigger() {
     screener.connect().batch_execute(SIGNAL).unwrap();
 }
 
+/// A log of the sequence era with something planted in it, by the owner of `signal`.
+fn sequence_era(planted: &str) -> String {
+    format!(
+        "create table stock_market.signal (id int);
+         create table stock_market.signal_feed_event (feed_seq bigserial primary key,
+            event_time timestamptz not null default now(), op text not null, signal jsonb);
+         {planted}"
+    )
+}
+
 #[test]
 fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
     for (planted, name) in [
@@ -308,6 +318,57 @@ fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
              create rule r as on insert to stock_market.signal_feed_event do also select evil.boom();",
             "signal_feed_event",
         ),
+        // From here on the log would be a sound one of the sequence era.
+        (
+            &sequence_era(
+                "create function evil.f(text) returns text language plpgsql immutable as 'begin return evil.boom(); end';
+                 create statistics evil.s on (evil.f(op)) from stock_market.signal_feed_event;",
+            ),
+            "the statistics s",
+        ),
+        (
+            &sequence_era(
+                "create type evil.e as enum ('1');
+                 create function evil.cast(evil.e) returns bigint language plpgsql as
+                    $$ begin perform evil.boom(); return 1; end $$;
+                 create cast (evil.e as bigint) with function evil.cast(evil.e) as implicit;
+                 create table evil.consumer (seq evil.e references stock_market.signal_feed_event);",
+            ),
+            "the foreign key consumer_seq_fkey of evil.consumer",
+        ),
+        (
+            &sequence_era(
+                "alter table stock_market.signal_feed_event
+                    add check (query_to_xml('select evil.boom()', true, false, '') is not null);",
+            ),
+            "calls query_to_xml",
+        ),
+        (
+            &sequence_era(
+                "create view evil.v as select evil.boom();
+                 alter table stock_market.signal_feed_event
+                    add x text default table_to_xml('evil.v', true, false, '')::text;",
+            ),
+            "calls table_to_xml",
+        ),
+        (
+            &sequence_era("alter table stock_market.signal_feed_event add x text default set_config('jit', 'on', true);"),
+            "calls set_config",
+        ),
+        (
+            &sequence_era(
+                "create domain evil.d as text check (evil.boom() is not null);
+                 alter table stock_market.signal_feed_event add x evil.d;",
+            ),
+            "uses type evil.d",
+        ),
+        (
+            &sequence_era(
+                "create function evil.f(text) returns text language plpgsql immutable as 'begin return evil.boom(); end';
+                 create index on stock_market.signal_feed_event (evil.f(op));",
+            ),
+            "an index of stock_market.signal_feed_event uses function evil.f(text)",
+        ),
     ] {
         let database = Database::empty();
         let eve = format!("{}_eve", database.name);
@@ -325,6 +386,8 @@ fn migrate_refuses_what_others_left_in_the_schema_before_it_runs_any_of_it() {
                  {planted}"
             ))
             .unwrap();
+        // The planting itself runs some of it.
+        database.sql("truncate public.ran");
         for command in [&["migrate", "--check"][..], &["migrate"], &["doctor"], &["serve"]] {
             let outcome = signal_feed(&database.url, command);
             assert_eq!(outcome.code, 1, "{command:?}");
@@ -362,6 +425,51 @@ fn what_the_owner_of_the_schema_plants_after_the_installation_runs_with_nobodys_
     assert_eq!(database.number("select count(*) from public.ran"), 0);
     drop(server);
     database.sql(&format!("drop owned by {eve} cascade; drop role {eve}"));
+}
+
+#[test]
+fn a_foreign_key_that_references_the_log_of_an_installation_is_named() {
+    let screener = Screener::new("create schema evil authorization SCREENER");
+    screener.database.sql(&format!("grant references on stock_market.signal_feed_event to {}", screener.name));
+    assert!(doctor(&screener.database, "privileges").1.contains("has REFERENCES on stock_market.signal_feed_event"));
+    screener
+        .connect()
+        .batch_execute("create table evil.consumer (seq bigint references stock_market.signal_feed_event)")
+        .unwrap();
+    let said = signal_feed(&screener.database.url, &["migrate"]).failed(1);
+    assert!(said.contains("the foreign key consumer_seq_fkey of evil.consumer references"), "{said}");
+    let (ok, text) = doctor(&screener.database, "installation");
+    assert!(!ok && text.contains("consumer_seq_fkey") && text.contains(&screener.name), "{text}");
+}
+
+#[test]
+fn vacuum_cuts_nothing_off_a_table_that_a_commit_writes() {
+    let (database, mut client) = migrated();
+    // Of random text, because text that can be compressed is not stored apart.
+    client
+        .batch_execute(
+            "insert into stock_market.signal (symbol, action, side, strategy)
+             select 'A', 'entry', 'BUY', (select string_agg(gen_random_uuid()::text, '') from generate_series(n, n + 300))
+             from generate_series(1, 50) as n",
+        )
+        .unwrap();
+    database.prune_through(50);
+    let tables = client
+        .query(
+            "select c.oid::regclass::text from pg_class as r join pg_class as c on c.oid in (r.oid, r.reltoastrelid)
+             where r.oid in ('stock_market.signal_feed_event'::regclass, 'stock_market.signal_feed_counter'::regclass,
+                'signal_feed_private.signal_feed_first'::regclass, 'signal_feed_private.signal_feed_outbox'::regclass)",
+            &[],
+        )
+        .unwrap();
+    assert_eq!(tables.len(), 7);
+    for row in tables {
+        let table: String = row.get(0);
+        let size = format!("select pg_relation_size('{table}')");
+        let before = count(&mut client, &size);
+        client.batch_execute(&format!("vacuum {table}")).unwrap();
+        assert!(before > 0 && count(&mut client, &size) == before, "{table}");
+    }
 }
 
 #[test]
