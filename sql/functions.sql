@@ -48,10 +48,9 @@ begin
         return image;
     end if;
     earlier := earlier operator(pg_catalog.-) 'updated_at'::pg_catalog.text;
-    -- As text too: jsonb finds 1.0 and 1.00 equal.
-    if (image operator(pg_catalog.-) 'updated_at'::pg_catalog.text) operator(pg_catalog.=) earlier
-        and (image operator(pg_catalog.-) 'updated_at'::pg_catalog.text)::pg_catalog.text
-            operator(pg_catalog.=) earlier::pg_catalog.text
+    -- As bytes: jsonb finds 1.0 and 1.00 equal, and the text of jsonb can be larger than the 1 GB that PostgreSQL allows.
+    if row(image operator(pg_catalog.-) 'updated_at'::pg_catalog.text)::pg_catalog.record
+        operator(pg_catalog.*=) row(earlier)::pg_catalog.record
     then
         return 'false';
     end if;
@@ -70,6 +69,7 @@ set intervalstyle = 'postgres'
 set extra_float_digits = 1
 set bytea_output = 'hex'
 set lc_monetary = 'C'
+set quote_all_identifiers = off
 as $function$
 begin
     return stock_market.signal_feed_render(now, before);
@@ -91,7 +91,8 @@ begin
     -- have many names. OLD is NULL for an INSERT.
     if current_setting('TimeZone') in ('UTC', 'Etc/UTC', 'GMT') and current_setting('DateStyle') like 'ISO%'
         and current_setting('IntervalStyle') = 'postgres' and current_setting('extra_float_digits') in ('1', '2', '3')
-        and current_setting('bytea_output') = 'hex' and (-1234.5)::money::text = '-$1,234.50'
+        and current_setting('bytea_output') = 'hex' and current_setting('quote_all_identifiers') = 'off'
+        and (-1234.5)::money::text = '-$1,234.50'
     then
         image := stock_market.signal_feed_render(new, old);
     else
@@ -108,19 +109,22 @@ begin
         values (pg_catalog.pg_current_xact_id(), tg_op, image);
     end if;
     if tg_nargs operator(pg_catalog.>) 0 and tg_op operator(pg_catalog.=) 'INSERT'::pg_catalog.text then
-        -- Notified in an expression and not in a query: that is cheaper.
-        told := image::pg_catalog.text;
-        -- PostgreSQL takes payloads of less than 8000 bytes.
+        -- PostgreSQL takes payloads of less than 8000 bytes. So much text is at most four times as much jsonb; the text of
+        -- a larger one could pass the 1 GB that PostgreSQL allows.
+        if pg_catalog.pg_column_size(image) operator(pg_catalog.<) 40000 then
+            told := image::pg_catalog.text;
+        end if;
         if told is null or pg_catalog.octet_length(told) operator(pg_catalog.>) 7999 then
-            told := pg_catalog.jsonb_build_object('oversize', true)::pg_catalog.text;
-            if image operator(pg_catalog.?) 'id'::pg_catalog.text then
+            told := null;
+            if pg_catalog.pg_column_size(image operator(pg_catalog.->) 'id'::pg_catalog.text) operator(pg_catalog.<) 40000 then
                 told := pg_catalog.jsonb_build_object(
                     'id', image operator(pg_catalog.->) 'id'::pg_catalog.text, 'oversize', true)::pg_catalog.text;
-                if pg_catalog.octet_length(told) operator(pg_catalog.>) 7999 then
-                    told := pg_catalog.jsonb_build_object('oversize', true)::pg_catalog.text;
-                end if;
+            end if;
+            if told is null or pg_catalog.octet_length(told) operator(pg_catalog.>) 7999 then
+                told := pg_catalog.jsonb_build_object('oversize', true)::pg_catalog.text;
             end if;
         end if;
+        -- Notified in an expression and not in a query: that is cheaper.
         if pg_catalog.pg_notify('signal_inserted', told) is null then null; end if;
     end if;
     return null;
@@ -198,6 +202,11 @@ begin
     where c.ctid = (select l.ctid from stock_market.signal_feed_counter as l order by l.value desc limit 1)
     returning c.value into last;
     if last is null then
+        if current_setting('transaction_isolation') <> 'read committed' then
+            raise exception 'could not serialize access: the counter of the feed has no row, or had none yet when this transaction began'
+                using errcode = 'serialization_failure',
+                    hint = 'Retry the transaction. If it fails again, run "signal-feed migrate".';
+        end if;
         raise exception 'the counter of the feed has no row: refused, or this event would be lost'
             using errcode = 'object_not_in_prerequisite_state',
                 hint = 'Run "signal-feed migrate".';

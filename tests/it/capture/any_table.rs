@@ -142,6 +142,42 @@ fn a_row_that_cannot_become_jsonb_is_logged_without_its_content_and_never_fails_
 }
 
 #[test]
+fn a_row_whose_text_would_pass_what_postgresql_allows_can_be_written() {
+    let database = Database::empty();
+    let mut client = database.connect();
+    client
+        .batch_execute(
+            "create schema stock_market; create table stock_market.signal (id jsonb, j jsonb, updated_at int)",
+        )
+        .unwrap();
+    database.migrate();
+    let mut listener = database.connect();
+    listener.batch_execute("listen signal_inserted").unwrap();
+    // 16,384 numbers of 131,072 digits each: 2 GB of text, and 256 kB of jsonb.
+    client
+        .batch_execute(
+            "do $$
+            declare
+                numbers jsonb := jsonb_build_array(1e131071);
+            begin
+                for i in 1..14 loop numbers := numbers || numbers; end loop;
+                insert into stock_market.signal values ('1', numbers), (numbers, null);
+                update stock_market.signal set j = j || '[]', updated_at = 1;
+                update stock_market.signal set j = jsonb_set(j, '{0}', '2') where id = '1';
+            end $$",
+        )
+        .unwrap();
+    let operations = "select string_agg(op, ' ' order by feed_seq) from stock_market.signal_feed_event";
+    let operations: String = client.query_one(operations, &[]).unwrap().get(0);
+    assert_eq!(operations, "INSERT INSERT UPDATE");
+    let mut heard = listener.notifications();
+    let mut heard = heard.timeout_iter(PATIENCE);
+    for expected in [r#"{"id": 1, "oversize": true}"#, r#"{"oversize": true}"#] {
+        assert_eq!(heard.next().unwrap().unwrap().payload(), expected);
+    }
+}
+
+#[test]
 fn rows_are_compared_and_logged_under_the_feeds_settings_and_not_the_writers() {
     let database = Database::empty();
     let mut client = database.connect();
@@ -149,7 +185,7 @@ fn rows_are_compared_and_logged_under_the_feeds_settings_and_not_the_writers() {
         .batch_execute(
             "create schema stock_market;
             create table stock_market.signal
-                (f float8, t timestamptz, d daterange, i interval, b bytea, m money, id int)",
+                (f float8, t timestamptz, d daterange, i interval, b bytea, m money, c regclass, id int)",
         )
         .unwrap();
     database.migrate();
@@ -168,12 +204,13 @@ fn rows_are_compared_and_logged_under_the_feeds_settings_and_not_the_writers() {
         "bytea_output = 'escape'",
         "lc_monetary = 'C'",
         "lc_monetary = 'de_DE.UTF-8'",
+        "quote_all_identifiers = on",
     ] {
         client
             .batch_execute(&format!(
                 "begin; set local timezone = 'UTC'; set local {setting};
                 insert into stock_market.signal values (0.12345678901, '2026-07-02 03:04:05+00', '[2026-01-02,2026-02-01)',
-                    '1 day 2 hours', '\\x00', (-1234.5)::numeric::money, 1);
+                    '1 day 2 hours', '\\x00', (-1234.5)::numeric::money, 'stock_market.signal', 1);
                 update stock_market.signal set f = 0.12345678902; update stock_market.signal set f = f;
                 delete from stock_market.signal; commit"
             ))
@@ -184,7 +221,7 @@ fn rows_are_compared_and_logged_under_the_feeds_settings_and_not_the_writers() {
             .iter()
             .map(|row| row.get(0))
             .collect();
-        let as_logged = r#"{"b": "\\x00", "d": "[2026-01-02,2026-02-01)", "f": 0.12345678902, "i": "1 day 02:00:00", "m": "-$1,234.50", "t": "2026-07-02T03:04:05+00:00", "id": 1}"#;
+        let as_logged = r#"{"b": "\\x00", "c": "stock_market.signal", "d": "[2026-01-02,2026-02-01)", "f": 0.12345678902, "i": "1 day 02:00:00", "m": "-$1,234.50", "t": "2026-07-02T03:04:05+00:00", "id": 1}"#;
         assert_eq!(rows, [as_logged, &as_logged.replace("902,", "901,")], "{setting}");
     }
 }

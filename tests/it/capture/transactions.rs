@@ -136,3 +136,19 @@ fn a_missing_counter_row_refuses_the_write_and_migrate_puts_it_back() {
     client.batch_execute(SIGNAL).unwrap();
     assert_whole(&mut client);
 }
+
+#[test]
+fn a_transaction_whose_snapshot_is_older_than_the_feed_is_told_to_retry() {
+    for level in ["repeatable read", "serializable"] {
+        let database = Database::empty();
+        let mut client = database.connect();
+        client.batch_execute("create schema stock_market; create table stock_market.signal (id int)").unwrap();
+        client.batch_execute(&format!("begin isolation level {level}; select count(*) from pg_class")).unwrap();
+        database.migrate();
+        client.batch_execute("insert into stock_market.signal values (1)").unwrap();
+        let failed = client.batch_execute("commit").unwrap_err();
+        assert_eq!(failed.code().unwrap().code(), "40001", "{failed:?}");
+        client.batch_execute("insert into stock_market.signal values (1)").unwrap();
+        assert_eq!(count(&mut client, "select max(feed_seq) from stock_market.signal_feed_event"), 1);
+    }
+}
