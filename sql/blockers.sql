@@ -1,20 +1,24 @@
 -- Who holds a lock that makes writers, the server or an administrator wait for a table of the feed, for signal, for the
 -- feed's own lock or for a catalog: an identity of the hold, who holds what, and what to do. Reads no table.
 -- $1: also who can make migrate wait. It waits for every lock on a table, and for the advisory lock of another migrate.
-select pg_catalog.format('%s %s', h.holder, h.relation), pg_catalog.format('%s holds %s on %s', h.who, h.modes, h.tab), h.fix
-from (
+with session as (
+    select a.pid, coalesce(a.xact_start, a.backend_start) as since, a.wait_event is not distinct from 'SyncRep' as waits_for_standby,
+        pg_catalog.format('session %s of %s (%s, %s, since %s)', a.pid, coalesce(a.usename, '?'),
+            coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, '?'),
+            coalesce(coalesce(a.xact_start, a.backend_start)::text, '?')) as who,
+        pg_catalog.format('end its transaction, or as a superuser, a member of pg_signal_backend or %s: select pg_terminate_backend(%s)',
+            coalesce(a.usename, '?'), a.pid) as fix
+    from pg_catalog.pg_stat_activity as a
+), hold as (
     select l.virtualtransaction as holder, l.relation, coalesce(l.relation::regclass::text, 'the advisory lock of migrate') as tab,
-        pg_catalog.string_agg(l.mode, ', ' order by l.mode) as modes,
+        max(l.pid) as pid, pg_catalog.string_agg(l.mode, ', ' order by l.mode) as modes,
         coalesce(max(pg_catalog.format('prepared transaction %L of %s', p.gid, p.owner)) filter (where p.gid is not null),
-            pg_catalog.format('session %s of %s (%s, %s, since %s)', max(l.pid), coalesce(max(a.usename), '?'),
-                coalesce(nullif(max(a.application_name), ''), 'no name'), coalesce(max(a.state), '?'),
-                coalesce(max(coalesce(a.xact_start, a.backend_start))::text, '?'))) as who,
-        max(coalesce(p.prepared, a.xact_start, a.backend_start)) as since,
+            max(s.who), pg_catalog.format('session %s', max(l.pid))) as who,
+        max(coalesce(p.prepared, s.since)) as since, coalesce(pg_catalog.bool_or(s.waits_for_standby), false) as waits_for_standby,
         coalesce(max(pg_catalog.format('as %s or a superuser: rollback prepared %L', p.owner, p.gid)) filter (where p.gid is not null),
-            pg_catalog.format('as a superuser, a member of pg_signal_backend or %s: select pg_terminate_backend(%s)',
-                coalesce(max(a.usename), '?'), max(l.pid))) as fix
+            max(s.fix), pg_catalog.format('as a superuser: select pg_terminate_backend(%s)', max(l.pid))) as fix
     from pg_catalog.pg_locks as l
-    left join pg_catalog.pg_stat_activity as a on a.pid = l.pid
+    left join session as s on s.pid = l.pid
     left join pg_catalog.pg_prepared_xacts as p on l.virtualtransaction = '-1/' || p.transaction::text
     left join pg_catalog.pg_class as c on l.locktype = 'relation' and c.oid = l.relation
     left join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
@@ -30,4 +34,28 @@ from (
                 or c.relname = 'signal_feed_lock' and l.mode = 'ShareUpdateExclusiveLock'
         end
     group by l.virtualtransaction, l.relation
-) as h order by h.tab = 'signal_feed_private.signal_feed_lock' desc, h.since, h.holder, h.tab
+)
+select pg_catalog.format('%s %s', h.holder, h.relation),
+    pg_catalog.format('%s holds %s on %s', h.who, h.modes, h.tab) || case
+        when h.waits_for_standby then ' and waits for a synchronous standby'
+        when cause.pid is not null then ' and waits for ' || coalesce(s.who, 'a prepared transaction')
+        else '' end,
+    case
+        when h.waits_for_standby then 'do not end that session, because its commit is already on this machine''s disk: start the standby that synchronous_standby_names asks for, or as a superuser: alter system set synchronous_standby_names = ''''; select pg_reload_conf()'
+        when cause.pid is not null then coalesce(s.fix, 'as a superuser: roll back the prepared transaction (select * from pg_prepared_xacts)')
+        else h.fix end
+from hold as h
+-- Who makes a commit wait that has the feed's lock: the end of the queue of those who wait for each other. PostgreSQL
+-- names a prepared transaction 0.
+left join lateral (
+    with recursive waiting (pid, depth) as (
+        select b.pid, 1 from unnest(pg_catalog.pg_blocking_pids(h.pid)) as b (pid)
+        where h.tab = 'signal_feed_private.signal_feed_lock'
+        union
+        select b.pid, w.depth + 1 from waiting as w cross join lateral unnest(pg_catalog.pg_blocking_pids(w.pid)) as b (pid)
+        where w.depth < 10
+    )
+    select w.pid from waiting as w order by w.depth desc limit 1
+) as cause on true
+left join session as s on s.pid = cause.pid
+order by h.tab = 'signal_feed_private.signal_feed_lock' desc, h.since, h.holder, h.tab

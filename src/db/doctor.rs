@@ -292,9 +292,6 @@ fn named(what: &str, found: &[Blocker]) -> Verdict {
     fixes.dedup();
     wrong(
         format!("{what}: {}", holds.join("; ")),
-        format!(
-            "end its transaction, or {}; give the screener an idle_in_transaction_session_timeout",
-            fixes.join("; ")
-        ),
+        format!("{}; give the screener an idle_in_transaction_session_timeout", fixes.join("; ")),
     )
 }

@@ -226,6 +226,54 @@ fn doctor_names_the_sessions_that_hold_an_old_snapshot_or_the_feeds_lock() {
 }
 
 #[test]
+fn doctor_names_who_makes_a_commit_wait_and_not_the_commit_that_waits() {
+    let database = Database::migrated();
+    let mut holder = database.connect();
+    holder
+        .batch_execute(
+            "set application_name = 'careless'; begin; update stock_market.signal_feed_counter set value = value",
+        )
+        .unwrap();
+    let pid: i32 = holder.query_one("select pg_backend_pid()", &[]).unwrap().get(0);
+    let mut writer = database.connect();
+    writer.batch_execute("set application_name = 'patient'").unwrap();
+    let victim: i32 = writer.query_one("select pg_backend_pid()", &[]).unwrap().get(0);
+    let commit = std::thread::spawn(move || writer.batch_execute(SIGNAL));
+    let waits = format!("select count(*) from pg_stat_activity where pid = {victim} and wait_event_type = 'Lock'");
+    until("the commit waits", || (database.number(&waits) == 1).then_some(()));
+    let (ok, text) = examined(&database.url, "lock");
+    assert!(!ok && text.contains("patient") && text.contains("and waits for") && text.contains("careless"), "{text}");
+    assert!(text.contains(&format!("pg_terminate_backend({pid})")), "{text}");
+    assert!(!text.contains(&format!("pg_terminate_backend({victim})")), "{text}");
+    holder.batch_execute("rollback").unwrap();
+    commit.join().unwrap().unwrap();
+}
+
+#[test]
+fn doctor_says_that_a_commit_waits_for_a_synchronous_standby() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    let standbys = |names: &str| {
+        let mut client = database.connect();
+        client.batch_execute("set synchronous_commit = local").unwrap();
+        client.batch_execute(&format!("alter system set synchronous_standby_names = '{names}'")).unwrap();
+        client.batch_execute("select pg_reload_conf()").unwrap();
+    };
+    standbys("nobody");
+    let setting = "select count(*) from pg_settings where name = 'synchronous_standby_names' and setting = 'nobody'";
+    until("the setting counts", || (database.number(setting) == 1).then_some(()));
+    let mut writer = database.connect();
+    let commit = std::thread::spawn(move || writer.batch_execute(SIGNAL));
+    let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    until("the commit waits", || (database.number(waits) == 1).then_some(()));
+    let (ok, text) = examined(&database.url, "lock");
+    standbys("");
+    commit.join().unwrap().unwrap();
+    assert!(!ok && text.contains("waits for a synchronous standby"), "{text}");
+    assert!(text.contains("synchronous_standby_names") && !text.contains("pg_terminate_backend"), "{text}");
+}
+
+#[test]
 fn doctor_says_which_checks_it_lacks_rights_for() {
     let cluster = PrivatePostgres::start(&[]).unwrap();
     let database = Database::empty_in(&cluster);
