@@ -22,6 +22,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(2);
 impl IbkrBroker {
     pub(super) fn try_place(&mut self, order: &Order, order_id: Option<i64>) -> Answer {
         let deadline = Instant::now() + self.timeout;
+        self.hear(Duration::ZERO);
         let Some(connection) = self.connection.as_mut().filter(|connection| !connection.is_lost()) else {
             return Answer::NotSent("not connected to the gateway".to_owned());
         };
