@@ -103,14 +103,14 @@ where f.refobjid not in (select t.oid from trusted as t)
 union
 -- Some of PostgreSQL's own functions run a text or a view that somebody else wrote, such as query_to_xml, and others change
 -- settings. pg_depend does not list them.
-select pg_catalog.format('%s of %I.%I calls %s, and the table belongs to %I', e.what, r.schema, r.name, p.oid::regprocedure,
-    pg_catalog.pg_get_userbyid(r.owner))
+select pg_catalog.format('%s of %I.%I, which belongs to %I, calls %s', e.what, r.schema, r.name,
+    pg_catalog.pg_get_userbyid(r.owner), p.oid::regprocedure)
 from relation as r join expression as e on e.of = r.oid
 cross join lateral pg_catalog.regexp_matches(e.nodes, ':(?:funcid|opfuncid) ([0-9]+)', 'g') as f (found)
 join pg_catalog.pg_proc as p on p.oid = f.found[1]::oid
-where r.owner not in (select t.oid from trusted as t)
-    and (p.provolatile = 'v' and p.proname not in ('nextval', 'clock_timestamp', 'gen_random_uuid', 'random')
-        or pg_catalog.strpos(p.proname::text, '_to_xml') > 0)
+where p.proname ~ '_to_xml|^ts_stat|^ts_rewrite' or p.provolatile = 'v'
+    and p.proname not in ('nextval', 'clock_timestamp', 'gen_random_uuid', 'random')
+    and r.owner not in (select t.oid from trusted as t)
 union
 -- The check of a foreign key runs as the owner of the table that it references, with the casts of the other table's types.
 select pg_catalog.format('the foreign key %I of %s references %I.%I, and that table belongs to %I', k.conname,
