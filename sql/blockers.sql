@@ -2,19 +2,22 @@
 -- feed's own lock or for a catalog: an identity of the hold, who holds what, and what to do. Reads no table.
 -- $1: also who can make migrate wait. It waits for every lock on a table, and for the advisory lock of another migrate.
 with session as (
-    select a.pid, coalesce(a.xact_start, a.backend_start) as since, a.wait_event is not distinct from 'SyncRep' as waits_for_standby,
-        pg_catalog.format('session %s of %s (%s, %s, since %s)', a.pid, coalesce(a.usename, '?'),
+    select a.pid, coalesce(a.xact_start, a.backend_start) as since,
+        pg_catalog.format('session %s of %s (%s, %s, since %s)%s', a.pid, coalesce(a.usename, '?'),
             coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, '?'),
-            coalesce(coalesce(a.xact_start, a.backend_start)::text, '?')) as who,
-        pg_catalog.format('end its transaction, or as a superuser, a member of pg_signal_backend or %s: select pg_terminate_backend(%s)',
-            coalesce(a.usename, '?'), a.pid) as fix
+            coalesce(coalesce(a.xact_start, a.backend_start)::text, '?'),
+            case when a.wait_event = 'SyncRep' then ', which waits for a synchronous standby,' end) as who,
+        case when a.wait_event = 'SyncRep'
+            then 'do not end that session, because its commit is already on this machine''s disk: start the standby that synchronous_standby_names asks for, or as a superuser: alter system set synchronous_standby_names = ''''; select pg_reload_conf()'
+            else pg_catalog.format('end its transaction, or as a superuser, a member of pg_signal_backend or %s: select pg_terminate_backend(%s)',
+                coalesce(a.usename, '?'), a.pid) end as fix
     from pg_catalog.pg_stat_activity as a
 ), hold as (
     select l.virtualtransaction as holder, l.relation, coalesce(l.relation::regclass::text, 'the advisory lock of migrate') as tab,
         max(l.pid) as pid, pg_catalog.string_agg(l.mode, ', ' order by l.mode) as modes,
         coalesce(max(pg_catalog.format('prepared transaction %L of %s', p.gid, p.owner)) filter (where p.gid is not null),
             max(s.who), pg_catalog.format('session %s', max(l.pid))) as who,
-        max(coalesce(p.prepared, s.since)) as since, coalesce(pg_catalog.bool_or(s.waits_for_standby), false) as waits_for_standby,
+        max(coalesce(p.prepared, s.since)) as since,
         coalesce(max(pg_catalog.format('as %s or a superuser: rollback prepared %L', p.owner, p.gid)) filter (where p.gid is not null),
             max(s.fix), pg_catalog.format('as a superuser: select pg_terminate_backend(%s)', max(l.pid))) as fix
     from pg_catalog.pg_locks as l
@@ -36,14 +39,10 @@ with session as (
     group by l.virtualtransaction, l.relation
 )
 select pg_catalog.format('%s %s', h.holder, h.relation),
-    pg_catalog.format('%s holds %s on %s', h.who, h.modes, h.tab) || case
-        when h.waits_for_standby then ' and waits for a synchronous standby'
-        when cause.pid is not null then ' and waits for ' || coalesce(s.who, 'a prepared transaction')
-        else '' end,
-    case
-        when h.waits_for_standby then 'do not end that session, because its commit is already on this machine''s disk: start the standby that synchronous_standby_names asks for, or as a superuser: alter system set synchronous_standby_names = ''''; select pg_reload_conf()'
-        when cause.pid is not null then coalesce(s.fix, 'as a superuser: roll back the prepared transaction (select * from pg_prepared_xacts)')
-        else h.fix end
+    pg_catalog.format('%s holds %s on %s', h.who, h.modes, h.tab)
+        || case when cause.pid is null then '' else ' and waits for ' || coalesce(s.who, 'a prepared transaction') end,
+    case when cause.pid is null then h.fix
+        else coalesce(s.fix, 'as a superuser: roll back the prepared transaction (select * from pg_prepared_xacts)') end
 from hold as h
 -- Who makes a commit wait that has the feed's lock: the end of the queue of those who wait for each other. PostgreSQL
 -- names a prepared transaction 0.
