@@ -1,102 +1,79 @@
-//! The journal: one JSON line per fact, appended and never changed, except that old lines are shortened at the start.
+//! The journal: one JSON line per fact, appended and never changed.
 //!
 //! The bot can continue from it alone. A last line that a crash tore is dropped: its order was not sent, or will be
 //! looked up.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use super::files::{self, whole_lines};
+use super::files;
 use super::json;
 use super::ledger::Ledger;
 use super::line::{Line, Record, VERSION};
 use crate::error::{Doing, Error};
 
-/// So many of the newest lines stay as they are when older ones are shortened.
-const KEPT_LINES: usize = 200;
-
 #[derive(Debug)]
 pub(super) struct Journal {
     pub(super) path: PathBuf,
     file: File,
-    /// The file that was replaced at the start. Its lock stops a bot that opened it before that.
-    replaced: Option<File>,
     pub(super) ledger: Ledger,
 }
 
 impl Journal {
-    /// Opens or creates the journal. Reads it whole, drops a torn last line, shortens old lines.
+    /// Opens or creates the journal, reads it, and drops a torn last line.
     ///
     /// Locks the file itself: under a bind mount or a hard link it has another name, so a lock file would be another one.
     pub(super) fn open(path: &Path, state: &Path) -> Result<Self, Error> {
-        load(path, state)?;
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
+        refuse_lost(path, state)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).doing(doing("open", path))?;
         files::lock(&file, path, path)?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).doing(doing("read", path))?;
-        let whole = whole_lines(&text).len();
-        if whole < text.len() {
-            log::warn!("a crash tore the journal's last line: dropped {} bytes", text.len() - whole);
-            file.set_len(whole as u64).doing(doing("repair", path))?;
-            file.seek(SeekFrom::End(0)).doing(doing("repair", path))?;
-            text.truncate(whole);
+        let (ledger, whole) = read(&file, path)?;
+        let torn = file.metadata().doing(doing("read", path))?.len() - whole;
+        if torn > 0 {
+            log::warn!("a crash tore the journal's last line: dropped {torn} bytes");
+            file.set_len(whole).doing(doing("repair", path))?;
         }
         // Not every line that a killed bot left is on the disk yet, and the state file will count the orders.
         file.sync_data().doing(doing("write", path))?;
-        let (ledger, details) = read(&text, path)?;
-        let mut journal = Self { path: path.to_owned(), file, replaced: None, ledger };
-        if text.is_empty() {
+        let mut journal = Self { path: path.to_owned(), file, ledger };
+        if whole == 0 {
             journal.append(&Line { version: Some(VERSION), ..Line::new(Record::Journal) }, true)?;
             files::sync_directory(path).doing(doing("write", path))?;
-        } else if details > 2 * KEPT_LINES {
-            journal.shrink(&text)?;
         }
         Ok(journal)
     }
 
     /// Reads a journal without changing anything.
     pub(super) fn look(path: &Path, state: &Path) -> Result<Ledger, Error> {
-        read(whole_lines(&load(path, state)?), path).map(|(ledger, _)| ledger)
+        refuse_lost(path, state)?;
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ledger::default()),
+            file => Ok(read(&file.doing(doing("read", path))?, path)?.0),
+        }
     }
 
     /// Appends a line. With `sync` it is on the disk when this returns.
     pub(super) fn append(&mut self, line: &Line, sync: bool) -> Result<(), Error> {
+        let bytes = serde_json::to_string(line).unwrap_or_default() + "\n";
         let written =
-            self.file.write_all(&bytes(line)).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+            self.file.write_all(bytes.as_bytes()).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         written.doing(doing("write", &self.path))?;
         self.ledger.apply(line).map_err(|why| Error::Failed(format!("{}: {why}", doing("write", &self.path))))
     }
-
-    /// Replaces all lines but the newest by a summary of all. Each line sets facts, so to read the newest ones again
-    /// changes nothing. A journal that cannot be replaced (a bind mount) stays long.
-    fn shrink(&mut self, text: &[u8]) -> Result<(), Error> {
-        let mut shorter: Vec<u8> = self.ledger.summary().iter().flat_map(bytes).collect();
-        let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
-        shorter.extend_from_slice(&lines[lines.len().saturating_sub(KEPT_LINES)..].concat());
-        if let Err(error) = files::replace(&self.path, &shorter, true) {
-            log::warn!("{}: {error}; keeping it as it is", doing("shrink", &self.path));
-            return Ok(());
-        }
-        files::sync_directory(&self.path).doing(doing("shrink", &self.path))?;
-        let shorter_file = OpenOptions::new().append(true).open(&self.path).doing(doing("open", &self.path))?;
-        self.replaced = Some(std::mem::replace(&mut self.file, shorter_file));
-        files::lock(&self.file, &self.path, &self.path)?;
-        log::info!("shrunk the journal's old lines from {} to {} bytes", text.len(), shorter.len());
-        Ok(())
-    }
 }
 
-/// The journal's text; empty if there is none. Beside a state file there must be a journal with a whole first line, unless
-/// both files are empty: an operator makes them for bind mounts.
-fn load(path: &Path, state: &Path) -> Result<Vec<u8>, Error> {
-    let text = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        text => text.doing(doing("read", path))?,
-    };
+/// Beside a state file there must be a journal with a whole first line, unless both files are empty: an operator makes
+/// them for bind mounts.
+fn refuse_lost(path: &Path, state: &Path) -> Result<(), Error> {
+    let mut first = Vec::new();
+    match File::open(path).and_then(|file| BufReader::new(file).read_until(b'\n', &mut first)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing(doing("read", path)),
+        _ => {}
+    }
     let is_empty = |path| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
-    if text.contains(&b'\n') || !state.exists() || (is_empty(state) && is_empty(path)) {
-        return Ok(text);
+    if first.ends_with(b"\n") || !state.exists() || (is_empty(state) && is_empty(path)) {
+        return Ok(());
     }
     Err(Error::Failed(format!(
         "the journal {} is lost, but the state file {} is there: restore the journal, or remove the state file to start \
@@ -106,25 +83,25 @@ fn load(path: &Path, state: &Path) -> Result<Vec<u8>, Error> {
     )))
 }
 
-/// What the lines add up to, and how many of them are details that a summary leaves out.
-fn read(text: &[u8], path: &Path) -> Result<(Ledger, usize), Error> {
-    let (mut ledger, mut details) = (Ledger::default(), 0);
-    for (number, bytes) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let damaged = |why| Error::Failed(format!("{}: line {} is damaged: {why}", doing("read", path), number + 1));
-        let line: Line = json::object(bytes).map_err(damaged)?;
-        if number == 0 && (line.record != Record::Journal || line.version != Some(VERSION)) {
+/// What the whole lines add up to, and how many bytes they have.
+fn read(file: &File, path: &Path) -> Result<(Ledger, u64), Error> {
+    let (mut reader, mut bytes) = (BufReader::new(file), Vec::new());
+    let (mut ledger, mut whole) = (Ledger::default(), 0);
+    for number in 1.. {
+        bytes.clear();
+        reader.read_until(b'\n', &mut bytes).doing(doing("read", path))?;
+        if !bytes.ends_with(b"\n") {
+            break;
+        }
+        let damaged = |why| Error::Failed(format!("{}: line {number} is damaged: {why}", doing("read", path)));
+        let line: Line = json::object(&bytes).map_err(damaged)?;
+        if number == 1 && (line.record != Record::Journal || line.version != Some(VERSION)) {
             return Err(Error::Failed(format!("{}: it is not a journal of version {VERSION}", doing("read", path))));
         }
-        details += usize::from(line.record != Record::Known);
         ledger.apply(&line).map_err(damaged)?;
+        whole += bytes.len() as u64;
     }
-    Ok((ledger, details))
-}
-
-fn bytes(line: &Line) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec(line).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes
+    Ok((ledger, whole))
 }
 
 fn doing(verb: &str, path: &Path) -> String {
@@ -137,7 +114,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::super::address::Cursor;
-    use super::super::line::{Mode, intent_line};
+    use super::super::line::intent_line;
     use super::super::order::Order;
     use super::*;
     use proptest::prelude::*;
@@ -180,35 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn old_lines_shrink_and_tell_the_same() {
-        let scratch = Scratch::new("shrink");
+    fn a_journal_whose_old_lines_a_former_version_shortened_is_read() {
+        let scratch = Scratch::new("former-short");
         let path = scratch.journal();
-        let mut journal = Journal::open(&path, Path::new("")).unwrap();
-        let mut mode = Line::new(Record::Mode);
-        mode.mode = Some(Mode::CloseOnly {
-            reason: "replay_truncated".into(),
-            since: "2026-11-20T12:00:00Z".into(),
-            missed_since: "2026-11-20T11:00:00Z".into(),
-        });
-        journal.append(&mode, false).unwrap();
-        journal.append(&intent_line(&order(7000)), false).unwrap();
-        write_orders(&mut journal, 1..=1000);
-        let before = journal.ledger.clone();
-        drop(journal);
-        let size = fs::metadata(&path).unwrap().len();
-        for _ in 0..2 {
-            let journal = Journal::open(&path, Path::new("")).unwrap();
-            let after = &journal.ledger;
-            assert!(fs::metadata(&path).unwrap().len() < size / 3);
-            assert_eq!(after.cursor, before.cursor);
-            assert_eq!(after.mode, before.mode);
-            assert_eq!(after.started_at.as_microsecond(), before.started_at.as_microsecond());
-            assert_eq!(after.last_event_time, before.last_event_time);
-            assert_eq!(after.first_open().unwrap().order.signal_id.get(), "7000");
-            for id in 1..=1000 {
-                assert_eq!(after.known(&order(id)), before.known(&order(id)), "{id}");
-            }
-        }
+        let text = [
+            r#"{"record":"journal","time":"2026-11-20T11:00:00Z","version":1,"event_time":"2026-11-20T12:00:00Z","order_id":41}"#,
+            r#"{"record":"known","time":"2026-11-21T12:00:00Z","signal_id":1,"action":"entry","symbol":"A","side":"BUY","created_at":"2026-11-20T12:00:00Z","outcome":"filled"}"#,
+            r#"{"record":"cursor","time":"2026-11-21T12:00:00Z","feed_seq":9}"#,
+            "",
+        ];
+        fs::write(&path, text.join("\n")).unwrap();
+        let ledger = Journal::open(&path, Path::new("")).unwrap().ledger;
+        assert_eq!((ledger.known(&order(1)).unwrap().outcome, ledger.count()), (Record::Filled, 1));
+        assert_eq!((ledger.highest_order_id, ledger.cursor.unwrap().feed_seq), (41, 9));
+        assert_eq!(ledger.last_event_time.as_deref(), Some("2026-11-20T12:00:00Z"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::address::Cursor;
 use super::broker::Attempt;
-use super::line::{Line, Mode, Record, VERSION, intent_line};
+use super::line::{Line, Mode, Record};
 use super::order::{Action, Order, id_text};
 use super::{clock, json};
 
@@ -157,11 +157,8 @@ impl Ledger {
         // Without a later line about it, that bot and its connection have ended.
         let attempt = Attempt { tried_at, order_id: line.order_id, broke: true, resent: line.resent };
         let Some(raw) = &line.order else {
-            let key = line.key().filter(|key| self.known.contains_key(key)).ok_or("an intent has no order")?;
-            // After a summary, an order that ended later has no intent any more.
-            if let Some(intent) = self.intent(&key) {
-                intent.send_again(attempt);
-            }
+            let open = line.key().and_then(|key| self.intent(&key));
+            open.ok_or("an intent has no order")?.send_again(attempt);
             return Ok(());
         };
         let mut order: Order = json::object(raw.get()).map_err(|error| format!("an intent's order: {error}"))?;
@@ -200,49 +197,5 @@ impl Ledger {
             outcome,
         });
         known.outcome = outcome;
-    }
-
-    /// The fewest lines with the same meaning.
-    pub(super) fn summary(&self) -> Vec<Line> {
-        let mut lines = vec![Line {
-            version: Some(VERSION),
-            time: clock::text(self.started_at),
-            event_time: self.last_event_time.clone(),
-            order_id: (self.highest_order_id > 0).then_some(self.highest_order_id),
-            ..Line::new(Record::Journal)
-        }];
-        if self.feed_id.is_some() {
-            lines.push(Line { feed_id: self.feed_id.clone(), ..Line::new(Record::Bound) });
-        }
-        for ((id, action), known) in self.known.iter().filter(|(_, known)| known.outcome != Record::Intent) {
-            lines.push(Line {
-                signal_id: serde_json::value::to_raw_value(id).ok(),
-                action: Some(*action),
-                symbol: Some(known.symbol.clone()),
-                side: Some(known.side.clone()),
-                created_at: known.created_at.clone(),
-                outcome: Some(known.outcome),
-                ..Line::new(Record::Known)
-            });
-        }
-        for OpenIntent { order, stage, attempt } in &self.intents {
-            lines.push(Line {
-                time: clock::text(attempt.tried_at),
-                order_id: attempt.order_id,
-                resent: attempt.resent,
-                ..intent_line(order)
-            });
-            if *stage != Record::Unknown || !attempt.broke {
-                let order_id = attempt.order_id.filter(|_| *stage == Record::Placed);
-                lines.push(Line { order_id, ..Line::new(*stage).order_key(order) });
-            }
-        }
-        if self.mode.is_close_only() {
-            lines.push(Line { mode: Some(self.mode.clone()), ..Line::new(Record::Mode) });
-        }
-        if self.cursor.is_some() {
-            lines.push(Line::new(Record::Cursor).at(self.cursor.as_ref()));
-        }
-        lines
     }
 }

@@ -45,7 +45,7 @@ pub(super) enum Record {
     /// An event that the feed cannot deliver to any client.
     Quarantined,
     Mode,
-    /// An old order, shrunk to what is still needed.
+    /// An old order, in a journal whose old lines a former version shortened.
     Known,
 }
 
@@ -106,7 +106,7 @@ pub(super) struct Line {
     /// Only in the first intent of an order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) order: Option<Box<RawValue>>,
-    /// The order's number at a broker that numbers its orders. In the first line: the highest one ever used.
+    /// The order's number at a broker that numbers its orders.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) order_id: Option<i64>,
     /// The connection broke before the broker said anything about the order.

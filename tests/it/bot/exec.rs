@@ -316,7 +316,6 @@ fn an_outage_of_the_broker_writes_the_order_once() {
     let large = row(1, "entry").replace("\"meta\": {}", &format!("\"meta\": \"{}\"", "x".repeat(10_000)));
     let mut stream = feed.open(5);
     stream.insert(6, &large);
-    // So many lines that the next start shrinks the journal.
     let tries = || place.read("trader-bot.journal").matches("\"intent\"").count();
     place.wait("tries", || tries() > 250);
     bot.kill();
@@ -326,7 +325,6 @@ fn an_outage_of_the_broker_writes_the_order_once() {
     std::fs::remove_file(place.path("away")).unwrap();
     let bot = place.start(&feed.url, &["--broker", "exec:./broker"]);
     let request = feed.accept();
-    assert!(place.read("log").contains("shrunk"));
     let told: Value = serde_json::from_str(&place.read("line")).unwrap();
     assert_eq!(told["order_ref"], "sf-1-entry");
     assert_eq!(told["signal"], serde_json::from_str::<Value>(&large).unwrap());
