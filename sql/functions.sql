@@ -15,12 +15,20 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
+    converted jsonb;
     image jsonb;
     earlier jsonb;
 begin
     begin
         if pg_catalog.set_config('transaction_read_only', 'on', true) is null then null; end if;
-        image := pg_catalog.to_jsonb(now);
+        converted := pg_catalog.to_jsonb(now);
+        -- Twelve bytes of jsonb can be a number of 131,072 digits. PostgreSQL allows a text of 1 GB, and a server that reads
+        -- the log would wait for it. So the text may be as large as the largest jsonb, 256 MB. 8 kB never become more.
+        if pg_catalog.pg_column_size(converted) operator(pg_catalog.<) 8000
+            or pg_catalog.octet_length(converted::pg_catalog.text) operator(pg_catalog.<) 268435456
+        then
+            image := converted;
+        end if;
         earlier := pg_catalog.to_jsonb(before);
         raise exception 'rolls the conversion back';
     exception
@@ -48,7 +56,7 @@ begin
         return image;
     end if;
     earlier := earlier operator(pg_catalog.-) 'updated_at'::pg_catalog.text;
-    -- As bytes: jsonb finds 1.0 and 1.00 equal, and the text of jsonb can be larger than the 1 GB that PostgreSQL allows.
+    -- As bytes: jsonb finds 1.0 and 1.00 equal, and the text of the row as it was can be too large.
     if row(image operator(pg_catalog.-) 'updated_at'::pg_catalog.text)::pg_catalog.record
         operator(pg_catalog.*=) row(earlier)::pg_catalog.record
     then
@@ -58,7 +66,7 @@ begin
 end
 $function$;
 comment on function stock_market.signal_feed_render(record, record) is
-    'A row as jsonb; NULL where it cannot become that (a json column with \u0000); false where it was the same before, except for updated_at';
+    'A row as jsonb; NULL where it cannot become that (a json column with \u0000) or its text has 256 MB; false where it was the same before, except for updated_at';
 
 create or replace function stock_market.signal_feed_render_pinned(now record, before record) returns jsonb
 language plpgsql
@@ -109,22 +117,19 @@ begin
         values (pg_catalog.pg_current_xact_id(), tg_op, image);
     end if;
     if tg_nargs operator(pg_catalog.>) 0 and tg_op operator(pg_catalog.=) 'INSERT'::pg_catalog.text then
-        -- PostgreSQL takes payloads of less than 8000 bytes. So much text is at most four times as much jsonb; the text of
-        -- a larger one could pass the 1 GB that PostgreSQL allows.
-        if pg_catalog.pg_column_size(image) operator(pg_catalog.<) 40000 then
-            told := image::pg_catalog.text;
-        end if;
+        -- Notified in an expression and not in a query: that is cheaper.
+        told := image::pg_catalog.text;
+        -- PostgreSQL takes payloads of less than 8000 bytes.
         if told is null or pg_catalog.octet_length(told) operator(pg_catalog.>) 7999 then
-            told := null;
-            if pg_catalog.pg_column_size(image operator(pg_catalog.->) 'id'::pg_catalog.text) operator(pg_catalog.<) 40000 then
+            told := pg_catalog.jsonb_build_object('oversize', true)::pg_catalog.text;
+            if image operator(pg_catalog.?) 'id'::pg_catalog.text then
                 told := pg_catalog.jsonb_build_object(
                     'id', image operator(pg_catalog.->) 'id'::pg_catalog.text, 'oversize', true)::pg_catalog.text;
-            end if;
-            if told is null or pg_catalog.octet_length(told) operator(pg_catalog.>) 7999 then
-                told := pg_catalog.jsonb_build_object('oversize', true)::pg_catalog.text;
+                if pg_catalog.octet_length(told) operator(pg_catalog.>) 7999 then
+                    told := pg_catalog.jsonb_build_object('oversize', true)::pg_catalog.text;
+                end if;
             end if;
         end if;
-        -- Notified in an expression and not in a query: that is cheaper.
         if pg_catalog.pg_notify('signal_inserted', told) is null then null; end if;
     end if;
     return null;
