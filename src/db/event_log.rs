@@ -317,20 +317,29 @@ pub(crate) struct WindowStart {
 /// Finds the row with the earliest usable time from `begin` on and no number above `head`; of rows with equal times the
 /// one with the lowest number. `None` if there is no such row.
 ///
+/// Times later than `due` are looked for only in the newest thousand rows up to `head`: rows above it, which have such
+/// times, must not cost anything. Only a clock that was set back gives one to a row below.
+///
 /// A commit of many rows gives all of them one time, and the index does not order those by number. So the query takes
 /// the lowest number of a hundred of them, and then looks from the last row before `begin` on for a lower one.
 pub(crate) fn read_window_start(
     connection: &mut Connection,
     begin: EventTime,
+    due: EventTime,
     head: FeedSeq,
 ) -> Result<Option<WindowStart>, Error> {
     let rows = connection.query(
         "with pruned as materialized \
              (select coalesce(max(pruned_through), 0) as through from stock_market.signal_feed_pruned), \
          first as materialized \
-             (select event_time from stock_market.signal_feed_event \
-              where event_time >= $1 and event_time < '10000-01-01 00:00:00+00' \
-                and feed_seq > (select through from pruned) and feed_seq <= $2 order by event_time limit 1), \
+             (select coalesce( \
+                 (select event_time from stock_market.signal_feed_event \
+                  where event_time >= $1 and event_time <= $3 and event_time < '10000-01-01 00:00:00+00' \
+                    and feed_seq > (select through from pruned) and feed_seq <= $2 order by event_time limit 1), \
+                 (select min(event_time) from (select event_time from stock_market.signal_feed_event \
+                     where feed_seq > (select through from pruned) and feed_seq <= $2 \
+                     order by feed_seq desc limit 1000) as newest \
+                  where event_time > $3 and event_time < '10000-01-01 00:00:00+00')) as event_time), \
          lowest as materialized \
              (select min(feed_seq) as seq from (select feed_seq from stock_market.signal_feed_event \
               where event_time = (select event_time from first) and feed_seq > (select through from pruned) \
@@ -347,7 +356,7 @@ pub(crate) fn read_window_start(
          select start.seq, greatest((select max(feed_seq) from stock_market.signal_feed_event where feed_seq < start.seq), \
                                     (select through from pruned)) \
          from start where start.seq is not null",
-        &[&begin, &head.0],
+        &[&begin, &head.0, &due],
     )?;
     rows.first()
         .map(|row| Ok(WindowStart { seq: FeedSeq(row.try_get(0)?), prev: FeedSeq(row.try_get(1)?) }))

@@ -103,7 +103,8 @@ impl Feed {
         }
         self.replay.with(watch, |connection| {
             let begin = self.due(delay).minus(self.options.replay_window);
-            let found = event_log::read_window_start(connection, begin, head.seq)?;
+            let due = if delay.is_zero() { EventTime(i64::MAX) } else { head.due };
+            let found = event_log::read_window_start(connection, begin, due, head.seq)?;
             let start = found.unwrap_or(WindowStart { seq: head.seq.next(), prev: head.seq });
             let window = Window { read_at: Instant::now(), generation: head.generation, start };
             lock(&self.windows).insert(delay, window);

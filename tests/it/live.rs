@@ -28,6 +28,21 @@ fn peak_mib(server: &Server) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
+/// How many rows and index entries of the log the sessions that have ended have read.
+const ROWS_READ: &str = "select coalesce(sum(idx_tup_read), 0)::bigint + coalesce((select sum(seq_tup_read) \
+    from pg_stat_user_tables where relname = 'signal_feed_event'), 0)::bigint \
+    from pg_stat_user_indexes where relname = 'signal_feed_event'";
+
+/// The same once the server's sessions have ended too.
+fn rows_read(server: Server, database: &Database) -> i64 {
+    server.stop();
+    until("the sessions have ended", || {
+        let sessions = "select count(*) from pg_stat_activity \
+                        where datname = current_database() and application_name like 'signal-feed%'";
+        (database.number(sessions) == 0).then(|| database.number(ROWS_READ))
+    })
+}
+
 /// Replaces this database's clock. `timeofday()` still returns the true time.
 pub(crate) fn fake_clock(database: &Database, body: &str) {
     database.sql(&format!(
@@ -47,10 +62,8 @@ fn a_long_log_before_the_window_is_not_read() {
     );
     database.sql("analyze stock_market.signal_feed_event");
     let (key, late) = (database.mint("bot"), database.mint_with("late", &["--delay", "1h"]));
-    let read = "select coalesce(sum(idx_tup_read), 0)::bigint + coalesce((select sum(seq_tup_read) from pg_stat_user_tables \
-                where relname = 'signal_feed_event'), 0)::bigint from pg_stat_user_indexes where relname = 'signal_feed_event'";
     let server = Server::ready(&database, &[]);
-    let before = database.number(read);
+    let before = database.number(ROWS_READ);
     for key in [&key, &late] {
         let connected = server.stream(key).connected();
         assert_eq!((connected.number("head"), connected.number("earliest")), (200_000, 200_001));
@@ -58,13 +71,27 @@ fn a_long_log_before_the_window_is_not_read() {
         assert_eq!(old.connected().number("earliest"), 200_001);
         old.system("replay_truncated");
     }
-    // Its sessions report what they have read when they end.
-    server.stop();
-    let rows = until("the sessions have ended", || {
-        let sessions = "select count(*) from pg_stat_activity \
-                        where datname = current_database() and application_name like 'signal-feed%'";
-        (database.number(sessions) == 0).then(|| database.number(read) - before)
-    });
+    let rows = rows_read(server, &database) - before;
+    assert!(rows < 60_000, "{rows} rows and index entries were read");
+}
+
+#[test]
+fn what_is_not_due_is_not_read_to_find_where_a_delayed_keys_replay_begins() {
+    let database = Database::migrated();
+    database.log_row(1, "clock_timestamp() - interval '100 hours'", "'{\"symbol\": \"S\"}'");
+    database.log_rows(
+        "select i, clock_timestamp() - interval '10 minutes', 'INSERT', '{\"symbol\": \"S\"}' \
+         from generate_series(2, 200000) as i",
+    );
+    database.sql("analyze stock_market.signal_feed_event");
+    let late = database.mint_with("late", &["--delay", "1h"]);
+    let server = Server::ready(&database, &[]);
+    let before = database.number(ROWS_READ);
+    let mut stream = server.stream_from(&late, 0);
+    let connected = stream.connected();
+    assert_eq!((connected.number("head"), connected.number("earliest")), (1, 2));
+    stream.system("replay_truncated");
+    let rows = rows_read(server, &database) - before;
     assert!(rows < 60_000, "{rows} rows and index entries were read");
 }
 
