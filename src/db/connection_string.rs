@@ -210,7 +210,7 @@ impl Pairs {
         self.number("keepalives_count", 3)?.map(|count| config.keepalives_retries(count));
         let milliseconds = self.number("tcp_user_timeout", 10_000)?;
         milliseconds.map(|number| config.tcp_user_timeout(Duration::from_millis(number.into())));
-        config.keepalives(self.number("keepalives", 1)?.is_some());
+        config.keepalives(self.read("keepalives", |value| value.trim().parse::<i32>().ok())? != Some(0));
         Ok(config)
     }
 
@@ -360,6 +360,14 @@ mod tests {
                     prop_assert!(!error.contains("geheim"), "{string}: {error}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn keep_alive_is_off_only_for_zero() {
+        for (value, expected) in [("0", false), ("1", true), ("-1", true), ("", true)] {
+            let target: Target = format!("host=a keepalives={value}").parse().unwrap();
+            assert_eq!(target.servers[0].get_keepalives(), expected, "{value}");
         }
     }
 
