@@ -38,8 +38,13 @@ rm -rf "$2"
 const NOBODY: u32 = 65534;
 
 /// Settings of every cluster, besides its socket's directory.
-const SETTINGS: [(&str, &str); 4] =
-    [("listen_addresses", ""), ("fsync", "off"), ("max_connections", "200"), ("log_min_messages", "log")];
+const SETTINGS: [(&str, &str); 5] = [
+    ("port", "5432"),
+    ("listen_addresses", ""),
+    ("fsync", "off"),
+    ("max_connections", "200"),
+    ("log_min_messages", "log"),
+];
 
 /// A running private PostgreSQL. Dropping it stops it and removes its files.
 #[derive(Debug)]
@@ -58,7 +63,8 @@ impl PrivatePostgres {
     /// If the server programs are not installed (the text names the package), or do not start within a minute.
     pub fn start(settings: &[(&str, &str)]) -> Result<Self, Error> {
         let programs = find_programs()?;
-        let dir = std::env::temp_dir().join(format!("signal-feed-{:016x}", random_u64()));
+        let parent = std::path::absolute(std::env::temp_dir()).doing("find the directory for temporary files")?;
+        let dir = parent.join(format!("signal-feed-{:016x}", random_u64()));
         let socket = dir.to_string_lossy();
         let socket = [("unix_socket_directories", &*socket)];
         let lines = socket.iter().chain(&SETTINGS).chain(settings);
@@ -85,7 +91,16 @@ impl PrivatePostgres {
 
     /// The connection string of a database of this cluster, as its superuser.
     pub fn url(&self, database: &str) -> String {
-        format!("postgresql:///{database}?host={}&port={}&user=postgres", self.dir.display(), self.port)
+        let dir = self.dir.to_string_lossy();
+        // RFC 3986, section 2.3: what is not reserved stays as it is.
+        let encoded: String = dir
+            .bytes()
+            .map(|byte| match byte {
+                _ if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) => char::from(byte).to_string(),
+                _ => format!("%{byte:02X}"),
+            })
+            .collect();
+        format!("postgresql:///{database}?host={encoded}&port={}&user=postgres", self.port)
     }
 
     /// The directory with the socket, the log (`log`) and the data (`data`).
@@ -111,10 +126,14 @@ impl Drop for PrivatePostgres {
     }
 }
 
-/// A command in a process group of its own: Ctrl-C at the terminal goes only to this process.
+/// A command in a process group of its own: Ctrl-C at the terminal goes only to this process. Without `PG…` variables,
+/// which are meant for another cluster.
 fn unprivileged(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+        command.env_remove(name);
+    }
     if geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY).current_dir("/");
     }

@@ -99,6 +99,30 @@ fn demo_that_is_killed_before_it_is_up_leaves_nothing_behind_either() {
 }
 
 #[test]
+fn demo_works_in_a_directory_of_any_name_whatever_the_environment_says_of_postgresql() {
+    let directory = Directory::new();
+    let scratch = directory.path.join("a b&c%d'e");
+    std::fs::create_dir(&scratch).unwrap();
+    std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let mut demo = command("")
+        .args(["demo", "--listen", "127.0.0.1:0"])
+        .current_dir(&directory.path)
+        .env("TMPDIR", "a b&c%d'e")
+        .envs([("PGPORT", "9999"), ("PGHOST", "nowhere"), ("PGDATA", "/nowhere"), ("PGOPTIONS", "--nonsense")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let line = lines.find(|line| line.starts_with("database ")).expect("it starts");
+    let url = line.trim_start_matches("database").trim();
+    let mut session = postgres::Client::connect(url, postgres::NoTls).unwrap();
+    until("it writes signals", || session.query_opt("select from stock_market.signal limit 1", &[]).unwrap());
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(0));
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "something was left behind");
+}
+
+#[test]
 fn demo_on_a_taken_address_says_so_and_ends() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -120,4 +144,5 @@ fn demo_whose_postgresql_cannot_start_says_why() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("start PostgreSQL") && said.contains("ermission denied"), "{said}");
+    assert_eq!(std::fs::read_dir(&directory.path).unwrap().count(), 0, "something was left behind");
 }
