@@ -81,7 +81,7 @@ fn install(settings: &Settings) -> Result<String, Error> {
     let options = migrate::Options { lock_wait: LOCK_WAIT, signal_inserted: None };
     migrate::migrate(&mut connection, &options, &mut |line| log::debug!("migrate: {line}"))?;
     let (key, hash) = new_key()?;
-    keys::insert(&mut connection, "demo", &hash, None, Duration::ZERO).doing("mint the demo's key")?;
+    keys::insert(&mut connection, "demo", &hash, None, Duration::ZERO)?;
     Ok(key)
 }
 
@@ -102,6 +102,6 @@ everything from the beginning:
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse::<f64>().ok().filter(|rate| (0.001..=10_000.0).contains(rate));
+    let rate = text.trim().parse::<f64>().ok().filter(|rate| (0.001..=10_000.0).contains(rate));
     rate.ok_or_else(|| "expected a number from 0.001 to 10000".to_owned())
 }

@@ -85,7 +85,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     match args.command {
         KeyCommand::Mint { name, expires_in, delay } => {
             let (key, hash) = new_key()?;
-            if !keys::insert(&mut connection, &name, &hash, expires_in, delay).doing("mint a key")? {
+            if !keys::insert(&mut connection, &name, &hash, expires_in, delay)? {
                 return Err(Error::Failed(format!(
                     "mint a key: there is already a live key named {name:?}; use key rotate or key revoke"
                 )));
@@ -94,7 +94,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
         }
         KeyCommand::Rotate { name, overlap, expires_in } => {
             let (key, hash) = new_key()?;
-            if !keys::rotate(&mut connection, &name, &hash, overlap, expires_in).doing("rotate a key")? {
+            if !keys::rotate(&mut connection, &name, &hash, overlap, expires_in)? {
                 return Err(none_live("rotate", &name));
             }
             show(&key, &name)

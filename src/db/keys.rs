@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 
 use super::{Connection, Error};
+use crate::error::{self, Doing as _};
 use crate::event::EventTime;
 
 /// Whether a row of the key table is live.
@@ -109,9 +110,10 @@ pub(crate) fn insert(
     hash: &KeyHash,
     expires_in: Option<Duration>,
     delay: Duration,
-) -> Result<bool, Error> {
+) -> Result<bool, error::Error> {
     add(
         connection,
+        "mint a key",
         &format!(
             "insert into stock_market.signal_feed_api_key (name, key_sha256, expires_at, delay) \
              select $1, $2, clock_timestamp() + $3::float8 * interval '1 second', $4::float8 * interval '1 second' \
@@ -136,9 +138,10 @@ pub(crate) fn rotate(
     hash: &KeyHash,
     overlap: Duration,
     expires_in: Option<Duration>,
-) -> Result<bool, Error> {
+) -> Result<bool, error::Error> {
     add(
         connection,
+        "rotate a key",
         &format!(
             "with live as ( \
                  select id, name, expires_at, expires_at - created_at as lifetime, delay \
@@ -166,9 +169,19 @@ pub(crate) fn record_use(connection: &mut Connection, ids: &[i64]) -> Result<(),
 
 /// Runs a statement that adds at most one key, in a transaction that other mints wait for, so that two of one name cannot
 /// both succeed. Readers of the table do not wait. Returns whether it added one.
-fn add(connection: &mut Connection, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<bool, Error> {
+fn add(
+    connection: &mut Connection,
+    doing: &str,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<bool, error::Error> {
     let lock = "begin; lock table stock_market.signal_feed_api_key in share row exclusive mode";
     let outcome = connection.batch(lock).and_then(|()| connection.execute(sql, parameters));
     let end = connection.batch(if outcome.is_ok() { "commit" } else { "rollback" });
-    outcome.and_then(|added| end.map(|()| added == 1))
+    let added = outcome.doing(doing)?;
+    end.doing(format!(
+        "{doing}: the new key may be live but was not shown (see key list; end it with key revoke, or replace it with \
+         key rotate)"
+    ))?;
+    Ok(added == 1)
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use signal_feed::demo::postgres::PrivatePostgres;
 
 use crate::support::database::Database;
 use crate::support::program::{command, signal_feed};
@@ -104,6 +105,29 @@ fn a_listing_shows_live_expired_and_revoked_keys() {
 }
 
 #[test]
+fn a_key_whose_commit_was_not_answered_may_be_live_and_the_command_says_so() {
+    let cluster = PrivatePostgres::start(&[]).unwrap();
+    let database = Database::migrated_in(&cluster);
+    database.mint("old");
+    let mut session = database.connect();
+    session.batch_execute("set synchronous_commit = local").unwrap();
+    for (arguments, name) in [(&["mint", "--name", "new"][..], "new"), (&["rotate", "old"], "old")] {
+        session.batch_execute("alter system set synchronous_standby_names = 'absent'").unwrap();
+        session.batch_execute("select pg_reload_conf()").unwrap();
+        let outcome = signal_feed(&database.url, &[&["key"], arguments].concat());
+        // Before anything can fail, because the test's end waits for a commit too.
+        session.batch_execute("alter system reset synchronous_standby_names").unwrap();
+        session.batch_execute("select pg_reload_conf()").unwrap();
+        let said = outcome.failed(1);
+        for word in ["no answer", "may be live", "key list", "key revoke", "key rotate"] {
+            assert!(said.contains(word), "{arguments:?}: {said:?} lacks {word:?}");
+        }
+        let live = list(&database).iter().filter(|key| key["name"] == name && key["state"] == "live").count();
+        assert_eq!(live, if name == "old" { 2 } else { 1 }, "{name}");
+    }
+}
+
+#[test]
 fn a_second_live_key_of_a_name_is_refused_and_one_after_the_end_of_the_first_is_not() {
     let database = Database::migrated();
     database.mint("bot");
@@ -111,7 +135,7 @@ fn a_second_live_key_of_a_name_is_refused_and_one_after_the_end_of_the_first_is_
     assert!(said.contains("bot") && said.trim_end().lines().count() == 1, "{said}");
     key_command(&database, &["revoke", "bot"]);
     database.mint_with("bot", &["--expires-in", "1ms"]);
-    database.mint("bot");
+    database.mint_with("bot", &["--expires-in", "100y"]);
     for arguments in [["revoke", "nobody"], ["rotate", "nobody"]] {
         let said = signal_feed(&database.url, &[&["key"][..], &arguments].concat()).failed(1);
         assert!(said.contains("nobody"), "{said}");
