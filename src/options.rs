@@ -11,8 +11,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::error::ErrorKind;
+use clap::error::{ContextValue, ErrorKind};
 use clap::{ArgAction, FromArgMatches};
 use log::LevelFilter;
 
@@ -20,8 +19,8 @@ use crate::db::{Connection, Settings};
 use crate::error::{Doing, Error};
 use crate::{logging, text};
 
-/// The longest duration that is accepted: a hundred years. Much longer ones overflow PostgreSQL's timestamps.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// The longest duration that is accepted: `100y`, of 365.25 days each. Much longer ones overflow PostgreSQL's timestamps.
+const LONGEST: Duration = Duration::from_secs(100 * 36525 * 24 * 36);
 
 /// Reads a duration as people write it: `500ms`, `15s`, `5m`, `72h`, `7d`, also `1h 30m`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -42,7 +41,7 @@ pub(crate) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn parse_log_level(text: &str) -> Result<LevelFilter, String> {
-    text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
+    text.trim().parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
 }
 
 pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
@@ -55,7 +54,7 @@ where
     N: FromStr + PartialOrd + Display + Clone,
 {
     move |text| {
-        let number = text.parse().ok().filter(|number| range.contains(number));
+        let number = text.trim().parse().ok().filter(|number| range.contains(number));
         number.ok_or_else(|| format!("expected a number from {} to {}", range.start(), range.end()))
     }
 }
@@ -67,9 +66,9 @@ pub(crate) type OrOff<T> = Option<T>;
 pub(crate) fn or_off<T>(
     parse: impl Fn(&str) -> Result<T, String> + Clone,
 ) -> impl Fn(&str) -> Result<OrOff<T>, String> + Clone {
-    move |text| match text {
+    move |text| match text.trim() {
         "off" => Ok(None),
-        _ => parse(text).map(Some).map_err(|error| format!("{error}, or off")),
+        text => parse(text).map(Some).map_err(|error| format!("{error}, or off")),
     }
 }
 
@@ -117,23 +116,42 @@ impl DatabaseArgs {
     }
 }
 
+/// Reads the value of a flag's variable.
+fn parse_yes(text: &str) -> Result<bool, String> {
+    match text.trim().to_lowercase().as_str() {
+        "1" | "y" | "yes" | "t" | "true" | "on" => Ok(true),
+        "0" | "n" | "no" | "f" | "false" | "off" => Ok(false),
+        _ => Err("expected yes or no".to_owned()),
+    }
+}
+
 /// A program's command line with what holds for every option of it. `prefix` and the option's name are its environment
 /// variable. The value of an option may begin with a hyphen: `-1s` is then a wrong value and not an unknown option. (This
 /// excludes options that take any text: there a missing value is the likelier mistake.) The variable of a flag may be
-/// `1` or `yes`. A flag wins over the environment: with the flag `--key-file`, the variable of `--key` does not count.
-/// An empty variable counts as not given, so that an environment file can list them all.
+/// `1` or `yes`. A flag wins over the environment: with the flag `--key-file`, the variable of `--key` does not count, nor
+/// does that of any option that the flag excludes. An empty variable counts as not given, and so does a flag's that says
+/// no, so that an environment file can list them all.
 pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command {
+    let is_given = |name: &str| {
+        let flag = format!("--{name}");
+        std::env::args_os().any(|given| given.to_string_lossy().split('=').next() == Some(&flag))
+    };
+    let declared = command.clone();
     let command = command.mut_args(|argument| {
         let Some(name) = argument.get_long() else { return argument };
         let variable = format!("{prefix}{}", name.replace('-', "_").to_uppercase());
         let kind = argument.get_value_parser().type_id();
         let is_text = kind == TypeId::of::<String>() || kind == TypeId::of::<PathBuf>();
-        let file = format!("--{name}-file");
-        let is_file_given = std::env::args_os().any(|flag| flag.to_string_lossy().split('=').next() == Some(&file));
-        let is_empty = std::env::var_os(&variable).is_some_and(|value| value.to_string_lossy().trim().is_empty());
-        let argument = if is_file_given || is_empty { argument } else { argument.env(variable) };
+        let is_flag = matches!(argument.get_action(), ArgAction::SetTrue);
+        let says_nothing = std::env::var_os(&variable).is_some_and(|value| {
+            let value = value.to_string_lossy();
+            value.trim().is_empty() || is_flag && parse_yes(&value) == Ok(false)
+        });
+        let is_beaten = is_given(&format!("{name}-file"))
+            || declared.get_arg_conflicts_with(&argument).iter().any(|rival| rival.get_long().is_some_and(is_given));
+        let argument = if says_nothing || is_beaten { argument } else { argument.env(variable) };
         match argument.get_action() {
-            ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
+            _ if is_flag => argument.value_parser(parse_yes),
             action if action.takes_values() && !is_text => argument.allow_hyphen_values(true),
             _ => argument,
         }
@@ -170,7 +188,7 @@ pub(crate) fn main<T: FromArgMatches>(command: clap::Command, run: impl FnOnce(T
             let _ = error.print();
             Ok(())
         }
-        Err(error) => Err(usage(&error)),
+        Err(error) => Err(usage(error)),
     };
     logging::finish();
     let Err(error) = outcome else { return ExitCode::SUCCESS };
@@ -181,16 +199,36 @@ pub(crate) fn main<T: FromArgMatches>(command: clap::Command, run: impl FnOnce(T
 }
 
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
-fn usage(error: &clap::Error) -> Error {
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Error::Usage("no command given; see --help".into());
-    }
+fn usage(mut error: clap::Error) -> Error {
     let hint = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Error::Usage("no command given; see --help".into());
+        }
+        ErrorKind::InvalidUtf8 => return not_utf8(),
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => "; see --help",
         _ => "",
     };
+    // A value may hold an empty line, which would look like the paragraph's end.
+    let given: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, ContextValue::String(text::one_line(text)))),
+            _ => None,
+        })
+        .collect();
+    for (kind, value) in given {
+        error.insert(kind, value);
+    }
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
     Error::Usage(format!("{}{hint}", line.strip_prefix("error: ").unwrap_or(&line)))
+}
+
+/// Names the variable whose value is not UTF-8: clap names none.
+fn not_utf8() -> Error {
+    let is_option = |name: &str| ["SIGNAL_FEED_", "TRADER_BOT_"].iter().any(|prefix| name.starts_with(prefix));
+    let mut bad = std::env::vars_os().filter(|(_, value)| value.to_str().is_none());
+    let name = bad.find_map(|(name, _)| name.into_string().ok().filter(|name| is_option(name)));
+    Error::Usage(format!("{}: expected UTF-8", name.unwrap_or("an argument".into())))
 }

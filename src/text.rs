@@ -22,7 +22,8 @@ pub(crate) fn one_line(text: &str) -> String {
     visible(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// A line up to the first piece that may be a secret: a connection string or an API key that was given in the wrong place.
+/// A line without the user information of a URL, and up to the first piece that may be a secret: a connection string or
+/// an API key that was given in the wrong place.
 pub(crate) fn without_secrets(line: &str) -> String {
     let is_secret = |at: usize| {
         let rest = &line[at..];
@@ -34,9 +35,14 @@ pub(crate) fn without_secrets(line: &str) -> String {
             || rest.starts_with("password =")
             || key.find(|c: char| !c.is_ascii_alphanumeric() && !"-_".contains(c)).unwrap_or(key.len()) >= 20
     };
-    match line.char_indices().map(|(at, _)| at).find(|at| is_secret(*at)) {
+    let line = match line.char_indices().map(|(at, _)| at).find(|at| is_secret(*at)) {
         Some(at) => format!("{}… (the rest may hold a secret)", &line[..at]),
         None => line.to_owned(),
+    };
+    // A password may hold any character, so this reaches to the last @ of the line.
+    match (line.find("://"), line.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &line[..scheme], &line[at..]),
+        _ => line,
     }
 }
 

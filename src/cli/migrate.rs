@@ -25,7 +25,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "roles_sql")]
     check: bool,
     /// Print the SQL that makes the roles, for a DBA or for another cluster; needs no database
-    #[arg(long)]
+    #[arg(long, conflicts_with = "check")]
     roles_sql: bool,
     /// How long to try to lock signal; writers continue between the tries
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]

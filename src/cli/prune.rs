@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::print::{progress, say};
 use crate::db::{migrate, prune};
 use crate::error::{Doing, Error};
-use crate::options::{DatabaseArgs, parse_duration, parse_positive_duration};
+use crate::options::{DatabaseArgs, parse_duration};
 
 /// Remove old events from the log; never blocks writers
 ///
@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     older_than: Duration,
     /// The replay window that serve runs with
-    #[arg(long, value_name = "DURATION", default_value = "72h", value_parser = parse_positive_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "72h", value_parser = parse_duration)]
     replay_window: Duration,
     /// Only print what would be removed
     #[arg(long)]

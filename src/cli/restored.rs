@@ -21,7 +21,7 @@ pub(super) struct Args {
         value_parser = parse_number(1..=i64::MAX), conflicts_with = "nothing_lost")]
     skip: i64,
     /// Nothing was lost (a clean failover, a copy of the whole cluster): only record the new cluster and database
-    #[arg(long)]
+    #[arg(long, conflicts_with = "skip")]
     nothing_lost: bool,
 }
 

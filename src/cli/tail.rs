@@ -121,7 +121,7 @@ enum Start {
 }
 
 fn parse_start(text: &str) -> Result<Start, String> {
-    if text == "earliest" {
+    if text.trim() == "earliest" {
         return Ok(Start::Earliest);
     }
     parse_number(0..=i64::MAX)(text).map(Start::After).map_err(|why| format!("{why}, or earliest"))

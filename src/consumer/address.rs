@@ -22,6 +22,7 @@ impl std::str::FromStr for FeedUrl {
     /// # Errors
     /// A text saying what is allowed.
     fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
         let wanted = "expected http://HOST[:PORT]/feed or https://…";
         let uri: ureq::http::Uri = text.parse().map_err(|_| wanted.to_owned())?;
         match uri.scheme_str() {

@@ -29,6 +29,12 @@ fn wrong_usage_is_one_line_that_names_the_option_the_value_and_what_is_allowed()
         (&["key", "mint"], &["--name"]),
         (&["key", "mint", "--name", ""], &["--name", "1 to 100 characters"]),
         (&["demo", "--rate", "0"], &["--rate", "0", "0.001"]),
+        (&["migrate", "--lock-wait", "a\n\nb"], &["--lock-wait", "'a b'", "15s"]),
+        (&["a\n\nb"], &["a b", "--help"]),
+        (&["migrate", "--check", "--roles-sql"], &["--check", "--roles-sql"]),
+        (&["restored", "--skip", "7", "--nothing-lost"], &["--skip", "--nothing-lost"]),
+        (&["tail", "--feed-url", "http://u:p@h/feed"], &["--feed-url", "@h/feed", "without user name and password"]),
+        (&["status", "--url", "http://u:p@h"], &["--url", "@h", "http://127.0.0.1:9464"]),
         (&["no-such-command"], &["no-such-command", "--help"]),
         (&[], &["command", "--help"]),
     ] {
@@ -79,6 +85,12 @@ fn an_error_never_shows_a_piece_of_a_password_of_any_shape() {
         assert_ne!(outcome.code, 0, "{string}");
         assert!(!outcome.stderr.contains("geheim") && !outcome.stderr.contains("wort"), "{string}: {}", outcome.stderr);
         assert_eq!(outcome.stderr.trim_end().lines().count(), 1, "{string}: {}", outcome.stderr);
+    }
+    for url in ["http://u:geheim@h", "https://u:geheim@h/feed", "http://u:ge@heim/wort@h/feed", "ftp://geheim wort@h"] {
+        for arguments in [["tail", "--feed-url", url], ["status", "--url", url], ["serve", "--listen", url]] {
+            let said = signal_feed("", &arguments).failed(2);
+            assert!(!said.contains("heim") && !said.contains("wort") && said.contains(arguments[1]), "{said}");
+        }
     }
     // In the wrong place.
     let key = "sf_geheimgeheimgeheimgeheimgeheimgeheimgeheimge";
@@ -194,9 +206,73 @@ fn the_flag_with_a_file_wins_over_the_variable_with_the_connection_string() {
 #[test]
 fn the_variable_of_a_flag_takes_several_words_for_yes_and_no() {
     let database = Database::migrated();
-    for (word, is_json) in [("1", true), ("yes", true), ("true", true), ("0", false), ("no", false)] {
+    for (word, is_json) in [("1", true), ("yes", true), ("true", true), (" Yes ", true), ("0", false), ("no", false)] {
         let output = command(&database.url).args(["key", "list"]).env("SIGNAL_FEED_JSON", word).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{word:?}: {}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.stdout == b"[]\n", is_json, "{word:?}");
     }
+    let output = command(&database.url).args(["key", "list"]).env("SIGNAL_FEED_JSON", "maybe").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && said.contains("--json") && said.contains("yes or no"), "{said}");
+}
+
+#[test]
+fn the_variable_of_a_flag_that_says_no_or_is_beaten_by_a_flag_excludes_nothing() {
+    let database = Database::migrated();
+    for (variables, arguments, says) in [
+        (&[("NOTHING_LOST", "no")][..], &["restored", "--skip", "7"][..], "skipped 1 to 7:"),
+        (&[("NOTHING_LOST", "yes")], &["restored", "--skip", "5"], "skipped 8 to 12:"),
+        (&[("NOTHING_LOST", "Off"), ("SKIP", "3")], &["restored"], "skipped 13 to 15:"),
+        (&[("SKIP", "5")], &["restored", "--nothing-lost"], "skipped no numbers"),
+        (&[("ROLES_SQL", "0")], &["migrate", "--check"], "nothing to do"),
+        (&[("ROLES_SQL", "false"), ("CHECK", "1")], &["migrate"], "nothing to do"),
+        (&[("CHECK", "0")], &["migrate", "--roles-sql"], "create role"),
+    ] {
+        let variables = variables.iter().map(|(name, value)| (format!("SIGNAL_FEED_{name}"), value));
+        let output = command(&database.url).args(arguments).envs(variables).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(String::from_utf8_lossy(&said).contains(says), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+    }
+    let both = [("SIGNAL_FEED_SKIP", "5"), ("SIGNAL_FEED_NOTHING_LOST", "yes")];
+    assert_eq!(command(&database.url).arg("restored").envs(both).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn white_space_around_a_value_does_not_count() {
+    let database = Database::migrated();
+    for (command_name, variables, says) in [
+        ("restored", &[("SKIP", " 5 ")][..], "skipped 1 to 5:"),
+        // Each ends at the next thing that is wrong.
+        (
+            "tail",
+            &[
+                ("FEED_URL", " http://a/feed , http://b/feed "),
+                ("CURSOR", " earliest "),
+                ("COUNT", "1\n"),
+                ("FEED_API_KEY_FILE", "/nowhere"),
+            ],
+            "read --feed-api-key-file",
+        ),
+        ("demo", &[("RATE", " 5 "), ("LISTEN", " 192.0.2.1:1 ")], "192.0.2.1:1"),
+        (
+            "serve",
+            &[("LOG_LEVEL", " info "), ("OPS_LISTEN", " off "), ("DATABASE_URL", "geheim")],
+            "error: --database-url",
+        ),
+    ] {
+        let variables = variables.iter().map(|(name, value)| (format!("SIGNAL_FEED_{name}"), value));
+        let output = command(&database.url).arg(command_name).envs(variables).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(String::from_utf8_lossy(&said).contains(says), "{command_name}: {}", String::from_utf8_lossy(&said));
+    }
+}
+
+#[test]
+fn a_variable_that_is_not_utf_8_is_named_without_its_value() {
+    let value = std::os::unix::ffi::OsStrExt::from_bytes(b"geheim\xff");
+    let value: &std::ffi::OsStr = value;
+    let output = command(NOWHERE).arg("migrate").env("SIGNAL_FEED_LOCK_WAIT", value).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("SIGNAL_FEED_LOCK_WAIT") && said.contains("UTF-8") && !said.contains("geheim"), "{said}");
 }
