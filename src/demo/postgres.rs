@@ -70,7 +70,7 @@ impl PrivatePostgres {
         let lines = socket.iter().chain(&SETTINGS).chain(settings);
         let lines: String = lines.map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect();
         let port = settings.iter().find(|(name, _)| *name == "port").map_or("5432", |(_, port)| port).to_owned();
-        let mut keeper = unprivileged("/bin/sh")
+        let keeper = unprivileged("/bin/sh")
             .args(["-c", KEEPER, "keeper"].map(OsStr::new))
             .args([programs.as_os_str(), dir.as_os_str(), OsStr::new(&lines)])
             .stdin(Stdio::piped())
@@ -78,14 +78,15 @@ impl PrivatePostgres {
             .stderr(Stdio::null())
             .spawn()
             .doing("start /bin/sh")?;
-        let mut said = String::new();
-        if let Some(mut output) = keeper.stdout.take() {
-            output.read_to_string(&mut said).doing("wait for PostgreSQL")?;
+        let mut postgres = Self { dir, programs, port, keeper };
+        let mut said = Vec::new();
+        if let Some(mut output) = postgres.keeper.stdout.take() {
+            output.read_to_end(&mut said).doing("wait for PostgreSQL")?;
         }
-        let postgres = Self { dir, programs, port, keeper };
-        match said.trim() {
+        let user = if geteuid().is_root() { " as the user nobody" } else { "" };
+        match String::from_utf8_lossy(&said).trim() {
             "up" => Ok(postgres),
-            failure => Err(Error::Failed(format!("start PostgreSQL: {failure}"))),
+            failure => Err(Error::Failed(format!("start PostgreSQL{user}: {failure}"))),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The demo: one command runs the whole system and leaves nothing behind.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -145,4 +146,19 @@ fn demo_whose_postgresql_cannot_start_says_why() {
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("start PostgreSQL") && said.contains("ermission denied"), "{said}");
     assert_eq!(std::fs::read_dir(&directory.path).unwrap().count(), 0, "something was left behind");
+}
+
+#[test]
+fn demo_in_a_directory_that_postgresql_cannot_use_leaves_nothing_behind() {
+    let directory = Directory::new();
+    for name in [&b"not utf-8 \xff"[..], b"com,ma", b"new\nline", &[b'x'; 100]] {
+        let scratch = directory.path.join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir(&scratch).unwrap();
+        std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let output = command("").args(["demo", "--listen", "127.0.0.1:0"]).env("TMPDIR", &scratch).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "{said}");
+        assert!(said.contains("start PostgreSQL") && said.trim_end().lines().count() == 1, "{said}");
+    }
 }
