@@ -226,14 +226,7 @@ fn read_rows(
                 }
             },
         };
-        let size = signal.as_ref().map_or(0, Vec::len);
-        // A row that passes the limit alone is a page of its own: what waits for a stalled client is then a batch that
-        // all streams share.
-        if size > most_bytes && !page.rows.is_empty() {
-            page.is_full = true;
-            break;
-        }
-        bytes += size;
+        bytes += signal.as_ref().map_or(0, Vec::len);
         let op: Option<RawText<'_>> = row.try_get(2)?;
         let op = op.map_or(String::new(), |op| String::from_utf8_lossy(op.0).into_owned());
         page.rows.push(LogRow { seq, time, op, signal });

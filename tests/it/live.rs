@@ -138,6 +138,26 @@ fn large_rows_cost_memory_for_one_of_them_and_not_for_a_page_of_them() {
 }
 
 #[test]
+fn small_rows_between_large_ones_are_not_read_again_for_each_of_them() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    // Every fifth has 1.2 MB, which PostgreSQL stores in 14 kB.
+    database.sql(
+        "insert into stock_market.signal (symbol, action, side, meta) \
+         select 'S', 'entry', 'BUY', case when i % 5 = 0 then jsonb_build_object('filler', repeat('0123456789abcdef', 75000)) \
+                                          else '{}' end \
+         from generate_series(1, 200) as i",
+    );
+    let server = Server::start(&database, &[]);
+    until("the server has read its tail", || server.log().iter().any(|line| line.contains("live")).then_some(()));
+    let mut stream = server.stream_from(&key, 0);
+    stream.connected();
+    stream.signals(200);
+    let rows = rows_read(server, &database);
+    assert!(rows < 4_000, "{rows} rows and index entries were read");
+}
+
+#[test]
 fn a_large_row_is_in_memory_once_however_many_clients_stall_on_it() {
     let database = Database::migrated();
     let key = database.mint("bot");
