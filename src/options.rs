@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::error::{ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{ArgAction, FromArgMatches};
 use log::LevelFilter;
 
@@ -188,7 +188,7 @@ pub(crate) fn main<T: FromArgMatches>(command: clap::Command, run: impl FnOnce(T
             let _ = error.print();
             Ok(())
         }
-        Err(error) => Err(usage(error)),
+        Err(error) => Err(usage(&error)),
     };
     logging::finish();
     let Err(error) = outcome else { return ExitCode::SUCCESS };
@@ -199,36 +199,17 @@ pub(crate) fn main<T: FromArgMatches>(command: clap::Command, run: impl FnOnce(T
 }
 
 /// The first paragraph of clap's message on one line: it names the option, the value and what is allowed.
-fn usage(mut error: clap::Error) -> Error {
+fn usage(error: &clap::Error) -> Error {
     let hint = match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             return Error::Usage("no command given; see --help".into());
         }
-        ErrorKind::InvalidUtf8 => return not_utf8(),
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => "; see --help",
         _ => "",
     };
-    // A value may hold an empty line, which would look like the paragraph's end.
-    let given: Vec<_> = error
-        .context()
-        .filter_map(|(kind, value)| match value {
-            ContextValue::String(text) => Some((kind, ContextValue::String(text::one_line(text)))),
-            _ => None,
-        })
-        .collect();
-    for (kind, value) in given {
-        error.insert(kind, value);
-    }
     let text = error.render().to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    // A value may hold an empty line, so that alone does not end the paragraph.
+    let end = ["\n\n  tip:", "\n\nUsage:", "\n\nFor more"].iter().filter_map(|next| text.find(next)).min();
+    let line = text::one_line(&text[..end.unwrap_or(text.len())]);
     Error::Usage(format!("{}{hint}", line.strip_prefix("error: ").unwrap_or(&line)))
-}
-
-/// Names the variable whose value is not UTF-8: clap names none.
-fn not_utf8() -> Error {
-    let is_option = |name: &str| ["SIGNAL_FEED_", "TRADER_BOT_"].iter().any(|prefix| name.starts_with(prefix));
-    let mut bad = std::env::vars_os().filter(|(_, value)| value.to_str().is_none());
-    let name = bad.find_map(|(name, _)| name.into_string().ok().filter(|name| is_option(name)));
-    Error::Usage(format!("{}: expected UTF-8", name.unwrap_or("an argument".into())))
 }

@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,8 +64,7 @@ impl PrivatePostgres {
     /// If the server programs are not installed (the text names the package), or do not start within a minute.
     pub fn start(settings: &[(&str, &str)]) -> Result<Self, Error> {
         let programs = find_programs()?;
-        let parent = std::path::absolute(std::env::temp_dir()).doing("find the directory for temporary files")?;
-        let dir = parent.join(format!("signal-feed-{:016x}", random_u64()));
+        let dir = temporary_directory()?.join(format!("signal-feed-{:016x}", random_u64()));
         let socket = dir.to_string_lossy();
         let socket = [("unix_socket_directories", &*socket)];
         let lines = socket.iter().chain(&SETTINGS).chain(settings);
@@ -139,6 +139,14 @@ fn unprivileged(program: impl AsRef<OsStr>) -> Command {
         command.uid(NOBODY).gid(NOBODY).current_dir("/");
     }
     command
+}
+
+/// The directory for temporary files, or `/tmp` if that is only for root: then PostgreSQL runs as another user.
+fn temporary_directory() -> Result<PathBuf, Error> {
+    let directory = std::path::absolute(std::env::temp_dir()).doing("find the directory for temporary files")?;
+    let allows = |path: &Path, mode| fs::metadata(path).is_ok_and(|found| found.mode() & mode == mode);
+    let is_for_all = allows(&directory, 0o003) && directory.ancestors().all(|parent| allows(parent, 0o001));
+    Ok(if is_for_all || !geteuid().is_root() { directory } else { PathBuf::from("/tmp") })
 }
 
 /// Finds PostgreSQL's server programs. Debian keeps them outside PATH, in one directory per version.

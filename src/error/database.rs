@@ -49,12 +49,6 @@ impl DatabaseError {
         }
     }
 
-    /// Whether the call only conflicted with others and may succeed if retried: class 40. On a hot standby
-    /// that is a conflict with replay, which can end the session too (PostgreSQL documentation, 27.4.2).
-    pub fn is_conflict(&self) -> bool {
-        self.sql_state().is_some_and(|state| state.code().starts_with("40"))
-    }
-
     /// Whether the data that was read is at fault, so that a retry would fail too.
     ///
     /// Never so for the classes of connection (08), prepared statement (26), concurrency (40), missing objects and rights

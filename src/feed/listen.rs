@@ -24,12 +24,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 pub(crate) fn run(feed: &Feed, settings: &Settings) {
     while !feed.health.is_stopping() {
         let Err(error) = hear(feed, settings) else { continue };
-        if error.is_conflict() {
-            // A standby cancels queries that conflict with replay: nothing is lost.
-            log::debug!("watch the standby: {error}");
-        } else {
-            feed.lost(Part::Listen, "listen for notifications", &error);
-        }
+        feed.lost(Part::Listen, "listen for notifications", &error);
         feed.health.pause(RETRY_EVERY);
     }
 }

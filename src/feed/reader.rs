@@ -23,10 +23,6 @@ use crate::sync::lock;
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// How often the log of a standby is checked and read.
 const STANDBY_POLL: Duration = Duration::from_millis(50);
-/// How long, 5 s, reads that conflict with a standby's replay may fail before the log counts as lost.
-const CONFLICT_PATIENCE: Duration = Duration::from_secs(5);
-/// The wait before such a read is tried again.
-const CONFLICT_RETRY: Duration = Duration::from_millis(20);
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// What is read into the tail at the start: at most this many events, and this many bytes as stored (4 MiB).
 const START_EVENTS: i64 = 10_000;
@@ -60,30 +56,13 @@ impl<'a> Reader<'a> {
                 Ok(()) if self.feed.is_standby() => STANDBY_POLL,
                 Ok(()) => poll,
                 Err(error) => {
-                    let was_connected = connection.take().is_some();
-                    let is_readable = self.feed.health.proven_for(Part::Log).is_some_and(|age| age < CONFLICT_PATIENCE);
-                    if is_readable && self.is_replay_conflict(&error, was_connected) {
-                        // Nothing is lost: the next session continues.
-                        log::debug!("read the log: {error}");
-                        CONFLICT_RETRY
-                    } else {
-                        self.feed.lost(Part::Log, "read the log", &error);
-                        RETRY_EVERY
-                    }
+                    connection = None;
+                    self.feed.lost(Part::Log, "read the log", &error);
+                    RETRY_EVERY
                 }
             };
             next_check = Instant::now() + wait;
         }
-    }
-
-    /// Whether a standby cancelled a query, or ended the session, because it conflicted with replay. If the session
-    /// ends, the reason does not always arrive; a server that is really stopping accepts no other session.
-    fn is_replay_conflict(&self, error: &db::Error, was_connected: bool) -> bool {
-        let is_unexplained = match error {
-            db::Error::Closed | db::Error::Postgres(_) => !error.is_statement_error(),
-            _ => false,
-        };
-        error.is_conflict() || (was_connected && is_unexplained && self.feed.is_standby())
     }
 
     /// Connects if necessary, checks (if due) that the log is still the same, and broadcasts new events.

@@ -108,8 +108,8 @@ impl Upkeep<'_> {
         });
         match outcome {
             Ok(()) => drop(self.causes.remove(doing)),
-            // The server stops, or a standby cancelled the work for its replay.
-            Err(error) if matches!(error, db::Error::GivenUp) || error.is_conflict() => {}
+            // The server stops.
+            Err(db::Error::GivenUp) => {}
             Err(cause) => {
                 let text = Error::Database { doing: doing.into(), cause }.to_string();
                 if self.causes.insert(doing, text.clone()).as_ref() != Some(&text) {

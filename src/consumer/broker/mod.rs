@@ -39,6 +39,7 @@ pub(crate) enum Answer {
 /// One attempt to place an order, from the journal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
+    #[cfg_attr(not(feature = "ibkr"), allow(dead_code, reason = "only Interactive Brokers looks at it"))]
     pub tried_at: Timestamp,
     /// The number that the order was sent under.
     pub order_id: Option<i64>,
