@@ -8,7 +8,6 @@ use jiff::fmt::temporal::{DateTimePrinter, Pieces};
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 
-/// PostgreSQL's epoch, 2000-01-01.
 const POSTGRES_EPOCH: DateTime = date(2000, 1, 1).at(0, 0, 0, 0);
 /// Microseconds from 1970 (UNIX) to 2000 (PostgreSQL).
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -121,7 +120,6 @@ impl WrittenTime {
         Some(Self(local.duration_since(POSTGRES_EPOCH) - SignedDuration::from_secs(offset.seconds().into()) + beyond))
     }
 
-    /// Whether it is exactly the instant of an event.
     pub(crate) fn is(self, time: EventTime) -> bool {
         self.0 == SignedDuration::from_micros(time.0)
     }
@@ -164,7 +162,6 @@ pub(crate) struct LogRow {
     pub signal: Result<Vec<u8>, String>,
 }
 
-/// Why an event whose row has so many bytes cannot be delivered.
 pub(crate) fn too_large(bytes: impl fmt::Display) -> String {
     format!("the row's {bytes} bytes do not fit into a block of {LARGEST_BLOCK_BYTES} bytes")
 }

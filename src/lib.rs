@@ -40,12 +40,6 @@
 //! process ends with an error that names it. If a `client` thread panics, one stream ends. The main thread waits for a
 //! signal, reports to the service manager (`service`), and writes the summaries of repeated log lines (`logging`).
 //!
-//! # Shutdown
-//!
-//! At SIGTERM or SIGINT the server closes its listening sockets, so that clients retry a refused connection and see no error
-//! status. Every stream gets a last block, `closing`. The process ends when the last one is written, at the latest after
-//! `--shutdown-grace`.
-//!
 //! # Locks
 //!
 //! No thread holds a lock during a database call, a system call that can block, or while it takes another lock. The

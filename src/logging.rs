@@ -48,7 +48,6 @@ pub(crate) fn start(level: LevelFilter) {
     }
 }
 
-/// Writes the summaries whose window is over.
 pub(crate) fn turn() {
     LOGGER.summarise(Instant::now());
 }
@@ -129,7 +128,6 @@ impl Log for Logger {
 /// The target of the line, and the place in the program that logs it.
 type Kind = (String, Option<&'static str>, Option<u32>);
 
-/// Counts the lines of each kind within a window.
 #[derive(Debug, Default)]
 struct Counts(BTreeMap<Kind, Count>);
 

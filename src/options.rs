@@ -110,7 +110,6 @@ impl DatabaseArgs {
             .ok_or_else(|| Error::Usage("no database: give --database-url, --database-url-file or DATABASE_URL".into()))
     }
 
-    /// Connects, for a command.
     pub(crate) fn connect(&self) -> Result<Connection, Error> {
         Connection::open(&self.settings()?, "signal-feed").doing("connect to the database")
     }

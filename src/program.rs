@@ -60,7 +60,6 @@ pub(crate) fn finish(mut child: Child, line: String, patience: Duration) -> io::
     Ok((ended, heard.map(Heard::end).unwrap_or_default()))
 }
 
-/// Reads a program's standard error and keeps its end.
 struct Heard {
     bytes: Arc<Mutex<Vec<u8>>>,
     is_over: mpsc::Receiver<()>,

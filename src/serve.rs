@@ -139,21 +139,17 @@ fn accept(
     Ok((thread, stopper))
 }
 
-/// The operator's socket, or none if `--ops-listen` is off.
 fn operator_listeners(address: Option<SocketAddr>) -> Result<Vec<TcpListener>, Error> {
     let Some(address) = address else { return Ok(Vec::new()) };
     let listener = bind(address, &[])?;
     let address = listener.local_addr().unwrap_or(address);
     log::info!("status page and metrics at http://{address}/");
     if !address.ip().to_canonical().is_loopback() {
-        log::warn!(
-            "--ops-listen {address} is not a loopback address: anyone who can reach it sees key names and client addresses"
-        );
+        log::warn!("--ops-listen {address} is not loopback: anyone who reaches it sees key names and client addresses");
     }
     Ok(vec![listener])
 }
 
-/// Waits up to [`JOIN_PATIENCE`] for the threads to end.
 fn join(threads: Vec<JoinHandle<()>>) {
     let until = Instant::now() + JOIN_PATIENCE;
     for thread in threads {
@@ -166,7 +162,6 @@ fn join(threads: Vec<JoinHandle<()>>) {
     }
 }
 
-/// The sockets that the service manager passed, else new ones.
 fn listeners(options: &ServeOptions) -> Result<Vec<TcpListener>, Error> {
     let mut passed = listenfd::ListenFd::from_env();
     let mut listeners = Vec::new();

@@ -53,8 +53,5 @@ fn tell(what: &[NotifyState<'_>]) {
 }
 
 fn status(feed: &Feed) -> String {
-    let outage = feed.health.outage();
-    let outage =
-        outage.map(|outage| format!("no database connection for {} s; ", outage.as_secs())).unwrap_or_default();
-    format!("{}: {outage}streams {}, head {}", feed.health.state(), feed.clients.count(), feed.head())
+    format!("{}: streams {}, head {}", feed.health.state(), feed.clients.count(), feed.head())
 }

@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 /// The most bytes of a quoted text in a line.
 const MOST_BYTES: usize = 300;
+
+/// The word that stands for a variant of an enum in JSON.
+pub(crate) fn word(variant: impl Serialize) -> String {
+    serde_json::to_string(&variant).unwrap_or_default().trim_matches('"').to_owned()
+}
 
 /// Whether a terminal obeys a character instead of showing it: control characters, characters that change the direction
 /// of writing, and characters without a width.

@@ -75,7 +75,6 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     })
 }
 
-/// Installs the schema and mints a key.
 fn install(settings: &Settings) -> Result<String, Error> {
     let mut connection = Connection::open(settings, "signal-feed demo").doing("connect to the demo's database")?;
     let options = migrate::Options { lock_wait: LOCK_WAIT, signal_inserted: None };

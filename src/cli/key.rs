@@ -14,7 +14,7 @@ use crate::event::EventTime;
 use crate::feed::keys::new_key;
 use crate::feed::seconds;
 use crate::options::{DatabaseArgs, output, parse_duration, parse_positive_duration};
-use crate::text::is_hidden;
+use crate::text::{is_hidden, word};
 
 const LONGEST_NAME: usize = 100;
 
@@ -86,9 +86,8 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
         KeyCommand::Mint { name, expires_in, delay } => {
             let (key, hash) = new_key()?;
             if !keys::insert(&mut connection, &name, &hash, expires_in, delay)? {
-                return Err(Error::Failed(format!(
-                    "mint a key: there is already a live key named {name:?}; use key rotate or key revoke"
-                )));
+                let why = "there is already a live key with this name; use key rotate or key revoke";
+                return Err(Error::Failed(format!("mint a key named {name:?}: {why}")));
             }
             show(&key, &name)
         }
@@ -131,7 +130,7 @@ fn list(connection: &mut Connection, json: bool) -> Result<(), Error> {
     let rows = keys.iter().map(|key| {
         [
             key.name.clone(),
-            key.state(now).name().to_owned(),
+            word(key.state(now)),
             minute(key.created_at),
             key.revoked_at.or(key.expires_at).map_or("never".to_owned(), minute),
             if key.delay.is_zero() { "none".to_owned() } else { crate::text::duration(key.delay).to_string() },
@@ -144,7 +143,7 @@ fn list(connection: &mut Connection, json: bool) -> Result<(), Error> {
 fn as_json(key: &Key, now: EventTime) -> Value {
     json!({
         "name": key.name,
-        "state": key.state(now).name(),
+        "state": key.state(now),
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,

@@ -37,12 +37,8 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let plan = prune::plan(&mut connection, args.older_than, args.replay_window).doing("find what to prune")?;
     let age = crate::text::duration(plan.older_than);
     if plan.older_than > args.older_than {
-        let lengthened = format!(
-            "--older-than {} lengthened to {age}: clients may replay {}, the longest delay of a live key is {}, and events younger than an hour are never removed",
-            crate::text::duration(args.older_than),
-            crate::text::duration(args.replay_window),
-            crate::text::duration(plan.longest_delay)
-        );
+        let asked = crate::text::duration(args.older_than);
+        let lengthened = format!("--older-than {asked} lengthened to {age}: clients may replay that far (see --help)");
         progress.suspend(|| say(lengthened));
     }
     let through = plan.through.map(|through| format!(", up to {through}")).unwrap_or_default();

@@ -52,9 +52,7 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
         QuarantineCommand::List { json } => list(&mut connection, json),
         QuarantineCommand::Settle { seq } => {
             if !quarantine::settle(&mut connection, FeedSeq(seq)).doing("settle the event")? {
-                return Err(Error::Failed(format!(
-                    "event {seq} is not quarantined: \"signal-feed quarantine list\" shows those that are"
-                )));
+                return Err(Error::Failed(format!("event {seq} is not quarantined; see signal-feed quarantine list")));
             }
             say(format_args!("event {seq} is settled"));
             Ok(())

@@ -94,9 +94,7 @@ fn show(status: &Value) -> Result<(), Error> {
     ];
     output_rows(&rows.map(|(name, value)| [name.to_owned(), value]))?;
     if database["another_cluster"] == true {
-        output(
-            "The database was restored or failed over: run \"signal-feed restored\", or with --nothing-lost if it lost no commit.",
-        )?;
+        output("The database was restored or failed over: see \"signal-feed restored --help\".")?;
     }
     let quarantined = database["unsettled_quarantined_events"].as_u64().unwrap_or(0);
     if quarantined > 0 {

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::text::word;
+
 /// The reason of an alert, the same word in the feed's message, the log line and the program's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,7 +30,6 @@ pub enum Reason {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = serde_json::to_string(self).unwrap_or_default();
-        f.write_str(word.trim_matches('"'))
+        f.write_str(&word(self))
     }
 }

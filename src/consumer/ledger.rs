@@ -65,7 +65,6 @@ impl OpenIntent {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
-    /// When the bot first started.
     pub(super) started_at: Timestamp,
     pub(super) feed_id: Option<String>,
     pub(super) cursor: Option<Cursor>,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{clock, json};
+use crate::text::word;
 
 /// Characters other than letters and digits that an order's reference keeps.
 const KEPT_IN_REFERENCES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
@@ -27,10 +28,7 @@ pub enum Action {
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Entry => "entry",
-            Self::Exit => "exit",
-        })
+        f.write_str(&word(self))
     }
 }
 

@@ -110,9 +110,7 @@ impl Settings {
             }
             Ok(_) => None,
             Err(error) => {
-                log::warn!(
-                    "cannot use the new connection string in the database URL file; keeping the old one: {error}"
-                );
+                log::warn!("cannot use the new text of the database URL file; keeping the old one: {error}");
                 None
             }
         }

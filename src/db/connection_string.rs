@@ -95,11 +95,9 @@ impl Pairs {
             let at = position(text, rest);
             let end = rest.find(|character: char| character == '=' || character.is_whitespace());
             let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
-            let after = after.trim_start().strip_prefix('=').ok_or_else(|| {
-                format!(
-                    "a word without = (position {at}): expected postgres://… or key=value, values with spaces in '…'"
-                )
-            })?;
+            let after = after.trim_start().strip_prefix('=');
+            let why = "expected postgres://… or key=value, values with spaces in '…'";
+            let after = after.ok_or_else(|| format!("a word without = (position {at}): {why}"))?;
             let key = known(word, at)?;
             let value = keyword_value(after.trim_start());
             let (value, after) = value.ok_or_else(|| format!("{key}: no closing ' (position {at})"))?;
@@ -132,9 +130,8 @@ impl Pairs {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         if let Some(at) = path.find('@') {
             let at = position(text, &path[at..]);
-            return Err(format!(
-                "an @ after the first / (position {at}): write / in a password as %2F, and @ in a database name as %40"
-            ));
+            let remedy = "write / in a password as %2F, and @ in a database name as %40";
+            return Err(format!("an @ after the first / (position {at}): {remedy}"));
         }
         let (mut names, mut ports) = (Vec::new(), Vec::new());
         for item in hosts.split(',') {
@@ -267,7 +264,6 @@ impl Pairs {
     }
 }
 
-/// A server's name in errors.
 pub(super) fn label(server: &Config) -> String {
     let port = server.get_ports()[0];
     match &server.get_hosts()[0] {

@@ -60,10 +60,8 @@ fn wrong(message: impl Into<String>, fix: impl Into<String>) -> Verdict {
 fn open(settings: &Settings) -> Result<(Connection, String), Error> {
     let mut connection = Connection::open(settings, "signal-feed doctor")?;
     connection.set_deadline(STATEMENT_PATIENCE + Duration::from_secs(1));
-    connection.batch(&format!(
-        "set lock_timeout = '{LOCK_WAIT}'; set statement_timeout = {}",
-        STATEMENT_PATIENCE.as_millis()
-    ))?;
+    let timeout = STATEMENT_PATIENCE.as_millis();
+    connection.batch(&format!("set lock_timeout = '{LOCK_WAIT}'; set statement_timeout = {timeout}"))?;
     let database = connection.query_one("select current_database()::text", &[])?.get(0);
     Ok((connection, database))
 }

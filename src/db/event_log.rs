@@ -18,9 +18,7 @@ pub(crate) struct LogState {
     pub head_time: Option<EventTime>,
     /// The highest number that prune has removed; 0 for none.
     pub pruned_through: FeedSeq,
-    /// The last number allocated.
     pub counter: FeedSeq,
-    /// The database's clock.
     pub now: EventTime,
     pub is_standby: bool,
     /// The time of the row that was asked for, if the log has it.
@@ -79,8 +77,8 @@ pub(crate) fn read_state(connection: &mut Connection, known: FeedSeq) -> Result<
 }
 
 /// Finds where the newest `events` rows begin, fewer if they take more than `bytes` as they are stored: the number
-/// before the first of them. A row that is stored in more than 16 KiB counts sixteen times, because it may be
-/// compressed.
+/// before the first of them. A row that is stored in more than 2,000 bytes counts sixteen times, because it may be
+/// compressed (PostgreSQL documentation, 65.2).
 pub(crate) fn read_recent_start(
     connection: &mut Connection,
     events: i64,
@@ -89,7 +87,7 @@ pub(crate) fn read_recent_start(
     let row = connection.query_one(
         "select min(recent.feed_seq) - 1 \
          from (select feed_seq, \
-                      sum(pg_column_size(signal) * case when pg_column_size(signal) > 16384 then 16 else 1 end) \
+                      sum(pg_column_size(signal) * case when pg_column_size(signal) > 2000 then 16 else 1 end) \
                           over (order by feed_seq desc) as bytes \
                from stock_market.signal_feed_event order by feed_seq desc limit $1) as recent \
          where recent.bytes <= $2",
@@ -127,7 +125,6 @@ impl Range {
 /// Rows of the log, read in one snapshot.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// The rows, ascending.
     pub rows: Vec<LogRow>,
     /// Whether the log may have more rows in the range.
     pub is_full: bool,
@@ -267,7 +264,6 @@ pub(crate) fn is_skipped(connection: &mut Connection, seq: FeedSeq) -> Result<bo
 pub(crate) struct DueHead {
     /// The highest number with a usable time that is due, or that prune has removed; 0 for none.
     pub seq: FeedSeq,
-    /// Its time, if the log has it.
     pub time: Option<EventTime>,
     /// The earliest time that is not due yet, if there is one.
     pub next_due: Option<EventTime>,
@@ -360,9 +356,7 @@ pub(crate) fn read_window_start(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overflow {
     pub events: i64,
-    /// The number of the first.
     pub from: FeedSeq,
-    /// The number of the last.
     pub to: FeedSeq,
 }
 

@@ -7,7 +7,6 @@ use super::{Connection, Error};
 
 /// What an installation consists of: it replaces `{wanted}` at the beginning of a query.
 const WANTED: &str = include_str!("../../sql/wanted.sql");
-/// The functions as this program ships them.
 pub(super) const FUNCTIONS: &str = include_str!("../../sql/functions.sql");
 
 const STRANGERS: &str = include_str!("../../sql/strangers.sql");

@@ -13,7 +13,6 @@ pub(super) const LIVE: &str = "revoked_at is null and (expires_at is null or exp
 
 pub(crate) type KeyHash = [u8; 32];
 
-/// A row of the key table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Key {
     pub id: i64,
@@ -30,22 +29,12 @@ pub(crate) struct Key {
 }
 
 /// Whether a key opens the feed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum KeyState {
     Live,
     Expired,
     Revoked,
-}
-
-impl KeyState {
-    /// Its name in listings.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-        }
-    }
 }
 
 impl Key {

@@ -13,8 +13,6 @@ const LEAST_AGE: Duration = Duration::from_secs(3600);
 pub(crate) struct PrunePlan {
     /// Events older than this are removed: as asked for, or longer if clients may replay further back.
     pub older_than: Duration,
-    /// The longest delay of a live key.
-    pub longest_delay: Duration,
     /// The number of the last event to remove; `None` if there is none.
     pub through: Option<i64>,
     /// How many events to remove, the rest of an interrupted prune included.
@@ -50,7 +48,7 @@ pub(crate) fn plan(
                 (select p.pruned_through from stock_market.signal_feed_pruned as p)))",
         &[&older_than.as_secs_f64()],
     )?;
-    Ok(PrunePlan { older_than, longest_delay, through: row.get(0), events: row.get(1) })
+    Ok(PrunePlan { older_than, through: row.get(0), events: row.get(1) })
 }
 
 /// Carries out the plan: raises `pruned_through`, then deletes, batch by batch. Returns how many events it removed;

@@ -61,10 +61,8 @@ fn roots(target: &Target) -> Result<Option<RootCertStore>, String> {
         Some(_) | None => Ok(None),
     };
     found.map_err(|why| {
-        format!(
-            "sslrootcert: {why}; name the file with the certificate of the authority that signed the server's, or \
-             sslrootcert=system"
-        )
+        let file = "the file with the certificate of the authority that signed the server's";
+        format!("sslrootcert: {why}; name {file}, or sslrootcert=system")
     })
 }
 

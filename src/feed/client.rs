@@ -3,8 +3,8 @@
 //! A stream is subscribed while it is on the list, which is before it reads anything: every batch that the reader adds
 //! to the tail afterwards is offered to it.
 
+use std::fmt;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,6 @@ const CHANNEL_SLOTS: usize = 32;
 /// A larger batch, 256 KiB, is not put into channels: the stream takes it from the tail. So all channels together keep
 /// no more than 8 MiB in memory.
 const LARGEST_OFFERED_BYTES: usize = 256 * 1024;
-/// No expiry, in [`Client::expires_at`].
-const NEVER: i64 = i64::MAX;
 
 /// One stream, shared by its own thread, the reader, and the threads that list streams.
 #[derive(Debug)]
@@ -48,8 +46,15 @@ pub(crate) struct Client {
     sender: Sender<Option<SharedBatch>>,
     /// Both ends are here, because the reader drops the oldest batch of a full channel.
     receiver: Receiver<Option<SharedBatch>>,
-    expires_at: AtomicI64,
+    /// When its key expires. Locked to copy it in or out.
+    expires_at: Mutex<Option<EventTime>>,
     end: OnceLock<End>,
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "key {:?} from {}", self.key.name, self.address)
+    }
 }
 
 impl Client {
@@ -64,7 +69,7 @@ impl Client {
         let (sender, receiver) = bounded(CHANNEL_SLOTS);
         let age = feed.options.max_stream_age.map(|most| random_between(most * 4 / 5, most));
         Self {
-            expires_at: AtomicI64::new(key.expires_at.map_or(NEVER, |at| at.0)),
+            expires_at: Mutex::new(key.expires_at),
             key,
             address,
             since: feed.now(),
@@ -115,15 +120,13 @@ impl Client {
 
     /// Records when its key expires, which can change (`key rotate`).
     pub(crate) fn set_expiry(&self, expires_at: Option<EventTime>) {
-        let new = expires_at.map_or(NEVER, |at| at.0);
-        if self.expires_at.swap(new, Ordering::AcqRel) != new {
+        if std::mem::replace(&mut *lock(&self.expires_at), expires_at) != expires_at {
             self.wake();
         }
     }
 
     pub(crate) fn expires_at(&self) -> Option<EventTime> {
-        let micros = self.expires_at.load(Ordering::Acquire);
-        (micros != NEVER).then_some(EventTime(micros))
+        *lock(&self.expires_at)
     }
 }
 

@@ -14,7 +14,6 @@ const PROOF_LASTS: Duration = Duration::from_secs(10);
 /// What delivery needs from the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// The log can be read.
     Log,
     /// Notifications arrive; on a standby, it streams from a primary.
     Listen,

@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use crossbeam_channel::{Receiver, Sender, bounded};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::Feed;
 use super::client::Client;
 use super::reason::End;
+use super::{Channel, Feed};
 use crate::db::keys::{Key, KeyHash, KeyState};
 use crate::db::{self, Connection};
 use crate::error::Error;
@@ -48,9 +47,8 @@ pub(crate) struct KeyRing {
     /// Locked to look up one credential, to list the keys, or to replace them all.
     known: Mutex<KnownKeys>,
     refreshed: Condvar,
-    wake: Sender<()>,
     /// Asks the thread `upkeep` for a refresh.
-    pub(super) woken: Receiver<()>,
+    pub(super) wakes: Channel<()>,
 }
 
 /// How a request authenticates.
@@ -73,8 +71,7 @@ pub(crate) enum Denied {
 
 impl Default for KeyRing {
     fn default() -> Self {
-        let (wake, woken) = bounded(1);
-        Self { known: Mutex::default(), refreshed: Condvar::new(), wake, woken }
+        Self { known: Mutex::default(), refreshed: Condvar::new(), wakes: Channel::bounded(1) }
     }
 }
 
@@ -87,7 +84,7 @@ impl Credential {
 impl KeyRing {
     /// Asks for a refresh; returns at once.
     pub(crate) fn ask_refresh(&self) {
-        let _ = self.wake.try_send(());
+        let _ = self.wakes.sender.try_send(());
     }
 
     /// Whether the keys have ever been read.

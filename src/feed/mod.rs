@@ -156,7 +156,6 @@ impl Feed {
         time.plus(at.elapsed())
     }
 
-    /// What the database was last found to be and to hold.
     pub(crate) fn facts(&self) -> Facts {
         lock(&self.facts).clone()
     }

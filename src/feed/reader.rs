@@ -132,11 +132,8 @@ impl<'a> Reader<'a> {
         }
         let tail = self.read_tail(connection, &state, generation + 1)?;
         if is_replaced {
-            log::error!(
-                "the log was replaced under the running server: event {head} is gone; the server checks every \
-                 stream, and those whose last event is gone continue from the new head {}",
-                state.head
-            );
+            let new = state.head;
+            log::error!("the log was replaced under the running server: event {head} is gone, the new head is {new}");
         }
         lock(&self.feed.facts).feed_id = feed_id;
         *lock(&self.feed.tail) = tail;

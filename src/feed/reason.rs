@@ -1,6 +1,8 @@
 //! Why a stream ends: one enum for the log line, the counter and the `closing` block alike.
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// As JSON it is its word in log lines, counters and the block `closing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum End {
     Shutdown,
     /// The stream has lived for `--max-stream-age`.
@@ -28,20 +30,6 @@ impl End {
         Self::ClientGone,
         Self::Panicked,
     ];
-
-    /// Its name in log lines, counters and the block `closing`.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Shutdown => "shutdown",
-            Self::MaxAge => "max_age",
-            Self::KeyRevoked => "key_revoked",
-            Self::KeyExpired => "key_expired",
-            Self::Dropped => "dropped",
-            Self::WriteTimeout => "write_timeout",
-            Self::ClientGone => "client_gone",
-            Self::Panicked => "panicked",
-        }
-    }
 
     /// Whether the client gets a last block `closing` with this cause.
     pub(crate) fn is_told(self) -> bool {

@@ -5,6 +5,7 @@ use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use super::reason::End;
+use crate::text::word;
 
 /// Upper bounds of the latencies' buckets, in seconds: from a wake-up to what is an outage.
 const LATENCY_BUCKETS: [f64; 16] =
@@ -41,14 +42,10 @@ impl Default for Stats {
         let counters = |name: &str, help: &str, label: &str| {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
         };
-        let latencies = registered(
-            &registry,
-            HistogramVec::new(
-                HistogramOpts::new("signal_feed_latency_seconds", "How long an event takes for each part of its way")
-                    .buckets(LATENCY_BUCKETS.to_vec()),
-                &["part"],
-            ),
-        );
+        let help = "How long an event takes for each part of its way";
+        let latencies = HistogramOpts::new("signal_feed_latency_seconds", help).buckets(LATENCY_BUCKETS.to_vec());
+        let latencies = registered(&registry, HistogramVec::new(latencies, &["part"]));
+        let probe = Gauge::new("signal_feed_listen_probe_seconds", "Time of the last notification's round trip");
         let stats = Self {
             events: counter("signal_feed_events_total", "Events read from the log and broadcast"),
             deliveries: counter("signal_feed_deliveries_total", "Events written to sockets, one for each client"),
@@ -61,24 +58,17 @@ impl Default for Stats {
             accept_errors: counter("signal_feed_accept_errors_total", "Connections that could not be accepted"),
             commit_to_broadcast: latencies.with_label_values(&["commit_to_broadcast"]),
             broadcast_to_written: latencies.with_label_values(&["broadcast_to_written"]),
-            listen_probe: registered(
-                &registry,
-                Gauge::new("signal_feed_listen_probe_seconds", "Time of the last notification's round trip"),
-            ),
+            listen_probe: registered(&registry, probe),
             reader_turns: counter(
                 "signal_feed_reader_turns_total",
-                "Turns of the reader's loop; if they stop rising, the reader hangs",
+                "Turns of the reader's loop; it hangs if they stop",
             ),
-            requests: counters(
-                "signal_feed_requests_total",
-                "Requests to the feed by the status of the answer",
-                "status",
-            ),
+            requests: counters("signal_feed_requests_total", "Requests to the feed by the answer's status", "status"),
             ends: counters("signal_feed_stream_ends_total", "Streams that ended, by reason", "reason"),
             registry,
         };
         for end in End::ALL {
-            stats.ends.with_label_values(&[end.name()]);
+            stats.ends.with_label_values(&[word(end)]);
         }
         stats
     }
@@ -86,7 +76,7 @@ impl Default for Stats {
 
 impl Stats {
     pub(crate) fn ended(&self, end: End) {
-        self.ends.with_label_values(&[end.name()]).inc();
+        self.ends.with_label_values(&[word(end)]).inc();
     }
 
     pub(crate) fn answered(&self, status: &str) {

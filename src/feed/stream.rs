@@ -25,6 +25,7 @@ use crate::db::event_log::{self, Overflow, Range, WindowStart};
 use crate::db::{self, Watch};
 use crate::event::{FeedSeq, WrittenTime};
 use crate::sync::lock;
+use crate::text::word;
 
 /// How much is taken from the tail at once, 256 KiB.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -74,7 +75,7 @@ pub(crate) fn serve(feed: &Arc<Feed>, client: Client, head: Vec<u8>, asked: Aske
     feed.keys.tell(&client, feed.now());
     feed.key_used(&client);
     let after = asked.cursor.map_or("from now".to_owned(), |cursor| format!("after event {cursor}"));
-    log::info!("stream begins: key {:?} from {}, {after}", client.key.name, client.address);
+    log::info!("stream begins: {client}, {after}");
     feed.stats.answered("200");
     lock(&client.writer).push_raw(head);
     let (watched_feed, watched_client) = (feed.clone(), client.clone());
@@ -110,12 +111,8 @@ impl Drop for Admitted<'_> {
             let writer = lock(&client.writer);
             (writer.position.cursor, writer.delivered, writer.dropped)
         };
-        log::info!(
-            "stream ended: {}: key {:?} from {}, at event {cursor}, {delivered} delivered, {dropped} dropped",
-            end.name(),
-            client.key.name,
-            client.address,
-        );
+        let end = word(end);
+        log::info!("stream ended: {end}: {client}, at event {cursor}, {delivered} delivered, {dropped} dropped");
     }
 }
 
@@ -155,7 +152,7 @@ impl Stream<'_> {
             self.client.end(end);
             // `connected` is always the first block.
             if lock(&self.client.writer).is_connected {
-                self.push(&json!({"reason": "closing", "cause": end.name()}));
+                self.push(&json!({"reason": "closing", "cause": end}));
             }
         }
         lock(&self.client.writer).push_end();
@@ -195,7 +192,6 @@ impl Stream<'_> {
         }
     }
 
-    /// Adds a block about the stream itself.
     fn push(&self, message: &serde_json::Value) {
         lock(&self.client.writer).push_notice(message);
     }
@@ -302,11 +298,9 @@ impl Stream<'_> {
         }
         let read = |connection: &mut _| event_log::read_overflow(connection, position.cursor, head.seq, capacity);
         let Some(lost) = self.query(read)? else { return Ok(()) };
-        let Overflow { events, from, to } = lost;
+        let (Overflow { events, from, to }, client) = (lost, self.client);
         log::warn!(
-            "dropped {events} events ({from} to {to}): key {:?} from {} took nothing for a second and its queue overflowed",
-            self.client.key.name,
-            self.client.address
+            "dropped {events} events ({from} to {to}): {client} took nothing for a second, its queue overflowed"
         );
         let count = u64::try_from(events).unwrap_or(0);
         self.feed.stats.dropped.inc_by(count);
@@ -318,15 +312,11 @@ impl Stream<'_> {
     /// Tells the stream that events after `requested` lie before the replay window, and continues from `earliest`.
     #[inline(never)]
     fn truncated(&self, requested: FeedSeq, earliest: WindowStart, generation: u64) {
-        log::warn!(
-            "replay truncated: key {:?} from {} asked for events after {requested}, replay begins at {}",
-            self.client.key.name,
-            self.client.address,
-            earliest.seq
-        );
+        let (client, WindowStart { seq, prev }) = (self.client, earliest);
+        log::warn!("replay truncated: {client} asked for events after {requested}, replay begins at {seq}");
         self.feed.stats.truncated.inc();
-        self.push(&json!({"reason": "replay_truncated", "requested": requested, "earliest": earliest.seq}));
-        self.set_position(Position { cursor: earliest.prev, time: None, generation });
+        self.push(&json!({"reason": "replay_truncated", "requested": requested, "earliest": seq}));
+        self.set_position(Position { cursor: prev, time: None, generation });
     }
 
     /// Tells the stream that the log does not have its cursor, and continues from the head.
@@ -334,12 +324,8 @@ impl Stream<'_> {
     fn rewritten(&mut self, cursor: FeedSeq) -> Step {
         let head = self.head()?;
         self.feed.stats.rewritten.inc();
-        log::warn!(
-            "history rewritten: key {:?} from {}: cursor {cursor} is not in this log; continuing from {}",
-            self.client.key.name,
-            self.client.address,
-            head.seq
-        );
+        let (client, from) = (self.client, head.seq);
+        log::warn!("history rewritten: {client}: cursor {cursor} is not in this log; continuing from {from}");
         self.push(&json!({"reason": "history_rewritten", "cursor": cursor, "head": head.seq}));
         self.set_position(head.position());
         Ok(())

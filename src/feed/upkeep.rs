@@ -73,7 +73,7 @@ pub(crate) fn run(feed: &Feed, settings: Settings) {
             }
         } else {
             let until = upkeep.refresh_due.min(now + WRITE_EVERY);
-            if feed.keys.woken.recv_deadline(until).is_ok() {
+            if feed.keys.wakes.receiver.recv_deadline(until).is_ok() {
                 upkeep.refresh_due = upkeep.refresh_due.min(upkeep.refresh_soonest);
             }
         }

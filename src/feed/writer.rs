@@ -40,7 +40,6 @@ enum Bytes {
     Own(Vec<u8>),
 }
 
-/// Bytes that the socket has not taken completely.
 #[derive(Debug)]
 struct Piece {
     bytes: Bytes,
@@ -103,12 +102,10 @@ impl SseWriter {
         self.pending.is_empty()
     }
 
-    /// How long ago the last byte was written.
     pub(crate) fn silent_for(&self) -> Duration {
         self.last_write.elapsed()
     }
 
-    /// Adds the head of the response.
     pub(crate) fn push_raw(&mut self, bytes: Vec<u8>) {
         self.pending.push_back(Piece { bytes: Bytes::Own(bytes), written: 0, then: None });
     }

@@ -80,11 +80,8 @@ impl Connections {
         drop(open);
         if is_full {
             self.evicted.inc();
-            if has_room {
-                log::warn!(target: LIMITED, "connection limit reached: closed the oldest idle connection to accept {peer}");
-            } else {
-                log::warn!(target: LIMITED, "connection limit reached: rejected {peer}");
-            }
+            let how = if has_room { "closed the oldest idle connection to accept" } else { "rejected" };
+            log::warn!(target: LIMITED, "connection limit reached: {how} {peer}");
         }
         has_room.then(|| HttpConnection { socket, peer, id, all: self.clone() })
     }
@@ -128,11 +125,8 @@ impl HttpConnection {
             open.close_oldest(is_unauthenticated);
             drop(open);
             self.all.evicted.inc();
-            log::warn!(
-                target: LIMITED,
-                "more than {MOST_UNAUTHENTICATED} unauthenticated connections: closed the oldest to keep {}",
-                self.peer
-            );
+            let (most, peer) = (MOST_UNAUTHENTICATED, self.peer);
+            log::warn!(target: LIMITED, "more than {most} unauthenticated connections: closed the oldest to keep {peer}");
         }
     }
 

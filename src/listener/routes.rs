@@ -61,16 +61,11 @@ fn send(
         return;
     }
     let key = key.map(|key| format!("key {key:?} from ")).unwrap_or_default();
-    // Three places in the program, so that a flood of one kind does not hide another kind.
-    match response.code() {
-        None => {}
-        Some(code @ ("unknown_key" | "expired_key" | "revoked_key")) => {
-            log::warn!(target: LIMITED, "refused: {code}: {key}{address}")
-        }
-        Some(code @ ("too_many_streams" | "degraded" | "at_capacity")) => {
-            log::warn!(target: LIMITED, "refused: {code}: {key}{address}")
-        }
-        Some(code) => log::info!(target: LIMITED, "refused: {code}: {key}{address}"),
+    if let Some(code) = response.code() {
+        let is_ours = ["unknown_key", "expired_key", "revoked_key", "too_many_streams", "degraded", "at_capacity"];
+        let level = if is_ours.contains(&code) { log::Level::Warn } else { log::Level::Info };
+        // A kind of its own for each code, so that a flood of one does not hide another.
+        log::log!(target: &format!("{LIMITED}::{code}"), level, "refused: {code}: {key}{address}");
     }
     feed.stats.answered(response.status());
     response.send(&connection.socket, is_head);

@@ -18,15 +18,8 @@ const OUTAGE_PATIENCE: Duration = Duration::from_secs(30);
 /// [`run`].
 const BEGINS: [(&str, &str); 3] = [
     ("degraded", "no database connection for 30 s; open streams stay, new requests get 503; check PostgreSQL"),
-    (
-        "capture_off",
-        "capture is off: new signals reach no bot; run \"signal-feed doctor\", then \"signal-feed migrate\"",
-    ),
-    (
-        "another_cluster",
-        "the database was restored or failed over; run \"signal-feed restored\", or \"signal-feed restored \
-         --nothing-lost\" if it lost no commit",
-    ),
+    ("capture_off", "capture is off: new signals reach no bot; run \"signal-feed doctor\", then migrate"),
+    ("another_cluster", "the database was restored or failed over; see \"signal-feed restored --help\""),
 ];
 const ENDS: [Option<(&str, &str)>; 3] = [
     Some(("recovered", "connected to the database again; no stream missed anything")),

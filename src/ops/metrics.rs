@@ -12,7 +12,6 @@ use crate::feed::health::Part;
 use crate::feed::stats::registered;
 use crate::feed::{Feed, seconds};
 
-/// Every value of the label of `signal_feed_state`.
 const STATES: [&str; 4] = ["starting", "live", "degraded", "stopping"];
 
 pub(crate) fn text(feed: &Feed, instance: &str) -> String {
@@ -62,7 +61,9 @@ fn figures(feed: &Feed, registry: &Registry) {
     let facts = feed.facts();
     let is_up = |part| f64::from(feed.health.proven_for(part).is_some());
     let standby_lag = if facts.is_standby { facts.standby_lag } else { Duration::ZERO };
-    let lag = feed.clients.present().iter().map(|client| feed.lag_events(client)).max();
+    let lag = feed.clients.present().iter().map(|client| feed.lag_events(client)).max().unwrap_or_default();
+    let last_event = feed.last_event_at().map_or(0.0, EventTime::unix_seconds);
+    let is_allocation_ok = facts.counter >= facts.log_head;
     figure("database_up", "Whether the log can be read", is_up(Part::Log));
     figure("listen_up", "Whether notifications arrive", is_up(Part::Listen));
     figure("standby", "Whether the database is a hot standby", f64::from(facts.is_standby));
@@ -70,32 +71,12 @@ fn figures(feed: &Feed, registry: &Registry) {
     figure("log_lag_events", "Events in the log that were not broadcast yet", feed.log_lag_events() as f64);
     figure("capture_on", "1 if writes to signal reach the log, 0 if they do not", f64::from(!facts.is_capture_off));
     figure("allocated", "The last number that was given to an event, as last read", facts.counter.0 as f64);
-    figure(
-        "allocation_ok",
-        "0 if the counter is behind the log, so that commits of signals fail",
-        f64::from(facts.counter >= facts.log_head),
-    );
-    figure(
-        "another_cluster",
-        "1 if the cluster or timeline is not the recorded one, after a restore or a failover",
-        f64::from(facts.is_another_cluster),
-    );
+    figure("allocation_ok", "0 if the counter is behind the log: commits fail", f64::from(is_allocation_ok));
+    figure("another_cluster", "1 after a restore or a failover", f64::from(facts.is_another_cluster));
     figure("head", "The highest number that was broadcast", feed.head().0 as f64);
-    figure(
-        "last_event_timestamp_seconds",
-        "When the newest event was written, in seconds since 1970; 0 before the first",
-        feed.last_event_at().map_or(0.0, EventTime::unix_seconds),
-    );
-    figure(
-        "unsettled_quarantined_events",
-        "Quarantined events that are not settled, as last checked",
-        facts.unsettled_events as f64,
-    );
+    figure("last_event_timestamp_seconds", "When the newest event was written; 0 before the first", last_event);
+    figure("unsettled_quarantined_events", "Quarantined and not settled", facts.unsettled_events as f64);
     figure("replays_waiting", "Replays that wait for a connection", feed.replay.waiting() as f64);
     figure("clients_limit", "The most streams (--max-clients)", feed.options.max_clients as f64);
-    figure(
-        "client_lag_max_events",
-        "Events that the client furthest behind has still to get",
-        lag.unwrap_or_default() as f64,
-    );
+    figure("client_lag_max_events", "Events that the client furthest behind has still to get", lag as f64);
 }

@@ -121,9 +121,7 @@ impl Bot<'_> {
             Answer::Unfilled(why) => return self.ended(order, Record::Unfilled, &why, cursor),
             Answer::NotSent(why) => line(Record::Unsent).why(clip(&why)),
             Answer::Lost => {
-                log::warn!(
-                    "{name}: the connection broke, and the broker's lists do not show it: sending it again, once"
-                );
+                log::warn!("{name}: the connection broke, and no list of the broker shows it: sending it again, once");
                 Line { resent: true, ..line(Record::Unsent).why("not in the broker's lists") }
             }
             Answer::Unknown(ref why) | Answer::Away(ref why) | Answer::Broke(ref why) => {

@@ -97,11 +97,9 @@ impl ExecBroker {
         if !matches!(code, Some(EXIT_DONE | EXIT_REJECTED | EXIT_HAS_NOT | EXIT_AWAY)) {
             // A process that it left running might still send.
             program::kill(group);
-        } else if let Err(error) = fs::write(&self.running, "") {
-            log::warn!(
-                "empty {}: {error}; the next bot waits for what the program left running",
-                self.running.display()
-            );
+        } else {
+            // If this fails, the next bot waits for what the program left running.
+            let _ = fs::write(&self.running, "");
         }
         let (ended, errors) = ended.map_err(|error| format!("run {}: {error}", self.program.display()))?;
         let said: Vec<&str> = errors.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

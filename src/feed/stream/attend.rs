@@ -105,7 +105,7 @@ impl Stream<'_> {
 
     pub(super) fn retry_later(&mut self, error: &db::Error) -> Step {
         self.attend()?;
-        log::debug!("replay for key {:?}: {error}", self.client.key.name);
+        log::debug!("replay for {}: {error}", self.client);
         self.pause(LOOK_AGAIN)
     }
 }

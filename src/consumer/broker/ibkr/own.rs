@@ -22,7 +22,6 @@ const CANCELLED: i32 = 202;
 /// Nothing was sent to IB: the order's number is taken (103), or the gateway is not connected (502, 504).
 const NOT_SENT: [i32; 3] = [103, 502, 504];
 
-/// An error that names an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     code: i32,
