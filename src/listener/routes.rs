@@ -62,8 +62,8 @@ fn send(
     }
     let key = key.map(|key| format!("key {key:?} from ")).unwrap_or_default();
     if let Some(code) = response.code() {
-        let is_ours = ["unknown_key", "expired_key", "revoked_key", "too_many_streams", "degraded", "at_capacity"];
-        let level = if is_ours.contains(&code) { log::Level::Warn } else { log::Level::Info };
+        let warned_of = ["unknown_key", "expired_key", "revoked_key", "too_many_streams", "degraded", "at_capacity"];
+        let level = if warned_of.contains(&code) { log::Level::Warn } else { log::Level::Info };
         // A kind of its own for each code, so that a flood of one does not hide another.
         log::log!(target: &format!("{LIMITED}::{code}"), level, "refused: {code}: {key}{address}");
     }

@@ -170,7 +170,7 @@ fn the_operators_address_can_be_off_not_on_loopback_or_taken() {
     let off = Server::ready(&database, &["--ops-listen", "off"]);
     assert_eq!(off.tcp_sockets(), 1);
     let open = Server::ready(&database, &["--ops-listen", "0.0.0.0:0"]);
-    open.wait_log(&["WARN", "--ops-listen 0.0.0.0", "not a loopback address"]);
+    open.wait_log(&["WARN", "--ops-listen 0.0.0.0", "is not loopback"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let serve = ["serve", "--listen", "127.0.0.1:0", "--ops-listen", &address];
