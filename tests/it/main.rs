@@ -4,12 +4,13 @@
 //! |---|---|
 //! | from a write of `signal` to the log | `capture`, `poison` |
 //! | connecting to PostgreSQL | `hosts`, `tls`, `database`, `sessions`, `pooler` |
-//! | installation and administration | `migrate`, `upkeep`, `watch`, `keys`, `usage`, `shell`, `demo` |
-//! | streams: order, replay, delay, slow clients | `stream`, `truncation`, `tier`, `overload`, `storm` |
+//! | installation and administration | `migrate`, `upkeep`, `watch`, `keys`, `upgrade`, `usage`, `shell`, `demo` |
+//! | streams: order, replay, delay, slow clients | `stream`, `live`, `truncation`, `tier`, `overload`, `storm` |
 //! | outages, restores, several machines | `degraded`, `history`, `pitr`, `standby`, `failover`, `scale` |
 //! | the HTTP port | `refusals`, `hostile`, `proxies`, `clients`, `pages` |
-//! | running it | `shutdown`, `systemd`, `logs`, `ops`, `soak` |
+//! | running it | `shutdown`, `systemd`, `logs`, `ops`, `alerts`, `soak` |
 //! | the consumer | `bot` |
+//! | the README | `readme` |
 //!
 //! `support` holds shared helpers.
 #![allow(
