@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, FromArgMatches};
+use crossbeam_channel::Sender;
 use log::LevelFilter;
 
 use crate::db::{Connection, Settings};
@@ -164,6 +165,13 @@ pub(crate) fn with_rules(command: clap::Command, prefix: &str) -> clap::Command 
 /// If the system refuses, or at a second call.
 pub(crate) fn on_signal(handle: impl FnMut() + Send + 'static) -> Result<(), Error> {
     ctrlc::set_handler(handle).map_err(|error| Error::Failed(format!("handle SIGTERM and SIGINT: {error}")))
+}
+
+/// Like [`on_signal`]: sends a message.
+pub(crate) fn send_on_signal(asked: Sender<()>) -> Result<(), Error> {
+    on_signal(move || {
+        let _ = asked.try_send(());
+    })
 }
 
 /// Prints one line of a command's result, with control characters made visible. A closed pipe

@@ -17,7 +17,7 @@ use crate::error::{Doing, Error};
 use crate::feed::keys::new_key;
 use crate::http::accept::bind;
 use crate::logging;
-use crate::options::{on_signal, parse_address};
+use crate::options::{parse_address, send_on_signal};
 
 /// Short, because nothing else uses the demo's database.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -40,10 +40,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     logging::start(log::LevelFilter::Warn);
     let (asked, stop) = bounded(1);
-    let interrupted = asked.clone();
-    on_signal(move || {
-        let _ = interrupted.try_send(());
-    })?;
+    send_on_signal(asked.clone())?;
     // Checked before PostgreSQL is started, and port 0 becomes a real port.
     let address = bind(args.listen, &[])?.local_addr().doing("find a free port")?;
     // Any free port: a server with the usual one may run beside the demo.

@@ -6,7 +6,7 @@ use log::LevelFilter;
 use crate::config::ServeOptions;
 use crate::error::Error;
 use crate::logging;
-use crate::options::{DatabaseArgs, on_signal, parse_log_level};
+use crate::options::{DatabaseArgs, parse_log_level, send_on_signal};
 
 /// Run the feed until SIGTERM or SIGINT
 ///
@@ -30,8 +30,6 @@ pub(super) fn run(args: Args) -> Result<(), Error> {
     logging::start(args.log_level);
     let settings = args.database.settings()?;
     let (asked, stop) = bounded(1);
-    on_signal(move || {
-        let _ = asked.try_send(());
-    })?;
+    send_on_signal(asked)?;
     crate::serve::serve(args.options, &settings, &stop)
 }

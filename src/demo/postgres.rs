@@ -7,11 +7,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rustix::process::geteuid;
 
 use crate::error::{Doing, Error};
@@ -37,6 +39,9 @@ rm -rf "$2"
 
 /// The user and the group `nobody`, as whom PostgreSQL runs if this process is root: it refuses to run as root.
 const NOBODY: u32 = 65534;
+
+/// Characters of a path that need no escape in a query (RFC 3986, section 2.3).
+const KEPT_IN_PATHS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Settings of every cluster, besides its socket's directory.
 const SETTINGS: [(&str, &str); 5] = [
@@ -92,16 +97,8 @@ impl PrivatePostgres {
 
     /// The connection string of a database of this cluster, as its superuser.
     pub fn url(&self, database: &str) -> String {
-        let dir = self.dir.to_string_lossy();
-        // RFC 3986, section 2.3: what is not reserved stays as it is.
-        let encoded: String = dir
-            .bytes()
-            .map(|byte| match byte {
-                _ if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) => char::from(byte).to_string(),
-                _ => format!("%{byte:02X}"),
-            })
-            .collect();
-        format!("postgresql:///{database}?host={encoded}&port={}&user=postgres", self.port)
+        let directory = percent_encode(self.dir.as_os_str().as_bytes(), KEPT_IN_PATHS);
+        format!("postgresql:///{database}?host={directory}&port={}&user=postgres", self.port)
     }
 
     /// The directory with the socket, the log (`log`) and the data (`data`).

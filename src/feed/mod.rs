@@ -44,9 +44,6 @@ use crate::sync::lock;
 /// How many quarantined events are remembered, so that each is logged and recorded once.
 const REMEMBERED_POISON: usize = 10_000;
 
-/// A batch above this, 128 KiB, is shared by the streams that replay it.
-const SHARED_BYTES: usize = 128 * 1024;
-
 /// What all threads of the server share.
 #[derive(Debug)]
 pub(crate) struct Feed {
@@ -212,7 +209,7 @@ impl Feed {
     /// memory once.
     fn shared(&self, batch: Batch) -> SharedBatch {
         let batch = Arc::new(batch);
-        if batch.bytes() > SHARED_BYTES {
+        if batch.bytes() > pages::BATCH_BYTES {
             let mut large = lock(&self.large);
             large.retain(|held| held.strong_count() > 0);
             if let Some(same) = large.iter().filter_map(Weak::upgrade).find(|held| batch.is_same(held)) {

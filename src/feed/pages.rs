@@ -12,8 +12,8 @@ const FIRST_PAGE_ROWS: i64 = 256;
 /// A page ends when the text of its rows passes this, 1 MiB. One row may pass it alone.
 const PAGE_BYTES: usize = 1024 * 1024;
 const BATCH_EVENTS: usize = 256;
-/// A batch that has grown to this size, 128 KiB, is complete.
-const BATCH_BYTES: usize = 128 * 1024;
+/// A batch that has grown to this size, 128 KiB, is complete. A larger one is shared by the streams that replay it.
+pub(super) const BATCH_BYTES: usize = 128 * 1024;
 
 /// Reads pages, and remembers how many rows they may have.
 #[derive(Debug, Clone, Copy)]

@@ -57,11 +57,17 @@ fn a_foreign_order_that_cannot_be_read_does_not_keep_a_lost_one_from_being_sent_
     assert_eq!(world.gateway.live(), ["sf-1-exit"]);
 }
 
+/// The bot's own lists have a row that cannot be read.
+fn cut_own_lists(world: &World) {
+    let mut state = world.gateway.state();
+    state.foreign = vec![rows()[1].clone()];
+    state.foreign_in_own = true;
+}
+
 #[test]
 fn an_own_order_that_cannot_be_read_proves_nothing() {
     let world = World::new();
-    world.gateway.state().foreign = vec![rows()[1].clone()];
-    world.gateway.state().foreign_in_own = true;
+    cut_own_lists(&world);
     let _bot = world.start();
     world.gateway.script(&[Step::Close]);
     let cursor = world.send(1, "exit");
@@ -80,8 +86,7 @@ fn an_error_about_an_order_is_not_final_while_the_bots_own_list_cannot_be_read()
     // The answer itself, or a late one to an order of unknown outcome.
     for steps in [vec![error], vec![]] {
         let world = World::new();
-        world.gateway.state().foreign = vec![rows()[1].clone()];
-        world.gateway.state().foreign_in_own = true;
+        cut_own_lists(&world);
         let _bot = world.start();
         world.gateway.script(&steps);
         let cursor = world.send(1, "exit");
@@ -105,8 +110,7 @@ fn an_error_about_an_order_is_not_final_while_the_bots_own_list_cannot_be_read()
 #[test]
 fn an_error_about_an_order_is_final_if_the_bots_own_list_stays_unreadable_and_delays_the_next_order_only_so_long() {
     let world = World::new();
-    world.gateway.state().foreign = vec![rows()[1].clone()];
-    world.gateway.state().foreign_in_own = true;
+    cut_own_lists(&world);
     let _bot = world.start();
     world.gateway.script(&[Step::Error(200, "No security definition has been found for the request")]);
     world.send(1, "exit");
@@ -122,8 +126,7 @@ fn an_error_about_a_followed_order_is_an_alert_also_if_its_state_was_unknown_bef
     let world = World::new();
     let _bot = world.start();
     world.trade(1, "exit");
-    world.gateway.state().foreign = vec![rows()[1].clone()];
-    world.gateway.state().foreign_in_own = true;
+    cut_own_lists(&world);
     world.gateway.state().book.clear();
     world.gateway.close();
     world.place.wait_alert("outcome_unknown");
@@ -136,8 +139,7 @@ fn an_error_about_a_followed_order_is_not_final_while_the_bots_own_list_cannot_b
     let world = World::new();
     let _bot = world.start();
     world.trade(1, "exit");
-    world.gateway.state().foreign = vec![rows()[1].clone()];
-    world.gateway.state().foreign_in_own = true;
+    cut_own_lists(&world);
     // The row that the bot needs comes after the one that it cannot read.
     let order = world.gateway.state().book.remove(0);
     world.gateway.error(10_148, "OrderId 1 that needs to be cancelled cannot be cancelled, state: Submitted.");
