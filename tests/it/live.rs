@@ -480,3 +480,29 @@ fn streams_that_come_and_go_while_the_log_is_replaced_cause_no_hang() {
     server.signal(Signal::TERM);
     assert_eq!(server.wait_end(Duration::from_secs(10)).code(), Some(0));
 }
+
+#[test]
+fn maintenance_and_changes_of_the_tables_interrupt_no_stream() {
+    let database = Database::migrated();
+    let key = database.mint("bot");
+    let server = Server::ready(&database, &[]);
+    let mut stream = server.stream(&key);
+    stream.connected();
+    for change in [
+        "vacuum full stock_market.signal_feed_event",
+        "cluster stock_market.signal_feed_event using signal_feed_event_pkey",
+        "reindex table stock_market.signal_feed_event",
+        "vacuum full pg_class",
+        "begin; alter table stock_market.signal rename to away; alter table stock_market.away rename to signal; commit",
+        "alter table stock_market.signal add column more int",
+        "alter table stock_market.signal drop column more",
+        "alter table stock_market.signal alter column symbol type varchar(300)",
+        "truncate stock_market.signal",
+    ] {
+        database.insert(3);
+        database.sql(change);
+        database.insert(3);
+        let signals = stream.signals(6);
+        assert_eq!(signals.last().unwrap().feed_seq(), Some(database.head()), "{change}");
+    }
+}
