@@ -82,8 +82,11 @@ pub(crate) fn run(feed: &Feed, settings: Settings) {
         // The last calls are made although the server stops.
         upkeep.settings = upkeep.settings.with_watch(None);
         upkeep.connection.iter_mut().for_each(|connection| connection.watch(None));
-        upkeep.write_poisoned();
-        upkeep.write_uses();
+        // Twice, because the connection may have been lost unnoticed.
+        for _ in 0..2 {
+            upkeep.write_poisoned();
+            upkeep.write_uses();
+        }
     }
 }
 

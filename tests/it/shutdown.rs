@@ -129,6 +129,24 @@ fn events_on_their_way_at_sigterm_come_before_closing_or_after_the_restart() {
 }
 
 #[test]
+fn what_is_left_to_record_at_the_end_is_recorded_also_if_its_connection_was_lost() {
+    let database = Database::migrated();
+    let (first, second) = (database.mint("first"), database.mint("second"));
+    let mut server = Server::ready(&database, &[]);
+    let _first = server.stream(&first);
+    let used = "select count(last_used_at) from stock_market.signal_feed_api_key";
+    until("the first use is recorded, and the next ten seconds later", || (database.number(used) == 1).then_some(()));
+    server.stream(&second).connected();
+    database.sql(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'signal-feed upkeep' \
+                  and datname = current_database()",
+    );
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_end(PATIENCE).code(), Some(0));
+    assert_eq!(database.number(used), 2, "{:?}", server.log());
+}
+
+#[test]
 fn a_stream_at_its_maximum_age_ends_and_the_next_continues_it() {
     let database = Database::migrated();
     let keys = [database.mint("one"), database.mint("two")];
